@@ -1,0 +1,130 @@
+"""Results of experiments that never ran: healthy by default, with one fault planted where a test asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from warp_nb.checks import Check, run_checks
+from warp_nb.config import ExperimentConfig
+from warp_nb.evaluation import MEASURES, Estimate, Evaluation, mean_interval
+from warp_nb.reward_model import RewardGate
+
+GATE = RewardGate(pair_accuracy=0.86, n_pairs=400, spread=1.2, good_above_bad=1.0, swap_change=0.9)
+HELD_OUT = {
+    "reward_reference": Estimate(0.1, 0.0, 0.2),
+    "reward_policy": Estimate(0.9, 0.8, 1.0),
+    "reward_difference": Estimate(0.8, 0.7, 0.9),
+    "kl_reference_policy": Estimate(2.0, 1.8, 2.2),
+    "kl_policy_reference": Estimate(2.1, 1.9, 2.3),
+    "perplexity_reference": Estimate(50.0, 45.0, 55.0),
+    "perplexity_policy": Estimate(60.0, 55.0, 65.0),
+    "distinct_reference": Estimate(0.98, 0.97, 0.99),
+    "distinct_policy": Estimate(0.97, 0.96, 0.98),
+}
+SAMPLE = {
+    "prompt": "This film",
+    "reference": " is long.",
+    "policy": " is great!",
+    "reward_reference": -0.3,
+    "reward_policy": 2.1,
+}
+
+
+@dataclass
+class Result:
+    """The fields of ExperimentResult that tables, plots and conclusions read."""
+
+    config: ExperimentConfig
+    evaluations: list[Evaluation]
+    summary: dict[str, Estimate]
+    history: pd.DataFrame
+    geometry: pd.DataFrame
+    runs: pd.DataFrame
+    merges: pd.DataFrame
+    gate: RewardGate
+
+    @cached_property
+    def checks(self) -> list[Check]:
+        return run_checks(self.gate, self.history, self.runs, self.merges, self.evaluations, self.config)
+
+    def failed(self) -> set[str]:
+        return {check.name for check in self.checks if check.failed}
+
+
+def history(
+    config: ExperimentConfig, reward: float = 0.1, penalty: float = -0.005, noise: float = 0.05
+) -> pd.DataFrame:
+    """Curves with the given slopes a step and independent noise."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in range(config.n_seeds):
+        for iteration in range(1, config.I + 1):
+            for run in range(1, config.M + 1):
+                for step in range(1, config.T + 1):
+                    gained, paid = reward * step + noise * rng.normal(), penalty * step
+                    share = min(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
+                    row = {"seed": seed, "iteration": iteration, "run": run, "step": step, "reward": gained}
+                    row |= {"penalty": paid, "objective": gained + paid, "kl": 0.01 * step, "lr": config.lr * share}
+                    rows.append(row | {"grad_norm": 1 + 0.1 * rng.random(), "seconds": 0.1})
+    return pd.DataFrame(rows)
+
+
+def result(
+    held_out: Mapping[str, Estimate] | None = None,
+    curves: Mapping[str, float] | None = None,
+    gate: Mapping[str, Any] | None = None,
+    runs: Mapping[str, Any] | None = None,
+    merges: Mapping[str, Any] | None = None,
+    omega: float = 89.0,
+    **settings: Any,
+) -> Result:
+    """A healthy result of `settings`, with the given fields replaced."""
+    config = ExperimentConfig(**({"lr": 3e-4, "warmup_steps": 0} | settings))
+    evaluation = Evaluation(**(HELD_OUT | dict(held_out or {})), samples=[SAMPLE])
+    keys = [
+        {"seed": seed, "iteration": iteration} for seed in range(config.n_seeds) for iteration in range(1, config.I + 1)
+    ]
+    run_facts = {
+        "delta_norm": 0.3,
+        "unmoved": 0.01,
+        "anchor_error": 1e-4,
+        "anchor_moved": 0.01 if config.anchor == "ema" else 0.0,
+        "sampling_gap": 1e-5,
+        "scored_after_end": 0.0,
+        "empty_completions": 0.0,
+    }
+    merge_facts = {"liti_ratio": config.eta, "delta_cosine": 0.02 if config.M > 1 else float("nan")}
+    blocks = ["wte", "h.0", "h.1"] if config.M > 1 else []
+    pair = {"run_a": 1, "run_b": 2, "cosine": np.cos(np.radians(omega)), "omega": omega, "norm_a": 0.2, "norm_b": 0.21}
+    evaluations = [evaluation] * config.n_seeds
+    several = {
+        name: mean_interval([getattr(e, name).value + 0.01 * i for i, e in enumerate(evaluations)]) for name in MEASURES
+    }
+    return Result(
+        config=config,
+        evaluations=evaluations,
+        summary=evaluation.measures() if config.n_seeds == 1 else several,
+        history=history(config, **dict(curves or {})),
+        geometry=pd.DataFrame([key | {"block": block} | pair for key in keys for block in blocks]),
+        runs=pd.DataFrame(
+            [key | {"run": m + 1} | run_facts | dict(runs or {}) for key in keys for m in range(config.M)]
+        ),
+        merges=pd.DataFrame([key | merge_facts | dict(merges or {}) for key in keys]),
+        gate=replace(GATE, **dict(gate or {})),
+    )
+
+
+def equal(value: float) -> Estimate:
+    """A value with no spread at all."""
+    return Estimate(value, value, value)
+
+
+def around(value: float, half: float) -> Estimate:
+    """An interval of the given half-width."""
+    return Estimate(value, value - half, value + half)

@@ -1,0 +1,66 @@
+import math
+
+import pytest
+
+from warp_nb.evaluation import Estimate
+from warp_nb.formatting import fixed, format_estimate, format_number, format_share, plural
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.5678, "1,57"),
+        (-0.00312, "−0,00312"),
+        (0.5, "0,5"),
+        (100.0, "100"),
+        (12345.6, "12\u202f346"),
+        (3.14e-6, "3,14·10⁻⁶"),
+        (1e-6, "10⁻⁶"),
+        (-1e-5, "−10⁻⁵"),
+        (2e12, "2·10¹²"),
+        (0.0, "0"),
+        (-0.0, "0"),
+        (math.nan, "не определено"),
+        (math.inf, "∞"),
+        (-math.inf, "−∞"),
+    ],
+)
+def test_number(value, text):
+    assert format_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (Estimate(1.5612, 1.42, 1.7), "1,56 (95\u00a0% интервал от\u00a01,42 до\u00a01,70)"),
+        (Estimate(-0.003, -0.01, 0.004), "−0,0030 (95\u00a0% интервал от\u00a0−0,0100 до\u00a00,0040)"),
+        (Estimate(-1e-4, -0.3, 0.3), "0,00 (95\u00a0% интервал от\u00a0−0,30 до\u00a00,30)"),
+        (Estimate(123.4, 100, 145), "123 (95\u00a0% интервал от\u00a0100 до\u00a0145)"),
+        (Estimate(2e-6, 1e-6, 3e-6), "2·10⁻⁶ (95\u00a0% интервал от\u00a010⁻⁶ до\u00a03·10⁻⁶)"),
+        (Estimate(5.0, 5.0, 5.0), "5 (95\u00a0% интервал от\u00a05 до\u00a05)"),
+        (Estimate(5.0, math.nan, math.nan), "5 (интервал неизвестен)"),
+        (Estimate(math.inf, 1.0, math.inf), "∞ (интервал неизвестен)"),
+    ],
+)
+def test_estimate(estimate, text):
+    assert format_estimate(estimate) == text
+
+
+def test_signed_estimate_writes_a_plus_only_where_the_value_shows_one():
+    assert format_estimate(Estimate(1.5, 1, 2), signed=True).startswith("+1,50 ")
+    assert format_estimate(Estimate(-1.5, -2, -1), signed=True).startswith("−1,50 ")
+    assert format_estimate(Estimate(0.001, -1, 1), signed=True).startswith("0,0 ")
+
+
+def test_share_and_fixed():
+    assert format_share(0.857) == "85,7\u00a0%"
+    assert format_share(math.nan) == "не определено"
+    assert fixed(0.0438411, 7) == "0,0438411"
+    assert fixed(-0.001, 2) == "0,00"
+
+
+@pytest.mark.parametrize(
+    ("count", "form"), [(1, "шаг"), (2, "шага"), (5, "шагов"), (11, "шагов"), (12, "шагов"), (21, "шаг"), (104, "шага")]
+)
+def test_plural(count, form):
+    assert plural(count, "шаг", "шага", "шагов") == form

@@ -1,0 +1,356 @@
+"""Checks that make a silent failure loud: every experiment runs all of them and shows the table.
+
+A failed check does not stop a report: it is its first line. A check that has nothing to look
+at (one run, one step, no anchor to move) says so with `applies=False`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+from warp_nb.evaluation import Estimate
+from warp_nb.formatting import format_estimate, format_number, format_share, plural
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from warp_nb.config import WarpConfig
+    from warp_nb.evaluation import Evaluation
+    from warp_nb.reward_model import RewardGate
+
+PAIR_ACCURACY = 0.7
+"""A word list reaches 0.70 on IMDb pairs; a model below it has learnt nothing."""
+SPREAD = 0.01
+"""A collapsed reward model spread by 3e-6 and an untrained head by 2e-3."""
+SENTENCES = 0.75
+"""Half-way between guessing and always right."""
+SWAP_OF_SPREAD = 0.1
+"""A reward that reads completions moves by about its own spread; one that reads the prompt, by 0."""
+SAME_DIRECTION = 0.999
+"""Independent runs were seen at cosines of 0.005 to 0.6; equal ones at 1."""
+ANCHOR_ERROR = 0.02
+"""Relative to the expected displacement, fp32 rounding taken off: a frozen anchor has 1."""
+LITI_ERROR = 0.02
+"""fp32 rounding of small task vectors stays far below it."""
+KL_FLOOR = -1e-5
+"""The per-token KL of two equal models reaches -2.4e-6 in fp32."""
+CARRIED_BY_REWARD = 0.5
+"""The reward's share of the objective's rise."""
+EMPTY_SHARE = 0.05
+"""An unbroken policy ends at once now and then."""
+DISTINCT_RATIO = 0.8
+"""A completion of 24 tokens that repeats a five-word phrase has about a fifth of distinct bigrams."""
+PERPLEXITY_RATIO = 2.0
+"""Every token half as likely under the reference as its own text is."""
+SAMPLING_GAP = {"float32": 0.01, "bfloat16": 0.5}
+"""Nats a token: a temperature of 0.9 against 1.0 shifts rare tokens by 0.5 and more; bf16 rounds logits by 0.1."""
+
+TEXT = {
+    "reward-gate-accuracy": (
+        "Модель награды различает хорошее и плохое",
+        f"верных пар больше {format_share(PAIR_ACCURACY)}",
+        "Награда не знает, что такое хороший отзыв: не та метка, не тот токенизатор или обучение не сошлось.",
+    ),
+    "reward-gate-spread": (
+        "Награда не постоянна",
+        f"стандартное отклонение больше {format_number(SPREAD)}",
+        "Оценки почти равны для разных текстов: модель награды схлопнулась, никакой lr такую награду не поднимет.",
+    ),
+    "reward-gate-sentences": (
+        "Хорошая фраза оценена выше плохой",
+        f"доля верных пар фраз не меньше {format_share(SENTENCES)}",
+        "Явная похвала не выше явной брани: проверьте метки и знак.",
+    ),
+    "reward-gate-swap": (
+        "Награда читает продолжение, а не только начало",
+        f"замена продолжения меняет оценку больше чем на {format_number(SWAP_OF_SPREAD)} её разброса",
+        "Оценка зависит лишь от начала отзыва, которое политика не выбирает.",
+    ),
+    "runs-differ": (
+        "Прогоны одной итерации различны",
+        f"косинус векторов задачи меньше {format_number(SAME_DIRECTION)}, кривые не совпадают",
+        "Один seed, одна и та же модель или один и тот же пакет: M прогонов на деле — один.",
+    ),
+    "deltas-nonzero": (
+        "Веса сдвинулись",
+        "норма каждого вектора задачи больше нуля",
+        "Оптимизатор не изменил ни одного веса: lr = 0, застывший график lr или сдвиг меньше шага fp32.",
+    ),
+    "anchor-formula": (
+        "Якорь движется по формуле",
+        f"относительная ошибка сдвига не больше {format_number(ANCHOR_ERROR)}; неподвижный якорь стоит на месте",
+        "Скользящее среднее не обновляется, хранится в bf16 или это та же модель, что и политика.",
+    ),
+    "liti-formula": (
+        "Интерполяция LITI равна η",
+        f"измеренная доля отличается от η не больше чем на {format_number(LITI_ERROR)}",
+        "Перепутаны η и 1 − η, либо сдвиг потерян при округлении.",
+    ),
+    "kl-finite": (
+        "KL конечна и неотрицательна",
+        f"каждая KL конечна и не меньше {format_number(KL_FLOOR)} нат",
+        "Отрицательная KL — признак разных температур, масок или точности у двух моделей.",
+    ),
+    "objective-split": (
+        "Рост функционала несёт награда",
+        f"значимый рост функционала не меньше чем на {format_share(CARRIED_BY_REWARD)} состоит из роста награды",
+        "Растёт слагаемое −β·log(π/π_ema), а не награда: подъём кривой не значит, что политика учится.",
+    ),
+    "completions-nonempty": (
+        "Продолжения не пусты",
+        f"пустых не больше {format_share(EMPTY_SHARE)}",
+        "Политика сразу заканчивает текст, либо продолжение вырезано вместе с началом.",
+    ),
+    "completions-diverse": (
+        "Продолжения не зациклились",
+        f"доля разных биграмм не меньше {format_number(DISTINCT_RATIO)} доли у θ_sft",
+        "Политика повторяет одно и то же: награда найдена не там, где её искали.",
+    ),
+    "completions-fluent": (
+        "Продолжения похожи на текст θ_sft",
+        f"перплексия под θ_sft не больше {format_number(PERPLEXITY_RATIO)} перплексий её собственных текстов",
+        "Текст стал набором слов: оценка модели награды на нём ничего не значит.",
+    ),
+    "sampling-scoring": (
+        "Сэмплирование и оценка видят одну политику",
+        "наибольшее расхождение логарифма вероятности токена не больше "
+        f"{format_number(SAMPLING_GAP['float32'])} нат (в bf16 — {format_number(SAMPLING_GAP['bfloat16'])})",
+        "Разные температуры, top-k, dropout или позиции при порождении и при оценке.",
+    ),
+    "nothing-scored-after-end": (
+        "После конца текста ничего не считается",
+        "ни одного токена после первого токена конца",
+        "Паддинг считается продолжением: маска не там, где кончается текст.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check; everything but `name` is Russian. Where `applies` is False, `passed` says nothing."""
+
+    name: str
+    title: str
+    passed: bool
+    measured: str
+    rule: str
+    hint: str
+    applies: bool = True
+
+    @property
+    def failed(self) -> bool:
+        """Whether it looked at something and found a fault."""
+        return self.applies and not self.passed
+
+
+def run_checks(
+    gate: RewardGate,
+    history: pd.DataFrame,
+    runs: pd.DataFrame,
+    merges: pd.DataFrame,
+    evaluations: Sequence[Evaluation],
+    config: WarpConfig,
+) -> list[Check]:
+    """All checks, in the order of `TEXT`."""
+    return [
+        *check_reward(gate),
+        check_runs_differ(history, merges, config),
+        check_deltas(runs),
+        check_anchor(runs, config),
+        check_liti(merges, config),
+        check_kl(history, evaluations),
+        check_objective(history),
+        *check_completions(runs, evaluations),
+        check_sampling(runs, config),
+        check_end(runs),
+    ]
+
+
+def headline(checks: Sequence[Check]) -> str:
+    """The report's first line: all passed, or what failed."""
+    failed = [check.title for check in checks if check.failed]
+    silent = [check.title for check in checks if not check.applies]
+    count = len(checks) - len(silent)
+    note = f" Не применимы: {_listed(silent)}." if silent else ""
+    if failed:
+        return f"Не пройдены проверки ({len(failed)} из {count}): {_listed(failed)}.{note}"
+    return f"Все {count} {plural(count, 'проверка', 'проверки', 'проверок')} пройдены.{note}"
+
+
+def slope(history: pd.DataFrame, column: str) -> Estimate | None:
+    """Change of `column` a step by least squares, one slope for all runs, an intercept each.
+
+    None where it cannot be estimated: one step a run, or as many unknowns as points.
+    """
+    from scipy.stats import t
+
+    runs = history.groupby(["seed", "iteration", "run"])
+    step = history["step"] - runs["step"].transform("mean")
+    value = history[column] - runs[column].transform("mean")
+    free, square = len(history) - runs.ngroups - 1, float((step**2).sum())
+    if free < 1 or square == 0:
+        return None
+    rate = float((step * value).sum(skipna=False)) / square
+    half = float(t.ppf(0.975, free)) * math.sqrt(float(((value - rate * step) ** 2).sum()) / free / square)
+    return Estimate(rate, rate - half, rate + half)
+
+
+def check_reward(gate: RewardGate) -> list[Check]:
+    """The reward model's gate: accuracy, spread, sentences, swapped completions."""
+    return [
+        _check(
+            "reward-gate-accuracy",
+            gate.pair_accuracy > PAIR_ACCURACY,
+            f"{format_share(gate.pair_accuracy)} из {gate.n_pairs} пар",
+        ),
+        _check("reward-gate-spread", gate.spread > SPREAD, format_number(gate.spread)),
+        _check("reward-gate-sentences", gate.good_above_bad >= SENTENCES, format_share(gate.good_above_bad)),
+        _check(
+            "reward-gate-swap",
+            gate.swap_change > SWAP_OF_SPREAD * gate.spread,
+            f"{format_number(gate.swap_change)} при разбросе {format_number(gate.spread)}",
+        ),
+    ]
+
+
+def check_runs_differ(history: pd.DataFrame, merges: pd.DataFrame, config: WarpConfig) -> Check:
+    """Cosine of the task vectors and bit-equality of the curves of one iteration's runs."""
+    if config.M == 1:
+        return _not_applicable("runs-differ", "прогон один")
+    cosine = float(merges["delta_cosine"].max())
+    equal = sum(_equal_curves(group) for _, group in history.groupby(["seed", "iteration"]))
+    measured = f"наибольший косинус: {format_number(cosine)}; пар совпавших кривых: {equal}"
+    return _check("runs-differ", not cosine >= SAME_DIRECTION and equal == 0, measured)
+
+
+def check_deltas(runs: pd.DataFrame) -> Check:
+    """Every task vector is non-zero; weights that did not move at all are counted."""
+    least, unmoved = float(runs["delta_norm"].min(skipna=False)), runs["unmoved"]
+    measured = (
+        f"наименьшая норма: {format_number(least)}; вовсе не сдвинулось весов: "
+        f"{format_share(float(unmoved.mean()))} в среднем, {format_share(float(unmoved.max()))} самое большее"
+    )
+    return _check("deltas-nonzero", least > 0, measured)
+
+
+def check_anchor(runs: pd.DataFrame, config: WarpConfig) -> Check:
+    """The EMA anchor against its closed form; the fixed one against standing still."""
+    moved, error = runs["anchor_moved"], runs["anchor_error"].dropna()
+    if config.anchor == "sft":
+        farthest = float(moved.max(skipna=False))
+        return _check("anchor-formula", farthest == 0, f"якорь неподвижен по условию; сдвиг: {format_number(farthest)}")
+    if config.mu == 0:
+        farthest = float(moved.max(skipna=False))
+        return _check("anchor-formula", farthest == 0, f"μ = 0; сдвиг: {format_number(farthest)}")
+    if error.empty:
+        return _not_applicable("anchor-formula", "сдвиг якоря меньше округления fp32, ошибку не измерить")
+    worst = float(error.max())
+    measured = f"наибольшая относительная ошибка: {format_number(worst)}"
+    if len(error) < len(runs):
+        measured += f"; измерима в {len(error)} из {len(runs)} прогонов"
+    return _check("anchor-formula", worst <= ANCHOR_ERROR, measured)
+
+
+def check_liti(merges: pd.DataFrame, config: WarpConfig) -> Check:
+    """The measured share of the way from init to the merged weights."""
+    ratio = merges["liti_ratio"].dropna()
+    if ratio.empty:
+        return _not_applicable("liti-formula", "слитые веса не отличаются от начальных")
+    worst = float(ratio.iloc[int((ratio - config.eta).abs().to_numpy().argmax())])
+    measured = f"измерено {format_number(worst)} при η = {format_number(config.eta)}"
+    return _check("liti-formula", abs(worst - config.eta) <= LITI_ERROR, measured)
+
+
+def check_kl(history: pd.DataFrame, evaluations: Sequence[Evaluation]) -> Check:
+    """Every KL of training and of evaluation."""
+    found = [*history["kl"], *(e.kl_reference_policy.value for e in evaluations)]
+    found += [e.kl_policy_reference.value for e in evaluations]
+    if not all(math.isfinite(value) for value in found):
+        return _check("kl-finite", False, f"не конечных: {sum(not math.isfinite(value) for value in found)}")
+    return _check("kl-finite", min(found) >= KL_FLOOR, f"наименьшая: {format_number(min(found))} нат")
+
+
+def check_objective(history: pd.DataFrame) -> Check:
+    """The objective's rise, split into its reward part and its KL part."""
+    slopes = {column: slope(history, column) for column in ("objective", "reward", "penalty")}
+    total, reward, penalty = slopes["objective"], slopes["reward"], slopes["penalty"]
+    if total is None or reward is None or penalty is None:
+        return _not_applicable("objective-split", "слишком мало шагов для наклона")
+    carried = not total.low > 0 or reward.value >= CARRIED_BY_REWARD * total.value
+    measured = (
+        f"за шаг: функционал {format_estimate(total, signed=True)}, "
+        f"награда {format_estimate(reward, signed=True)}, штраф {format_estimate(penalty, signed=True)}"
+    )
+    return _check("objective-split", math.isfinite(total.value) and carried, measured)
+
+
+def check_completions(runs: pd.DataFrame, evaluations: Sequence[Evaluation]) -> list[Check]:
+    """Completions are not empty, not a loop, and still text to the reference."""
+    empty = float(runs["empty_completions"].max(skipna=False))
+    distinct = [(_ratio(e.distinct_policy, e.distinct_reference, unknown=-math.inf), e) for e in evaluations]
+    fluent = [(_ratio(e.perplexity_policy, e.perplexity_reference, unknown=math.inf), e) for e in evaluations]
+    lowest, looped = min(distinct, key=itemgetter(0))
+    highest, garbled = max(fluent, key=itemgetter(0))
+    return [
+        _check("completions-nonempty", empty <= EMPTY_SHARE, f"пустых: {format_share(empty)}"),
+        _check(
+            "completions-diverse",
+            lowest >= DISTINCT_RATIO,
+            _against(looped.distinct_policy, looped.distinct_reference),
+        ),
+        _check(
+            "completions-fluent",
+            highest <= PERPLEXITY_RATIO,
+            _against(garbled.perplexity_policy, garbled.perplexity_reference),
+        ),
+    ]
+
+
+def check_sampling(runs: pd.DataFrame, config: WarpConfig) -> Check:
+    """The log-probability of a token when it was drawn and when it was scored."""
+    gap = float(runs["sampling_gap"].max(skipna=False))
+    measured = f"расхождение: {format_number(gap)} нат на токен ({config.dtype})"
+    return _check("sampling-scoring", gap <= SAMPLING_GAP[config.dtype], measured)
+
+
+def check_end(runs: pd.DataFrame) -> Check:
+    """Completion tokens that were scored after the end of the text."""
+    count = float(runs["scored_after_end"].max(skipna=False))
+    return _check("nothing-scored-after-end", count == 0, f"токенов после конца: {format_number(count)}")
+
+
+def _check(name: str, passed: bool, measured: str) -> Check:
+    title, rule, hint = TEXT[name]
+    return Check(name, title, bool(passed), measured, rule, hint)
+
+
+def _not_applicable(name: str, reason: str) -> Check:
+    title, rule, hint = TEXT[name]
+    return Check(name, title, True, f"не применимо: {reason}", rule, hint, applies=False)
+
+
+def _equal_curves(iteration: pd.DataFrame) -> int:
+    """Pairs of runs whose recorded curves are equal to the last bit."""
+    columns = [name for name in ("reward", "kl", "objective", "grad_norm") if name in iteration]
+    curves = [run.sort_values("step")[columns].to_numpy() for _, run in iteration.groupby("run")]
+    return sum(a.shape == b.shape and bool((a == b).all()) for a, b in combinations(curves, 2))
+
+
+def _ratio(policy: Estimate, reference: Estimate, unknown: float) -> float:
+    """policy / reference; `unknown` where that is not a number."""
+    ratio = policy.value / reference.value if reference.value else math.nan
+    return unknown if math.isnan(ratio) else ratio
+
+
+def _against(policy: Estimate, reference: Estimate) -> str:
+    return f"{format_number(policy.value)} против {format_number(reference.value)} у θ_sft"
+
+
+def _listed(titles: Sequence[str]) -> str:
+    """Titles in one sentence, in quotation marks."""
+    return ", ".join(f"«{title}»" for title in titles)

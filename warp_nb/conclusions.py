@@ -1,0 +1,330 @@
+"""The conclusion of an experiment in Russian, derived from what was measured and from nothing else.
+
+Each paragraph is a function of the result. The words depend on intervals and on the checks;
+where the data contradict what the original report concluded for these settings, they say so.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from warp_nb.checks import Check, headline, slope
+from warp_nb.evaluation import Estimate
+from warp_nb.formatting import fixed, format_estimate, format_number, plural
+from warp_nb.original import ROWS, match
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from warp_nb.experiment import ExperimentResult
+
+__all__ = ["conclude", "format_estimate", "format_number"]
+
+KL_TINY = math.log(2) - 0.5
+"""Nats: less than choosing the better of two completions would cost (log N - (N - 1) / N at N = 2)."""
+KL_FAR = 10.0
+"""Nats: more than choosing the best of about sixty thousand completions would cost."""
+RIGHT_ANGLE = 15.0
+"""Degrees from 90 within which task vectors count as near orthogonal: |cosine| < 0.26."""
+CURVES_DIFFER = (
+    "Наши данные этому противоречат: при тех же T и lr независимые прогоны различаются. "
+    "Чтобы кривые совпали, достаточно одного seed на оба прогона."
+)
+"""Said only where the instrument is healthy, that is where the runs do differ."""
+TEXT_CHECKS = ("completions-nonempty", "completions-diverse", "completions-fluent")
+"""What a policy writes is a result of its training; every other check is about the instrument."""
+
+
+def conclude(result: ExperimentResult) -> list[str]:
+    """Paragraphs: checks, reward, KL, text, curves, geometry, the original's claim, the interval's meaning.
+
+    While a check of the instrument fails, nothing is said about the original's claims.
+    """
+    faults = broken_instrument(result)
+    paragraphs = [
+        say_checks(result),
+        say_reward(result),
+        say_distance(result),
+        say_text(result),
+        say_curves(result),
+        say_runs(result),
+        say_geometry(result),
+        "" if faults else say_original(result),
+        say_interval(result),
+    ]
+    return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def broken_instrument(result: ExperimentResult) -> list[Check]:
+    """Failed checks that leave the measurement itself in doubt."""
+    return [check for check in result.checks if check.failed and check.name not in TEXT_CHECKS]
+
+
+def text_broken(result: ExperimentResult) -> bool:
+    """Whether the completions are empty, looped or no longer text."""
+    return any(check.failed for check in result.checks if check.name in TEXT_CHECKS)
+
+
+def say_checks(result: ExperimentResult) -> str:
+    """What failed, and what therefore cannot be concluded; nothing when all is well."""
+    if not any(check.failed for check in result.checks):
+        return ""
+    first = headline(result.checks)
+    if broken_instrument(result):
+        reasons = " ".join(check.hint for check in broken_instrument(result))
+        return (
+            f"{first} {reasons} Пока это так, ниже только измеренные числа: вывода о величине lr, "
+            "о прогреве и о качестве обучения из них не следует."
+        )
+    return f"{first} Сам прибор исправен: испорчен текст политики, и это результат обучения."
+
+
+def say_reward(result: ExperimentResult) -> str:
+    """Did the held-out reward change?"""
+    change = result.summary["reward_difference"]
+    measured = format_estimate(change, signed=True)
+    if not math.isfinite(change.low + change.high):
+        return f"Изменение награды измерено без интервала, судить о нём нельзя: {measured}."
+    if not change.excludes_zero:
+        return f"Изменение награды на отложенных началах неотличимо от нуля: {measured}."
+    return f"Награда на отложенных началах {'выросла' if change.value > 0 else 'снизилась'}: {measured}."
+
+
+def say_distance(result: ExperimentResult) -> str:
+    """How far the policy moved, by both KLs."""
+    forward, backward = result.summary["kl_reference_policy"], result.summary["kl_policy_reference"]
+    both = f"KL(sft‖warp) = {format_estimate(forward)}, KL(warp‖sft) = {format_estimate(backward)}"
+    measured = f"{both} нат на последовательность"
+    far = max(forward.value, backward.value)
+    if not math.isfinite(forward.value + backward.value):
+        return f"Расстояние до θ_sft не измерено: {measured}."
+    if far < KL_TINY:
+        return f"Политика почти не отошла от θ_sft — меньше, чем дал бы выбор лучшего из двух продолжений: {measured}."
+    if far > KL_FAR:
+        return f"Политика ушла от θ_sft очень далеко: {measured}."
+    return f"Политика заметно отошла от θ_sft: {measured}."
+
+
+def say_text(result: ExperimentResult) -> str:
+    """Is the text still a review, by perplexity and distinct bigrams?"""
+    values = {name: format_number(result.summary[name].value) for name in result.summary}
+    measured = (
+        f"перплексия под θ_sft {values['perplexity_policy']} против {values['perplexity_reference']} у её собственных "
+        f"текстов, доля разных биграмм {values['distinct_policy']} против {values['distinct_reference']}"
+    )
+    failed = {check.name for check in result.checks if check.failed}
+    if not text_broken(result):
+        return f"По этим мерам продолжения остались текстом того же рода: {measured}."
+    faults = {
+        "completions-nonempty": "часть продолжений пуста",
+        "completions-diverse": "политика повторяется",
+        "completions-fluent": "текст перестал быть похож на отзыв",
+    }
+    words = ", ".join(words for name, words in faults.items() if name in failed)
+    text = f"Качество текста пострадало ({words}): {measured}."
+    if result.summary["reward_difference"].low > 0:
+        text += " Награда при этом выросла: её модель хвалит и такой текст, поэтому рост награды здесь не улучшение."
+    return text
+
+
+def say_curves(result: ExperimentResult) -> str:
+    """Slopes of the objective and of its two parts."""
+    found = {column: slope(result.history, column) for column in ("objective", "reward", "penalty")}
+    objective, reward, penalty = found["objective"], found["reward"], found["penalty"]
+    if objective is None or reward is None or penalty is None:
+        return "Шагов слишком мало, чтобы оценить наклон кривых обучения."
+    parts = (
+        f"награда {format_estimate(reward, signed=True)}, штраф за KL {format_estimate(penalty, signed=True)} за шаг"
+    )
+    steps = f"{result.config.T} {plural(result.config.T, 'шаг', 'шага', 'шагов')}"
+    if not objective.excludes_zero:
+        return (
+            f"Наклон максимизируемого функционала за {steps} неотличим от нуля: "
+            f"{format_estimate(objective, signed=True)} за шаг. Его части: {parts}."
+        )
+    if objective.value < 0:
+        return f"Максимизируемый функционал за {steps} падает: {format_estimate(objective)} за шаг. Его части: {parts}."
+    carrier = "Рост несёт награда" if reward.low > 0 else "Рост награды сам по себе от нуля не отличить"
+    if any(check.failed for check in result.checks if check.name == "objective-split"):
+        carrier = "Рост несёт не награда"
+    return (
+        f"Максимизируемый функционал за {steps} растёт: {format_estimate(objective, signed=True)} за шаг. "
+        f"{carrier}: {parts}."
+    )
+
+
+def say_runs(result: ExperimentResult) -> str:
+    """Do the runs of one iteration coincide?"""
+    if result.config.M == 1:
+        return "Прогон в итерации один: сливать и сравнивать нечего."
+    check = next(check for check in result.checks if check.name == "runs-differ")
+    if check.failed:
+        return (
+            f"Прогоны одной итерации совпадают ({check.measured}): на деле это один прогон, и слияние ничего не даёт."
+        )
+    return f"Прогоны одной итерации различны ({check.measured})."
+
+
+def say_geometry(result: ExperimentResult) -> str:
+    """Angles between the task vectors of the runs, block by block."""
+    if result.geometry.empty:
+        return ""
+    omega = result.geometry["omega"].dropna()
+    if omega.empty:
+        return "Угол между векторами задачи не определён: хотя бы один из них нулевой в каждом блоке."
+    middle = float(omega.median())
+    if abs(middle - 90) <= RIGHT_ANGLE:
+        words = "Векторы задачи почти ортогональны, как в статье"
+    elif middle < 90:
+        words = "Векторы задачи заметно сонаправлены, ортогональности из статьи здесь нет"
+    else:
+        words = "Векторы задачи направлены врозь: слияние гасит их"
+    return (
+        f"{words}: медиана угла Ω по блокам {fixed(middle, 0)}°, "
+        f"от {fixed(float(omega.min()), 0)}° до {fixed(float(omega.max()), 0)}°."
+    )
+
+
+def say_original(result: ExperimentResult) -> str:
+    """Do the data agree with what the original report concluded for these settings?"""
+    number = match(result.config)
+    if number is None:
+        return ""
+    row = ROWS[number]
+    claims = {1: _first, 2: _second, 3: _third, 4: _fourth}[number](result)
+    intro = f"Вывод исходного отчёта об эксперименте {number}: «{row.conclusion}»."
+    return " ".join([intro, *claims, f"Принято нами: {'; '.join(row.assumed)}."])
+
+
+def say_interval(result: ExperimentResult) -> str:
+    """What the intervals cover."""
+    if result.config.n_seeds == 1:
+        return (
+            "Интервалы учитывают только выбор отложенных начал: обучение выполнено один раз, "
+            "шум самого обучения в них не входит."
+        )
+    count = result.config.n_seeds
+    return (
+        f"Интервалы учитывают и шум обучения: оно повторено {count} {plural(count, 'раз', 'раза', 'раз')} "
+        "с независимыми seed, интервал Стьюдента построен по повторам."
+    )
+
+
+def _unmoved(result: ExperimentResult) -> bool:
+    """Reward indistinguishable from before and KL tiny."""
+    far = max(result.summary["kl_reference_policy"].value, result.summary["kl_policy_reference"].value)
+    change = result.summary["reward_difference"]
+    return change.low <= 0 <= change.high and far < KL_TINY
+
+
+def _too_small(result: ExperimentResult) -> str:
+    """The verdict on «lr is too small»."""
+    change = result.summary["reward_difference"]
+    if change.low > 0:
+        return "Наши данные ему противоречат: награда выросла и при таком lr."
+    if change.high < 0:
+        return "Наши данные ему противоречат: награда при таком lr изменилась, хотя и не в ту сторону."
+    if not _unmoved(result):
+        return "Наши данные с ним согласны лишь отчасти: рост награды не виден, но политика сдвинулась."
+    return "Наши данные с ним согласны: награда неотличима от исходной, политика почти не сдвинулась."
+
+
+def _first(result: ExperimentResult) -> list[str]:
+    """lr too small; all four curves coincide because T is small."""
+    share = float(result.history["lr"].mean()) / result.config.lr
+    claims = [_too_small(result)]
+    if _unmoved(result):
+        claims.append(
+            f"Но дело может быть не в lr: с прогревом в {result.config.warmup_steps} шагов за {result.config.T} шагов "
+            f"средний шаг обучения — {format_number(100 * share, 2)}\u00a0% заданного; одно от другого не отделить."
+        )
+    return [*claims, "Совпадение кривых отчёт объясняет малым T. " + CURVES_DIFFER]
+
+
+def _second(result: ExperimentResult) -> list[str]:
+    """lr still too small, or the warm-up did not matter."""
+    steps, assumed = result.config.T, ROWS[1].settings["warmup_steps"]
+    gain = round(steps / sum(min(1.0, step / assumed) for step in range(1, steps + 1)))
+    return [
+        _too_small(result),
+        f"О прогреве один этот эксперимент не говорит; без прогрева в {assumed} шагов сумма шагов обучения больше "
+        f"примерно в {gain} {plural(gain, 'раз', 'раза', 'раз')}, а числа самого отчёта "
+        f"(KL(sft‖warp) {fixed(ROWS[1].kl_reference_policy, 5)} с прогревом, "
+        f"{fixed(ROWS[2].kl_reference_policy, 5)} без него) "
+        "показывают, что на сдвиг политики прогрев влиял.",
+        "Кривые theta1 и theta2 в отчёте опять совпали. " + CURVES_DIFFER,
+    ]
+
+
+def _third(result: ExperimentResult) -> list[str]:
+    """lr too large."""
+    change = result.summary["reward_difference"]
+    far = max(result.summary["kl_reference_policy"].value, result.summary["kl_policy_reference"].value)
+    claims = []
+    if text_broken(result):
+        claims.append("Наши данные с ним согласны: текст испорчен.")
+    elif change.high < 0:
+        claims.append("Наши данные с ним согласны: награда снизилась.")
+    elif change.low > 0:
+        claims.append("Наши данные ему противоречат: награда выросла, а текст остался текстом.")
+    elif far > KL_FAR:
+        claims.append("Наши данные с ним согласны: политика ушла далеко, а награда не выросла.")
+    else:
+        claims.append("Наши данные его не подтверждают: политика не ушла далеко и текст не испорчен.")
+    if change.excludes_zero:
+        row = ROWS[3]
+        claims.append(
+            f"В отчёте награда при KL(sft‖warp) = {fixed(row.kl_reference_policy, 1)} изменилась лишь "
+            f"на {format_number(row.reward_policy - row.reward_reference, 1)}; здесь она изменилась, "
+            "как и должна исправная награда на другом тексте."
+        )
+    return [*claims, *_iterations(result.history)]
+
+
+def _iterations(history: pd.DataFrame) -> list[str]:
+    """The report's «the first iteration has more reward than the second»."""
+    difference = between_iterations(history)
+    if difference is None:
+        return []
+    claim = "В отчёте функционал на первой итерации выше, чем на второй"
+    measured = format_estimate(difference, signed=True)
+    if difference.high < 0:
+        return [f"{claim}; здесь тоже (вторая минус первая: {measured})."]
+    if difference.low > 0:
+        return [f"{claim}; здесь наоборот (вторая минус первая: {measured})."]
+    return [f"{claim}; здесь итерации неразличимы (вторая минус первая: {measured})."]
+
+
+def _fourth(result: ExperimentResult) -> list[str]:
+    """Rewards grow while training; the merged policy's quality is not good."""
+    change, reward = result.summary["reward_difference"], slope(result.history, "reward")
+    if reward is not None and reward.low > 0:
+        claims = ["Рост награды по ходу обучения подтверждается."]
+    elif reward is not None and reward.high < 0:
+        claims = ["Рост награды по ходу обучения не подтверждается: она падает."]
+    else:
+        claims = ["Рост награды по ходу обучения за столько шагов от нуля не отличить."]
+    if text_broken(result):
+        return [*claims, "С плохим качеством наши данные согласны: текст испорчен."]
+    if change.high < 0:
+        return [*claims, "С плохим качеством наши данные согласны: награда итоговой политики снизилась."]
+    if change.low > 0:
+        return [*claims, "С плохим качеством наши данные не согласны: награда выросла, а текст остался текстом."]
+    return [*claims, "Просадки качества мы не видим: награда итоговой политики неотличима от исходной, текст цел."]
+
+
+def between_iterations(history: pd.DataFrame) -> Estimate | None:
+    """Mean objective of iteration 2 minus iteration 1 with a 95 % Welch interval over the runs' means.
+
+    None with fewer than two runs in either iteration.
+    """
+    from scipy.stats import ttest_ind
+
+    means = history.groupby(["seed", "iteration", "run"])["objective"].mean()
+    iteration = means.index.get_level_values("iteration")
+    first, second = means[iteration == 1], means[iteration == 2]
+    if min(len(first), len(second)) < 2:
+        return None
+    interval = ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
+    return Estimate(float(second.mean() - first.mean()), float(interval.low), float(interval.high))
