@@ -1,0 +1,193 @@
+"""Held-out evaluation in fp32: reward, both KLs, perplexity, diversity, with 95 % intervals."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from warp_nb.algorithm import final_front
+from warp_nb.average import StateDict
+from warp_nb.policy_gradient import derive_seed
+from warp_nb.rollout import Rollout, completion_logits, sample, token_kl, token_log_probs
+from warp_nb.tasks import Task, call_reward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MEASURES = (
+    "reward_reference",
+    "reward_policy",
+    "reward_difference",
+    "kl_reference_policy",
+    "kl_policy_reference",
+    "perplexity_reference",
+    "perplexity_policy",
+    "distinct_reference",
+    "distinct_policy",
+)
+CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95 % interval; both ends are NaN where there is only one value."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside the interval; an unknown interval excludes nothing."""
+        return self.low > 0 or self.high < 0
+
+
+def mean_interval(values: Sequence[float]) -> Estimate:
+    """Mean of independent values with the t interval of n - 1 degrees of freedom."""
+    from scipy.stats import t
+
+    array = np.asarray(values, dtype=np.float64)
+    mean = float(array.mean())
+    if len(array) < 2:
+        return Estimate(mean, math.nan, math.nan)
+    half = float(t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
+    return Estimate(mean, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A policy beside its reference on the same held-out prompts; intervals over prompts.
+
+    Rewards are the task's; KLs in nats a sequence; perplexity is of the completions under
+    the reference, per token; distinct is the share of distinct bigrams in a completion.
+    """
+
+    reward_reference: Estimate
+    reward_policy: Estimate
+    reward_difference: Estimate
+    """Policy minus reference, paired by prompt."""
+    kl_reference_policy: Estimate
+    """KL(reference || policy), on the reference's samples."""
+    kl_policy_reference: Estimate
+    """KL(policy || reference), on the policy's samples."""
+    perplexity_reference: Estimate
+    perplexity_policy: Estimate
+    distinct_reference: Estimate
+    distinct_policy: Estimate
+    samples: list[dict[str, Any]]
+
+    def measures(self) -> dict[str, Estimate]:
+        """The estimates by name."""
+        return {name: getattr(self, name) for name in MEASURES}
+
+
+@torch.no_grad()
+def evaluate(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    task: Task,
+    n_prompts: int,
+    seed: int,
+    max_new_tokens: int,
+    temperature: float,
+    n_samples: int = 8,
+) -> Evaluation:
+    """Compare a policy with its reference on `n_prompts` held-out prompts, in fp32.
+
+    Both sample at `temperature` with the same noise. KL is exact per token over the whole
+    vocabulary, along sampled text (see `token_kl`). Raises ValueError when the task has fewer
+    held-out prompts.
+    """
+    if not 2 <= n_prompts <= len(task.eval_prompts):
+        raise ValueError(f"n_prompts must be 2 to {len(task.eval_prompts)} (the held-out prompts), got {n_prompts}")
+    for model in (policy, reference):
+        if any(value.dtype not in (torch.float32, torch.float64) for value in model.parameters()):
+            raise ValueError("evaluation is always in fp32; call model.float() first")
+    order = torch.randperm(len(task.eval_prompts), generator=torch.Generator().manual_seed(seed))
+    prompts = [task.eval_prompts[index] for index in order[:n_prompts].tolist()]
+    columns: dict[str, list[float]] = {}
+    texts: dict[str, list[str]] = {}
+    for start in range(0, n_prompts, CHUNK):
+        chunk = prompts[start : start + CHUNK]
+        for side, sampler, other in (("reference", reference, policy), ("policy", policy, reference)):
+            noise = torch.Generator().manual_seed(derive_seed(seed, start))
+            rollout = sample(sampler, task.tokenizer, chunk, max_new_tokens, temperature, noise)
+            logits, others = (completion_logits(model, rollout, temperature) for model in (sampler, other))
+            columns.setdefault(f"kl_{side}", []).extend(token_kl(logits, others, rollout).sum(1).tolist())
+            under_reference = completion_logits(reference, rollout, 1.0)
+            columns.setdefault(f"nll_{side}", []).extend(token_nll(under_reference, rollout))
+            columns.setdefault(f"distinct_{side}", []).extend(distinct_bigrams(rollout))
+            texts.setdefault(side, []).extend(rollout.completions)
+    rewards = {side: call_reward(task.reward, prompts, texts[side], f"evaluation of the {side}") for side in texts}
+    difference = [a - b for a, b in zip(rewards["policy"], rewards["reference"], strict=True)]
+    return Evaluation(
+        mean_interval(rewards["reference"]),
+        mean_interval(rewards["policy"]),
+        mean_interval(difference),
+        mean_interval(columns["kl_reference"]),
+        mean_interval(columns["kl_policy"]),
+        exponential(mean_interval(columns["nll_reference"])),
+        exponential(mean_interval(columns["nll_policy"])),
+        mean_interval(columns["distinct_reference"]),
+        mean_interval(columns["distinct_policy"]),
+        [
+            {
+                "prompt": prompts[i],
+                "reference": texts["reference"][i],
+                "policy": texts["policy"][i],
+                "reward_reference": rewards["reference"][i],
+                "reward_policy": rewards["policy"][i],
+            }
+            for i in range(min(n_samples, n_prompts))
+        ],
+    )
+
+
+def pareto_front(
+    sft: PreTrainedModel,
+    merged: StateDict,
+    etas: Sequence[float],
+    task: Task,
+    n_prompts: int,
+    seed: int,
+    max_new_tokens: int,
+    temperature: float,
+) -> list[dict[str, Any]]:
+    """Rows (eta, reward, kl) of the front {(1 - eta) θ_sft + eta θ_slerp^I}, with intervals.
+
+    reward and kl are Estimates: the policy's held-out reward and KL(policy || sft).
+    """
+    rows = []
+    policy = copy.deepcopy(sft).eval()
+    for eta, state in zip(etas, final_front(sft.state_dict(), merged, etas), strict=True):
+        policy.load_state_dict(state)
+        found = evaluate(policy, sft, task, n_prompts, seed, max_new_tokens, temperature)
+        rows.append({"eta": eta, "reward": found.reward_policy, "kl": found.kl_policy_reference})
+    return rows
+
+
+def token_nll(logits: torch.Tensor, rollout: Rollout) -> list[float]:
+    """Mean negative log-likelihood a token of each completion, nats."""
+    totals = -token_log_probs(logits, rollout).sum(1)
+    return (totals / rollout.completion_mask.sum(1)).tolist()
+
+
+def distinct_bigrams(rollout: Rollout) -> list[float]:
+    """Share of distinct token bigrams in each completion; 1 for a completion of one token."""
+    shares = []
+    for row, keep in zip(rollout.ids[:, -rollout.width :], rollout.completion_mask, strict=True):
+        tokens = row[keep].tolist()
+        pairs = list(zip(tokens, tokens[1:], strict=False))
+        shares.append(len(set(pairs)) / len(pairs) if pairs else 1.0)
+    return shares
+
+
+def exponential(estimate: Estimate) -> Estimate:
+    """exp of a mean and of the ends of its interval."""
+    return Estimate(*(math.exp(min(value, 700.0)) for value in asdict(estimate).values()))

@@ -1,0 +1,99 @@
+"""What the experiment notebooks call around `run_experiment`: banner, figures, facts, record."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from warp_nb.conclusions import KL_FAR, KL_TINY, conclude
+from warp_nb.config import ExperimentConfig
+from warp_nb.experiment import ExperimentResult, machine
+from warp_nb.formatting import format_number
+from warp_nb.plots import geometry, summary_forest, training_curves
+from warp_nb.tables import table
+from warp_nb.tasks import Task, describe, resolve
+
+if TYPE_CHECKING:
+    from IPython.display import HTML, Markdown
+    from matplotlib.figure import Figure
+
+MARGIN = 3.0
+"""Standard errors that a verdict must lie away from its border to count as a fact."""
+
+
+def banner(config: ExperimentConfig, task: Task) -> HTML:
+    """Task and why, device, versions, what the run costs: a table of two columns."""
+    _, device, why = resolve(config.task, config.device)
+    about, computer = describe(task), machine()
+    steps = config.n_seeds * config.I * config.M * config.T
+    completions = steps * config.batch_size
+    versions = ", ".join(f"{name} {number}" for name, number in computer["versions"].items())
+    facts = {
+        "Задача": f"{about['task']} ({why})",
+        "Политика": f"{format_number(about['parameters'] / 1e6)} млн параметров",
+        "Награда": about["reward"],
+        "Начала отзывов": f"{about['train_prompts']} для обучения, {about['eval_prompts']} отложено",
+        "Устройство": f"{device}, потоков: {computer['threads']}; {computer['gpu'] or computer['cpu']}",
+        "Объём": f"{steps} шагов по {config.batch_size} продолжений, всего {format_number(completions, 6)}",
+        "Версии": f"Python {computer['python']}, {versions}",
+    }
+    return table([{"Что": name, "Значение": value} for name, value in facts.items()])
+
+
+def curves(result: ExperimentResult) -> Figure:
+    """The maximised functional, the reward and the KL over the steps, one curve a run."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    for ax, column in zip(axes, ("objective", "reward", "kl"), strict=True):
+        training_curves(ax, result.history, column)
+    plt.close(figure)
+    return figure
+
+
+def outcome(result: ExperimentResult) -> Figure:
+    """Held-out rewards with intervals, and the angles between the runs' task vectors."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(14, 4), layout="constrained")
+    summary_forest(axes[0], result.summary)
+    geometry(axes[1], result.geometry)
+    plt.close(figure)
+    return figure
+
+
+def conclusion(result: ExperimentResult) -> Markdown:
+    """The paragraphs of `conclude` as Markdown."""
+    from IPython.display import Markdown
+
+    return Markdown("\n\n".join(conclude(result)))
+
+
+def facts(result: ExperimentResult) -> dict[str, Any]:
+    """What must repeat on any machine: structure, and verdicts far from their borders.
+
+    A verdict less than three standard errors from a border is «у границы».
+    """
+    kl, change = result.summary["kl_policy_reference"], result.summary["reward_difference"]
+    return {
+        "шагов": len(result.history),
+        "прогонов": len(result.runs),
+        "блоков": result.geometry["block"].nunique() if len(result.geometry) else 0,
+        "проверок": len(result.checks),
+        "KL": against(kl.value, error(kl), {"почти нет": KL_TINY, "умеренная": KL_FAR}, "большая"),
+        "награда": against(change.value, error(change), {"упала": 0.0}, "выросла"),
+    }
+
+
+def error(estimate: Any) -> float:
+    """Standard error that a 95 % interval tells, half its half-width."""
+    return (estimate.high - estimate.low) / 4
+
+
+def against(value: float, spread: float, borders: dict[str, float], above: str) -> str:
+    """Name of the range `value` lies in, or «у границы» within MARGIN standard errors of a border."""
+    for name, border in borders.items():
+        if abs(value - border) <= MARGIN * spread:
+            return "у границы"
+        if value < border:
+            return name
+    return above

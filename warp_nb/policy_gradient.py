@@ -1,0 +1,223 @@
+"""One run (i, m): lines 4 to 9 of Algorithm 1."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from warp_nb.average import StateDict, ema_update_
+from warp_nb.config import WarpConfig
+from warp_nb.rollout import Rollout, completion_logits, sample, token_kl, token_log_probs
+from warp_nb.tasks import Task, call_reward
+from warp_nb.weights import snapshot
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Row = dict[str, float]
+PROBE = 64
+HALF_ULP = 2.0**-24
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves: its weights, a history row a step, facts for the checks."""
+
+    state: StateDict
+    history: list[Row]
+    facts: Row
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed from the parts, equal for equal parts and independent otherwise."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def run_seed(config: WarpConfig, iteration: int, run: int) -> int:
+    """Seed of run (i, m): its prompt order and its sampling noise."""
+    if not config.independent_seeds:
+        return derive_seed(config.seed, iteration)
+    return derive_seed(config.seed, iteration, run)
+
+
+def learning_rate(config: WarpConfig, step: int) -> float:
+    """lr * min(1, t / warmup_steps) at step t = 1 … T, anew for every run."""
+    return config.lr * min(1.0, step / config.warmup_steps) if config.warmup_steps else config.lr
+
+
+def build_optimizer(config: WarpConfig, policy: torch.nn.Module) -> torch.optim.Optimizer:
+    """Opt of line 8 with the library's defaults."""
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    return kinds[config.optimizer](policy.parameters(), lr=config.lr, foreach=True)
+
+
+def prompt_batches(prompts: list[str], size: int, generator: torch.Generator) -> Iterator[list[str]]:
+    """Endless batches; every pass over the prompts is a fresh shuffle."""
+    queue: list[int] = []
+    while True:
+        while len(queue) < size:
+            queue += torch.randperm(len(prompts), generator=generator).tolist()
+        batch, queue = queue[:size], queue[size:]
+        yield [prompts[index] for index in batch]
+
+
+def baseline(objective: torch.Tensor, kind: str) -> torch.Tensor:
+    """What is subtracted from r_beta [B]: nothing, the mean, or the mean of the others."""
+    if kind == "none":
+        return torch.zeros_like(objective)
+    if kind == "mean":
+        return objective.mean().expand_as(objective)
+    return (objective.sum() - objective) / (len(objective) - 1)
+
+
+@contextmanager
+def arithmetic(dtype: str, device: torch.device) -> Iterator[None]:
+    """Autocast to bf16 where asked for; weights, anchor and optimizer state stay fp32."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        yield
+
+
+def policy_gradient_loss(
+    policy: PreTrainedModel, anchor: PreTrainedModel, rollout: Rollout, rewards: torch.Tensor, config: WarpConfig
+) -> tuple[torch.Tensor, Row]:
+    """Loss whose gradient is line 8's, and what the step measured.
+
+    r_beta(y) = r(x, y) - beta * log(pi(y|x) / pi_anchor(y|x))      (line 7; a constant to the gradient)
+    loss = - mean over y of (r_beta(y) - baseline) * log pi(y|x)    (line 8, REINFORCE)
+    """
+    logits = completion_logits(policy, rollout, config.temperature)
+    log_probs = token_log_probs(logits, rollout)
+    with torch.no_grad():
+        anchor_logits = completion_logits(anchor, rollout, config.temperature)
+        log_ratio = (log_probs.detach() - token_log_probs(anchor_logits, rollout)).sum(1)
+        objective = rewards - config.beta * log_ratio
+        kl = token_kl(logits.detach(), anchor_logits, rollout).sum(1)
+        advantage = objective - baseline(objective, config.baseline)
+        gap = (log_probs.detach() - rollout.sampled_log_probs).abs().max()
+    loss = -(advantage * log_probs.sum(1)).mean()
+    row = {
+        "reward": rewards.mean().item(),
+        "kl": kl.mean().item(),
+        "objective": objective.mean().item(),
+        "penalty": (objective - rewards).mean().item(),
+        "tokens": rollout.completion_mask.sum().item() / len(rewards),
+        "sampling_gap": gap.item(),
+    }
+    return loss, row
+
+
+def train_run(
+    task: Task,
+    config: WarpConfig,
+    init: StateDict,
+    iteration: int,
+    run: int,
+    on_step: Callable[[Row], None] = lambda row: None,
+) -> RunResult:
+    """Train θ^m from θ_init for T steps (lines 4 to 9).
+
+    Raises ValueError for a reward that misbehaves (see `call_reward`) and FloatingPointError
+    for a loss or gradient that is not finite, before the optimizer has used it.
+    """
+    seed = run_seed(config, iteration, run)
+    order, noise = (torch.Generator().manual_seed(derive_seed(seed, name)) for name in ("prompts", "sampling"))
+    policy = copy.deepcopy(task.policy).eval()  # line 4
+    policy.load_state_dict(init)
+    anchor = copy.deepcopy(policy if config.anchor == "ema" else task.policy).requires_grad_(False)
+    optimizer = build_optimizer(config, policy.requires_grad_(True))
+    device = next(policy.parameters()).device
+    batches = prompt_batches(task.train_prompts, config.batch_size, order)
+    probe, history, facts = AnchorProbe(anchor), [], {"scored_after_end": 0.0, "empty_completions": 0.0}
+    for step in range(1, config.T + 1):  # line 5
+        started = time.perf_counter()
+        where = f"iteration {iteration}, run {run}, step {step}"
+        prompts = next(batches)
+        with arithmetic(config.dtype, device):
+            rollout = sample(policy, task.tokenizer, prompts, config.max_new_tokens, config.temperature, noise)  # line 6
+        scores = call_reward(task.reward, prompts, rollout.completions, where)
+        rewards = torch.tensor(scores, dtype=torch.float32, device=device)
+        with arithmetic(config.dtype, device):
+            loss, measured = policy_gradient_loss(policy, anchor, rollout, rewards, config)  # line 7
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in policy.parameters() if p.grad is not None]).item()
+        if not math.isfinite(loss.item()) or not math.isfinite(norm):
+            raise FloatingPointError(f"loss {loss.item()}, gradient norm {norm} at {where}; lower lr (-p lr 1e-5)")
+        optimizer.param_groups[0]["lr"] = learning_rate(config, step)
+        optimizer.step()  # line 8
+        if config.anchor == "ema":
+            ema_update_(anchor, policy, config.mu)  # line 9
+            probe.follow(policy, config.mu)
+        facts["scored_after_end"] += scored_after_end(rollout, task.tokenizer.eos_token_id)
+        facts["empty_completions"] += sum(not text.strip() for text in rollout.completions) / len(prompts) / config.T
+        row = {"iteration": iteration, "run": run, "step": step} | measured
+        row |= {"lr": learning_rate(config, step), "grad_norm": norm, "seconds": time.perf_counter() - started}
+        history.append(row)
+        on_step(row)
+    state = snapshot(policy)
+    facts |= {"iteration": iteration, "run": run, "run_seed": seed, "loaded": 0.0}
+    facts |= displacement(init, state) | probe.compare(anchor, config.T)
+    facts |= {"sampling_gap": max(row["sampling_gap"] for row in history)}
+    return RunResult(state, history, facts | {"seconds": sum(row["seconds"] for row in history)})
+
+
+def displacement(init: StateDict, state: StateDict) -> Row:
+    """Norm of the task vector, and the share of weights that did not change at all."""
+    square, same, total = 0.0, 0, 0
+    for name, value in state.items():
+        if value.is_floating_point():
+            start = init[name].to(value.device)
+            square += (value - start).double().square().sum().item()
+            same += int((value == start).sum())
+            total += value.numel()
+    return {"delta_norm": math.sqrt(square), "unmoved": same / total}
+
+
+def scored_after_end(rollout: Rollout, eos: int | None) -> float:
+    """Completion tokens in the mask that stand after the first end-of-text token; 0 when all is well."""
+    if eos is None:
+        return 0.0
+    ended = (rollout.ids[:, -rollout.width :] == eos).long()
+    after = (ended.cumsum(1) - ended) > 0
+    return float((rollout.completion_mask & after).sum())
+
+
+class AnchorProbe:
+    """Follows the EMA of a few weights of every parameter in float64, apart from `ema_update_`."""
+
+    def __init__(self, anchor: torch.nn.Module) -> None:
+        self.start = self.expected = self.read(anchor)
+
+    @staticmethod
+    def read(module: torch.nn.Module) -> torch.Tensor:
+        """The probed weights, float64 [n] on the CPU."""
+        pieces = [value.detach().reshape(-1)[:PROBE].double().cpu() for value in module.parameters()]
+        return torch.cat(pieces)
+
+    def follow(self, policy: torch.nn.Module, mu: float) -> None:
+        """One step of (1 - mu) * anchor + mu * policy."""
+        self.expected = (1 - mu) * self.expected + mu * self.read(policy)
+
+    def compare(self, anchor: torch.nn.Module, steps: int) -> Row:
+        """anchor_moved: norm of the probed displacement; anchor_error: error relative to the expected one.
+
+        What fp32 rounding explains is not counted; where the whole expected displacement is
+        below it, the error cannot be measured and is NaN.
+        """
+        found = self.read(anchor)
+        rounding = steps * HALF_ULP * self.start.norm().item()
+        expected, error = (self.expected - self.start).norm().item(), (found - self.expected).norm().item()
+        moved = (found - self.start).norm().item()
+        if expected == 0:
+            return {"anchor_moved": moved, "anchor_error": 0.0 if moved == 0 else math.inf}
+        relative = max(0.0, error - rounding) / expected if expected > rounding else math.nan
+        return {"anchor_moved": moved, "anchor_error": relative}

@@ -1,0 +1,194 @@
+"""The small policy: the script that made the checkpoint shipped in `warp_nb/small/`.
+
+Two layers of SmolLM2-135M and the rows of its embedding that a vocabulary trimmed to IMDb
+needs, tuned on the SFT part of the reviews (never on a prompt, a reward-model text or an
+evaluation review). Run it again, about two hours on 2 cores, resumable:
+
+    python -m warp_nb.small_policy --out FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from warp_nb import imdb, sft
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WINDOW = 128
+BEGIN, PAD = "<|endoftext|>", "<|im_end|>"
+
+
+def trim_tokenizer(tokenizer: PreTrainedTokenizerBase, texts: list[str], size: int) -> tuple[Any, torch.Tensor]:
+    """Keep the `size` tokens of a BPE tokenizer that `texts` use most, closed under merges.
+
+    Returns the tokenizer and, per kept token, its id in the old vocabulary (int64, [size]).
+    """
+    from tokenizers import Tokenizer
+
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocab, merges = spec["model"]["vocab"], [tuple(pair) for pair in spec["model"]["merges"]]
+    parents = {left + right: (left, right) for left, right in reversed(merges)}
+    counts: Counter[str] = Counter()
+    for encoding in tokenizer.backend_tokenizer.encode_batch(texts):
+        counts.update(encoding.tokens)
+    specials = {BEGIN, PAD}
+    added = {token["content"] for token in spec["added_tokens"]} - specials
+    kept = {token for token in vocab if token not in parents} - added
+
+    def keep(token: str) -> None:
+        if token not in kept:
+            for parent in parents[token]:
+                keep(parent)
+            kept.add(token)
+
+    for token, _ in counts.most_common():
+        if len(kept) >= size:
+            break
+        if token in vocab and token not in added:
+            keep(token)
+    order = sorted(kept, key=vocab.__getitem__)
+    new = {token: index for index, token in enumerate(order)}
+    spec["model"]["vocab"] = new
+    spec["model"]["merges"] = [pair for pair in merges if {*pair, pair[0] + pair[1]} <= kept]
+    spec["added_tokens"] = [t | {"id": new[t["content"]]} for t in spec["added_tokens"] if t["content"] in specials]
+    trimmed = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(spec)), bos_token=BEGIN, eos_token=BEGIN, pad_token=PAD
+    )
+    return trimmed, torch.tensor([vocab[token] for token in order])
+
+
+def cut(model: PreTrainedModel, layers: list[int], rows: torch.Tensor, bos: int, pad: int) -> LlamaForCausalLM:
+    """A Llama of the given layers of `model` and the given rows of its tied embedding."""
+    source = model.state_dict()
+    config = LlamaConfig.from_dict(
+        model.config.to_dict()
+        | {
+            "num_hidden_layers": len(layers),
+            "vocab_size": len(rows),
+            "max_position_embeddings": 512,
+            "bos_token_id": bos,
+            "eos_token_id": bos,
+            "pad_token_id": pad,
+        }
+    )
+    policy = LlamaForCausalLM(config)
+    for name, target in policy.state_dict().items():
+        parts = name.split(".")
+        if parts[:2] == ["model", "layers"]:
+            parts[2] = str(layers[int(parts[2])])
+        value = source[".".join(parts)]
+        target.copy_(value[rows] if value.shape[0] == model.config.vocab_size else value)
+    return policy
+
+
+def token_stream(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """All reviews as one stream, the begin token before each; and where the reviews start."""
+    ids = [[tokenizer.bos_token_id, *row] for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    starts = torch.tensor([0, *map(len, ids)]).cumsum(0)[:-1]
+    stream = torch.tensor([token for row in ids for token in row])
+    return stream, starts[starts < len(stream) - WINDOW - 1]
+
+
+def windows(stream: torch.Tensor, starts: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """`count` windows of WINDOW + 1 tokens, half of them at the beginning of a review."""
+    first = starts[torch.randint(len(starts), (count // 2,), generator=generator)]
+    free = torch.randint(len(stream) - WINDOW - 1, (count - count // 2,), generator=generator)
+    return torch.stack([stream[p : p + WINDOW + 1] for p in torch.cat([first, free]).tolist()])
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over 100 steps, then a cosine down to 2 % of the peak."""
+    cosine = 0.51 + 0.49 * math.cos(math.pi * step / steps)
+    return peak * min(1.0, (step + 1) / 100) * cosine
+
+
+def train(out: Path, layers: list[int], vocabulary: int, steps: int, batch: int, peak: float, seed: int) -> None:
+    """Tune the cut model for `steps` of `batch` windows; the state in `out` is resumed."""
+    texts, held_out = imdb.reviews("sft")["text"].tolist(), imdb.reviews("eval")["text"].tolist()
+    teacher, full = sft.load_smollm2()
+    tokenizer, rows = trim_tokenizer(full, texts, vocabulary)
+    policy = cut(teacher, layers, rows, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    del teacher
+    stream, starts = token_stream(tokenizer, texts)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(out)
+    state, curve_file = out / "state.safetensors", out / "curve.json"
+    curve: list[dict[str, float]] = json.loads(curve_file.read_text()) if curve_file.exists() else []
+    done = int(curve[-1]["step"]) if curve and state.exists() else 0
+    spent = curve[-1]["seconds"] if done else 0.0
+
+    masters = {name: value.detach().clone() for name, value in policy.named_parameters()}
+    optimizer = torch.optim.AdamW(list(masters.values()), lr=peak, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    if done:
+        saved = load_file(state)
+        for name, master in masters.items():
+            master.data.copy_(saved[f"weight.{name}"])
+            optimizer.state[master] = {k: saved[f"{k}.{name}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+    policy.to(torch.bfloat16)
+    working = dict(policy.named_parameters())
+    torch._foreach_copy_([working[n].data for n in masters], [m.data for m in masters.values()])
+    started, total = time.perf_counter() - spent, 0.0
+    for step in range(done, steps):
+        ids = windows(stream, starts, batch, torch.Generator().manual_seed(seed * 1_000_003 + step))
+        hidden = policy.model(input_ids=ids[:, :-1]).last_hidden_state
+        logits = policy.lm_head(hidden).flatten(0, 1).float()
+        loss = cross_entropy(logits, ids[:, 1:].flatten())
+        policy.zero_grad()
+        loss.backward()
+        for name, master in masters.items():
+            master.grad = working[name].grad.float()
+        torch.nn.utils.clip_grad_norm_(masters.values(), 1.0)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
+        optimizer.step()
+        torch._foreach_copy_([working[n].data for n in masters], [m.data for m in masters.values()])
+        total += loss.item()
+        if (step + 1) % 250 == 0 or step + 1 == steps:
+            weights = {n: m.detach() for n, m in masters.items()}
+            probe = LlamaForCausalLM(policy.config).eval()
+            probe.load_state_dict(weights, strict=False)
+            probe.tie_weights()
+            row = {"step": step + 1, "tokens": (step + 1) * batch * WINDOW, "seconds": time.perf_counter() - started}
+            row |= {"loss": total / (step + 1 - done), "perplexity_per_word": sft.word_perplexity(probe, tokenizer, held_out[:300])}
+            total, done = 0.0, step + 1
+            curve.append(row)
+            print(json.dumps(row), flush=True)
+            tensors = {f"weight.{n}": w for n, w in weights.items()}
+            for name, master in masters.items():
+                tensors |= {f"{k}.{name}": v for k, v in optimizer.state[master].items()}
+            save_file(tensors, f"{state}.new")
+            os.replace(f"{state}.new", state)
+            Path(f"{curve_file}.new").write_text(json.dumps(curve, indent=1))
+            os.replace(f"{curve_file}.new", curve_file)
+            probe.to(torch.bfloat16).save_pretrained(out)
+
+
+def main() -> None:
+    """Command line of the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--layers", type=int, nargs="+", default=[0, 29], help="layers of SmolLM2 that are kept")
+    parser.add_argument("--vocabulary", type=int, default=6000, help="tokens kept")
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--batch", type=int, default=16, help="windows of 128 tokens a step")
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    train(given.out, given.layers, given.vocabulary, given.steps, given.batch, given.lr, given.seed)
+
+
+if __name__ == "__main__":
+    main()
