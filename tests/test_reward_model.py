@@ -1,0 +1,405 @@
+"""The reward model on a BERT of two small layers and invented reviews; the real one is marked slow."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from warp_nb import assets, imdb
+from warp_nb import reward_model as rm
+
+FILLER = [f"word{i}" for i in range(40)]
+WORDS = [*FILLER, "good", "bad"]
+TINY = rm.Recipe(pairs=640, batch_pairs=16, lr=3e-3, words=(6, 12))
+
+
+def invented_reviews(count: int, seed: int) -> pd.DataFrame:
+    """Reviews of 12 to 40 filler words, every fourth word replaced by the label's own."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for index in range(count):
+        words = generator.choice(FILLER, size=generator.integers(12, 41)).tolist()
+        words[::4] = ["good" if index % 2 else "bad"] * len(words[::4])
+        rows.append((" ".join(words), index % 2))
+    return pd.DataFrame(rows, columns=["text", "label"])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder of an untrained small BERT, its tokenizer without an end token (as MiniLM's)."""
+    folder = tmp_path_factory.mktemp("base")
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.normalizer, inner.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    inner.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=160,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> rm.RewardModel:
+    folder = tmp_path_factory.mktemp("trained") / "reward"
+    return rm.train_reward_model(folder, base, invented_reviews(400, seed=0), TINY)
+
+
+def gate_texts(n: int = 64, seed: int = 5) -> list[tuple[rm.Text, rm.Text]]:
+    frame = invented_reviews(2 * n, seed)
+    good, bad = (frame.loc[frame["label"] == label, "text"] for label in (1, 0))
+    return [(rm._split(a), rm._split(b)) for a, b in zip(good, bad, strict=True)]
+
+
+def count_words(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+    """A healthy planted reward: praise minus blame, in words."""
+    praise = {"good", "best", "loved", "wonderful", "perfect", "superb", "brilliant", "masterpiece"}
+    blame = {"bad", "worst", "hated", "terrible", "stupid", "awful", "mess", "lame", "not", "boring"}
+    every = [
+        (p + c).lower().replace(".", " ").replace(",", " ").split() for p, c in zip(prompts, completions, strict=True)
+    ]
+    return [float(sum((w in praise) - (w in blame) for w in words)) for words in every]
+
+
+# Excerpts
+
+
+def test_excerpts_come_from_where_they_say() -> None:
+    generator = np.random.default_rng(0)
+    text = "a b c d e"
+    assert rm.excerpt(text, 2, "start", generator) == "a b"
+    assert rm.excerpt(text, 2, "end", generator) == "d e"
+    assert {rm.excerpt(text, 2, "anywhere", generator) for _ in range(100)} == {"a b", "b c", "c d", "d e"}
+
+
+@pytest.mark.parametrize("place", ["start", "anywhere", "end"])
+def test_a_short_review_is_taken_whole(place: rm.Place) -> None:
+    assert rm.excerpt("a b", 9, place, np.random.default_rng(0)) == "a b"
+
+
+def test_a_batch_of_pairs_has_one_length_and_lengths_vary() -> None:
+    texts = [" ".join(["word"] * 100)] * 20
+    recipe = replace(TINY, pairs=160, words=(16, 64))
+    lengths = [tuple(len(side.split()) for side in pair) for pair in rm.training_pairs(texts, texts, recipe)]
+    batches = [set(lengths[start : start + 16]) for start in range(0, 160, 16)]
+    assert all(len(batch) == 1 for batch in batches)
+    drawn = {length for batch in batches for pair in batch for length in pair}
+    assert len(drawn) > 5 and min(drawn) >= 16 and max(drawn) <= 64
+
+
+def test_pairs_keep_their_sides_and_use_every_review_before_repeating() -> None:
+    positive, negative = [f"p{i}" for i in range(10)], [f"n{i}" for i in range(7)]
+    pairs = rm.training_pairs(positive, negative, replace(TINY, pairs=20))
+    chosen, rejected = map(list, zip(*pairs, strict=True))
+    assert sorted(chosen[:10]) == sorted(chosen[10:]) == sorted(positive)
+    assert sorted(rejected[:7]) == sorted(rejected[7:14]) == sorted(negative)
+    assert chosen[:10] != chosen[10:]
+
+
+def test_pairs_depend_on_the_seed_only() -> None:
+    frame = invented_reviews(60, seed=0)
+    sides = [frame.loc[frame["label"] == label, "text"].tolist() for label in (1, 0)]
+    first, again = (rm.training_pairs(sides[0], sides[1], TINY) for _ in range(2))
+    assert first == again
+    assert first != rm.training_pairs(sides[0], sides[1], replace(TINY, seed=1))
+
+
+# Training
+
+
+def test_training_learns_the_label(trained: rm.RewardModel) -> None:
+    good, bad = rm.held_out_excerpts(invented_reviews(200, seed=9), (6, 12))
+    assert rm.pair_accuracy(trained.score(good), trained.score(bad))[0] > 0.98
+
+
+def test_zero_is_between_the_classes(trained: rm.RewardModel) -> None:
+    good, bad = rm.held_out_excerpts(invented_reviews(200, seed=9), rm.SCORED_WORDS)
+    assert np.mean(trained.score(good)) == pytest.approx(-np.mean(trained.score(bad)), rel=0.2)
+    assert np.mean(np.array(trained.score(good)) > 0) > 0.95
+    assert np.mean(np.array(trained.score(bad)) < 0) > 0.95
+
+
+def test_swapped_labels_turn_the_reward_around(base: Path, tmp_path: Path) -> None:
+    frame = invented_reviews(400, seed=0)
+    wrong = rm.train_reward_model(tmp_path, base, frame.assign(label=1 - frame["label"]), TINY)
+    assert rm.measure_gate(wrong, pairs=gate_texts()).pair_accuracy < 0.05
+
+
+def test_the_folder_holds_no_pickle(trained: rm.RewardModel) -> None:
+    assert trained.folder is not None
+    names = {path.name for path in trained.folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", rm.CONFIG_FILE} <= names
+    assert {Path(name).suffix for name in names} == {".json", ".safetensors"}
+    assert json.loads((trained.folder / rm.CONFIG_FILE).read_text())["recipe"]["pairs"] == TINY.pairs
+
+
+def test_loading_gives_the_same_scores(trained: rm.RewardModel) -> None:
+    assert trained.folder is not None
+    texts = invented_reviews(10, seed=3)["text"].tolist()
+    expected = pytest.approx(trained.score(texts), abs=1e-5)
+    assert rm.RewardModel.load(trained.folder).score(texts) == expected
+    assert pickle.loads(pickle.dumps(trained)).score(texts) == expected
+    assert len(pickle.dumps(trained)) < 1000, "a job gets the path, not the weights"
+
+
+def test_training_leaves_the_caller_as_it_was(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def state() -> list[Any]:
+        return [
+            random.getstate(),
+            np.random.get_state()[1].tolist(),  # type: ignore[index]
+            torch.get_rng_state().tolist(),
+            torch.get_num_threads(),
+            dict(os.environ),
+        ]
+
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    before = state()
+    capfd.readouterr()
+    rm.train_reward_model(tmp_path / "r", base, invented_reviews(40, seed=0), replace(TINY, pairs=32))
+    rm.RewardModel.load(tmp_path / "r")
+    assert state() == before
+    assert capfd.readouterr() == ("", ""), "training is silent unless a bar is asked for"
+
+
+def test_a_bar_is_drawn_on_request(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = replace(TINY, pairs=32)
+    rm.train_reward_model(tmp_path / "r", base, invented_reviews(40, seed=0), recipe, progress=True)
+    assert "модель награды" in capfd.readouterr().err
+
+
+def test_equal_recipes_give_equal_weights(base: Path, tmp_path: Path) -> None:
+    recipe, frame, texts = replace(TINY, pairs=64), invented_reviews(60, seed=0), FILLER[:5]
+    first = rm.train_reward_model(tmp_path / "a", base, frame, recipe).score(texts)
+    torch.manual_seed(123)
+    assert rm.train_reward_model(tmp_path / "b", base, frame, recipe).score(texts) == first
+    assert rm.train_reward_model(tmp_path / "c", base, frame, replace(recipe, seed=1)).score(texts) != first
+
+
+def test_one_sided_reviews_are_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="0 positive and 36 negative"):
+        rm.train_reward_model(tmp_path, base, invented_reviews(40, seed=0).assign(label=0), TINY)
+
+
+def test_an_unfinished_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"reward\.json"):
+        rm.RewardModel.load(tmp_path)
+
+
+# Scoring
+
+
+def test_batched_scores_equal_the_logits_of_single_texts(trained: rm.RewardModel) -> None:
+    texts = invented_reviews(30, seed=4)["text"].tolist() + ["good", "bad word1"]
+    expected = []
+    with torch.no_grad():
+        for text in texts:
+            ids = torch.tensor([trained.tokenizer(text)["input_ids"]])
+            expected.append(trained.model(input_ids=ids).logits.item() - trained.offset)
+    assert trained.score(texts, batch_size=7) == pytest.approx(expected, abs=1e-5)
+    assert abs(trained.offset) > 0
+
+
+def test_the_reward_reads_prompt_and_completion_as_one_text(trained: rm.RewardModel) -> None:
+    prompts, completions = ["word1 good", "word2 bad"], [" good word3", " bad"]
+    assert trained(prompts, completions, trainer_state=None) == trained.score(
+        ["word1 good good word3", "word2 bad bad"]
+    )
+    assert trained([], []) == []
+    with pytest.raises(ValueError, match="shorter"):
+        trained(["one prompt"], [])
+
+
+def test_long_texts_are_cut_at_the_documented_length(trained: rm.RewardModel) -> None:
+    body = ["word1"] * (rm.MAX_TOKENS - 2)
+    last_changed, one_too_many = [*body[:-1], "good"], [*body, "good"]
+    plain, changed, over = trained.score([" ".join(words) for words in (body, last_changed, one_too_many)])
+    assert plain == over and plain != changed
+
+
+def test_describe_is_plain(trained: rm.RewardModel) -> None:
+    facts = trained.describe()
+    assert facts["offset"] == trained.offset and facts["parameters"] == trained.model.num_parameters()
+    assert json.loads(json.dumps(facts)) == facts
+
+
+# Cache
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(rm.Recipe)])
+def test_every_setting_is_part_of_the_cache_key(name: str) -> None:
+    value: Any = getattr(TINY, name)
+    other: Any = (not value) if isinstance(value, bool) else value[:1] if isinstance(value, tuple) else value + 1
+    assert rm.cache_key(replace(TINY, **{name: other})) != rm.cache_key(TINY)
+
+
+def test_parts_split_and_libraries_are_part_of_the_cache_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [rm.cache_key(TINY)]
+    for owner, name, value in [
+        (assets, "MINILM", replace(assets.MINILM, sha256="0" * 64)),
+        (assets, "IMDB", replace(assets.IMDB, sha256="0" * 64)),
+        (imdb, "SIZES", imdb.SIZES | {"reward_train": 5000}),
+        (rm, "_versions", lambda: {"trl": "0"}),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            keys.append(rm.cache_key(TINY))
+    assert len(set(keys)) == 5
+
+
+def test_load_reward_trains_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARP_NB_CACHE", str(tmp_path))
+    train, calls = rm.train_reward_model, []
+
+    def small(folder: Path, **_: Any) -> rm.RewardModel:
+        calls.append(folder)
+        return train(folder, base, invented_reviews(40, seed=0), replace(TINY, pairs=32))
+
+    monkeypatch.setattr(rm, "train_reward_model", small)
+    first, second = rm.load_reward(), rm.load_reward()
+    assert len(calls) == 1
+    assert first.folder == second.folder and first.folder is not None and first.folder.parent == tmp_path
+    assert first.score(["good", "bad"]) == second.score(["good", "bad"])
+
+
+# The gate
+
+
+def test_a_healthy_reward_passes() -> None:
+    gate = rm.measure_gate(count_words, pairs=gate_texts())
+    assert (gate.pair_accuracy, gate.n_pairs) == (1.0, 64)
+    assert gate.spread > 1 and gate.swap_change > 1 and gate.good_above_bad > 0.7
+
+
+def test_a_collapsed_reward_has_no_spread() -> None:
+    gate = rm.measure_gate(lambda prompts, completions: [0.0438] * len(prompts), pairs=gate_texts())
+    assert (gate.pair_accuracy, gate.spread, gate.good_above_bad, gate.swap_change) == (0.5, pytest.approx(0), 0, 0)
+
+
+def test_a_prompt_only_reward_does_not_feel_the_swap() -> None:
+    gate = rm.measure_gate(lambda prompts, completions: count_words(prompts, [""] * len(prompts)), pairs=gate_texts())
+    assert (gate.swap_change, gate.good_above_bad) == (0, 0)
+    assert gate.pair_accuracy == 1, "the planted words are in the prompts too: accuracy alone would not tell"
+
+
+def test_a_reward_on_the_wrong_label_loses_its_pairs() -> None:
+    gate = rm.measure_gate(lambda **texts: [-value for value in count_words(**texts)], pairs=gate_texts())
+    assert gate.pair_accuracy == 0 and gate.good_above_bad < 0.3
+
+
+def test_the_tiny_trained_model_passes_on_its_own_words(trained: rm.RewardModel) -> None:
+    gate = rm.measure_gate(trained, pairs=gate_texts())
+    assert gate.pair_accuracy > 0.98 and gate.spread > 0.5 and gate.swap_change > 0.5
+
+
+def test_gate_pairs_are_held_out_beginnings_cut_at_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [(" ".join(f"{kind}{i}.{k}" for k in range(60)), int(kind == "p")) for kind in "pn" for i in range(20)]
+    asked: list[str] = []
+
+    def reviews(part: str) -> pd.DataFrame:
+        asked.append(part)
+        return pd.DataFrame(rows, columns=["text", "label"])
+
+    monkeypatch.setattr(imdb, "reviews", reviews)
+    pairs = rm.gate_pairs(n=15)
+    assert set(asked) == {"reward_test"} and len(pairs) == 15
+    assert pairs == rm.gate_pairs(n=15) != rm.gate_pairs(n=15, seed=1)
+    for side, kind in enumerate("pn"):
+        texts = [pair[side][0] + pair[side][1] for pair in pairs]
+        assert len({text.split()[0] for text in texts}) == 15, "no review twice"
+        assert all(text.startswith(kind) and ".0 " in text for text in texts), "positive first, from the beginning"
+        assert all(rm.SCORED_WORDS[0] <= len(text.split()) <= rm.SCORED_WORDS[1] for text in texts)
+        assert all(len(pair[side][0].split()) == rm.PROMPT_WORDS for pair in pairs)
+
+
+# Accuracy
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "share"),
+    [([1, 2], [0, -1], 1), ([0, 0], [1, 1], 0), ([1, 1], [1, 1], 0.5), ([3, 1], [2, 1], 0.625)],
+)
+def test_pair_accuracy_counts_all_pairs_with_ties_half(good: list[float], bad: list[float], share: float) -> None:
+    assert rm.pair_accuracy(good, bad)[0] == share
+
+
+def test_the_standard_error_is_that_of_repeated_samples() -> None:
+    generator = np.random.default_rng(0)
+    results = np.array([rm.pair_accuracy(generator.normal(1, 1, 80), generator.normal(0, 1, 60)) for _ in range(2000)])
+    assert results[:, 1].mean() == pytest.approx(results[:, 0].std(), rel=0.06)
+
+
+def test_accuracy_by_length_asks_for_each_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The label's word stands at place 20 of each review: shorter excerpts cannot know."""
+    rows = [(" ".join([*["word"] * 20, ["bad", "good"][i % 2], *["word"] * 50]), i % 2) for i in range(30)]
+    monkeypatch.setattr(imdb, "reviews", lambda part: pd.DataFrame(rows, columns=["text", "label"]))
+    seen: list[int] = []
+
+    def reward(prompts: list[str], completions: list[str]) -> Sequence[float]:
+        seen.append(len(completions[0].split()))
+        return count_words(prompts, completions)
+
+    table = rm.accuracy_by_length(reward, lengths=(16, 32), n=20)
+    assert seen == [16, 32]
+    assert [row["accuracy"] for row in table] == [0.5, 1.0]
+    assert [(row["words"], row["n_positive"], row["n_negative"]) for row in table] == [(16, 10, 10), (32, 10, 10)]
+
+
+# The real one
+
+
+@pytest.fixture(scope="module")
+def real() -> rm.RewardModel:
+    return rm.load_reward()
+
+
+@pytest.mark.slow
+def test_the_embedded_reward_is_accurate_on_texts_as_long_as_completions(real: rm.RewardModel) -> None:
+    good, bad = rm.held_out_excerpts(imdb.reviews("reward_test"), rm.SCORED_WORDS)
+    scores = np.array(real.score(good)), np.array(real.score(bad))
+    assert rm.pair_accuracy(*scores)[0] >= 0.82
+    balance = np.mean(scores[0] > 0), np.mean(scores[1] < 0)
+    assert min(balance) > 0.65, "the zero is calibrated: neither class is sacrificed"
+
+
+@pytest.mark.slow
+def test_the_embedded_reward_passes_its_gate(real: rm.RewardModel) -> None:
+    gate = rm.measure_gate(real)
+    assert gate.pair_accuracy > 0.78, "0.82 less what 256 pairs leave uncertain"
+    assert gate.spread > 0.5 and gate.swap_change > 0.3 * gate.spread and gate.good_above_bad >= 0.9
+
+
+@pytest.mark.slow
+def test_the_embedded_reward_gets_better_with_length(real: rm.RewardModel) -> None:
+    short, long = rm.accuracy_by_length(real, lengths=(8, 64), n=600)
+    assert long["accuracy"] > short["accuracy"] + 2 * short["standard_error"]
+
+
+@pytest.mark.slow
+def test_gate_reviews_were_not_trained_on() -> None:
+    trained = {" ".join(text.split()[: rm.PROMPT_WORDS * 2]) for text in imdb.reviews("reward_train")["text"]}
+    texts = [" ".join((prompt + rest).split()[: rm.PROMPT_WORDS * 2]) for p in rm.gate_pairs() for prompt, rest in p]
+    assert not trained.intersection(texts)
