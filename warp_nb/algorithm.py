@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from warp_nb.average import StateDict, angles, liti, merge, tied_to
 from warp_nb.config import WarpConfig
 from warp_nb.policy_gradient import Row, RunResult, run_seed, train_run
 from warp_nb.tasks import Task
-from warp_nb.weights import load_weights, save_weights, snapshot
+from warp_nb.weights import load_weights, save_weights, snapshot, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +41,7 @@ class WarpResult:
     merged: StateDict
     """θ_slerp of the last iteration: what the front interpolates to from θ_sft."""
     history: pd.DataFrame
-    """A row a step: iteration, run, step (from 1), reward, kl (policy to anchor, nats a sequence), objective (r_beta) …"""
+    """A row a step: iteration, run, step (from 1), reward, kl (to the anchor, nats a sequence), objective (r_beta) …"""
     geometry: pd.DataFrame
     """A row a block and pair of runs: iteration, run_a, run_b, block, cosine, omega (degrees), norm_a, norm_b."""
     runs: pd.DataFrame
@@ -129,28 +128,9 @@ def claim(folder: Path, config: WarpConfig, task: Task) -> None:
     theirs = json.loads(path.read_text())
     differing = [f"{k}: {theirs.get(k)!r} there, {mine.get(k)!r} here" for k in mine if theirs.get(k) != mine.get(k)]
     if differing:
-        raise ValueError(f"{folder} holds a run of another configuration ({'; '.join(differing)}); pass another out_dir")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN and infinities as null, so that any reader takes it."""
-    temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "w", encoding="utf-8") as handle:
-        json.dump(plain(value), handle, ensure_ascii=False, indent=1, allow_nan=False)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
-
-
-def plain(value: Any) -> Any:
-    """Nested lists and dicts with NaN and infinities replaced by None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        raise ValueError(
+            f"{folder} holds a run of another configuration ({'; '.join(differing)}); pass another out_dir"
+        )
 
 
 def denull(facts: dict[str, Any]) -> Row:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -49,9 +49,7 @@ def slerp(d1: torch.Tensor, d2: torch.Tensor, lam: float) -> torch.Tensor:
     return torch.cat([piece.reshape(-1) for piece in _slerp_block([d1], [d2], lam)]).reshape(d1.shape)
 
 
-def merge(
-    init: StateDict, policies: Sequence[StateDict], method: Method = "slerp", by: By = "layer"
-) -> StateDict:
+def merge(init: StateDict, policies: Sequence[StateDict], method: Method = "slerp", by: By = "layer") -> StateDict:
     """Merge M policies around their initialisation (Algorithm 1, line 11; M > 2 by eq. 26).
 
     theta = init + slerp of the task vectors delta^m = theta^m - init, block by block, each
@@ -134,7 +132,7 @@ def task_vector(policy: StateDict, names: Sequence[str], start: Sequence[torch.T
     return [policy[name].to(base.dtype) - base for name, base in zip(names, start, strict=True)]
 
 
-def check_same(left: StateDict, right: StateDict) -> None:
+def check_same(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> None:
     """Raise ValueError unless both hold the same names and shapes; the first five faults are listed."""
     faults = [f"{name} only in one" for name in sorted(left.keys() ^ right.keys())]
     faults += [
@@ -162,8 +160,7 @@ def _slerp_block(first: list[torch.Tensor], second: list[torch.Tensor], lam: flo
             weight_a = math.sin((1 - lam) * omega) / math.sin(omega)
             weight_b = math.sin(lam * omega) / math.sin(omega)
     return [
-        (a.to(wide(a)) * weight_a + b.to(wide(b)) * weight_b).to(a.dtype)
-        for a, b in zip(first, second, strict=True)
+        (a.to(wide(a)) * weight_a + b.to(wide(b)) * weight_b).to(a.dtype) for a, b in zip(first, second, strict=True)
     ]
 
 

@@ -124,7 +124,5 @@ def explain(cls: type[BaseModel], error: ValidationError) -> str:
             continue
         field, value = cls.model_fields[name], fault["input"]
         rule = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        lines.append(
-            f"{name} = {value!r} refused ({field.description}): {rule}; pass e.g. -p {name} {field.default}"
-        )
+        lines.append(f"{name} = {value!r} refused ({field.description}): {rule}; pass e.g. -p {name} {field.default}")
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -183,7 +184,7 @@ def distinct_bigrams(rollout: Rollout) -> list[float]:
     shares = []
     for row, keep in zip(rollout.ids[:, -rollout.width :], rollout.completion_mask, strict=True):
         tokens = row[keep].tolist()
-        pairs = list(zip(tokens, tokens[1:], strict=False))
+        pairs = list(pairwise(tokens))
         shares.append(len(set(pairs)) / len(pairs) if pairs else 1.0)
     return shares
 

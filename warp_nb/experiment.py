@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from warp_nb.algorithm import WarpResult, plain, reporting, warp, write_json
+from warp_nb.algorithm import WarpResult, reporting, warp
 from warp_nb.checks import Check, run_checks
 from warp_nb.config import ExperimentConfig
 from warp_nb.evaluation import MEASURES, Estimate, Evaluation, evaluate, mean_interval
 from warp_nb.policy_gradient import derive_seed
 from warp_nb.reward_model import RewardGate, measure_gate
 from warp_nb.tasks import Task, describe
+from warp_nb.weights import plain, write_json
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -44,15 +44,16 @@ def training_curves(ax: Axes, history: pd.DataFrame, column: str = "objective") 
 
 
 def compare_experiments(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str = "objective") -> Axes:
-    """One curve an experiment: the mean over its runs and seeds, its iterations one after another."""
+    """One curve an experiment: the mean over its runs and seeds, its iterations in turn, broken between them."""
     many = False
     for (name, history), style in zip(histories.items(), styles(), strict=False):
         _known(history, column)
-        step = (history["iteration"] - 1) * history["step"].max() + history["step"]
-        spread = history.groupby(step)[column].agg(["mean", "min", "max"])
         several = history.groupby(["seed", "run"]).ngroups > 1
         many = many or several
-        _curve(ax, spread, name, several, style)
+        for index, (_, rows) in enumerate(history.groupby("iteration")):
+            step = index * history["step"].max() + rows["step"]
+            spread = rows.groupby(step)[column].agg(["mean", "min", "max"])
+            _curve(ax, spread, "" if index else name, several, style)
     title = "полоса: размах по прогонам" if many else ""
     return _dressed(ax, "шаг, итерации подряд", COLUMNS.get(column, column), title)
 

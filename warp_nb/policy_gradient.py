@@ -141,8 +141,8 @@ def train_run(
         started = time.perf_counter()
         where = f"iteration {iteration}, run {run}, step {step}"
         prompts = next(batches)
-        with arithmetic(config.dtype, device):
-            rollout = sample(policy, task.tokenizer, prompts, config.max_new_tokens, config.temperature, noise)  # line 6
+        with arithmetic(config.dtype, device):  # line 6
+            rollout = sample(policy, task.tokenizer, prompts, config.max_new_tokens, config.temperature, noise)
         scores = call_reward(task.reward, prompts, rollout.completions, where)
         rewards = torch.tensor(scores, dtype=torch.float32, device=device)
         with arithmetic(config.dtype, device):

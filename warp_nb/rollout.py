@@ -36,7 +36,9 @@ class Rollout:
         return self.completion_mask.shape[1]
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str], limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], limit: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(ids, attention mask), both int64 [B, P], left-padded, the begin token in front if there is one.
 
     Raises ValueError for no prompts, an empty prompt of a tokenizer without a begin token,
@@ -121,7 +123,7 @@ def sample(
 
 def _draw(log_probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """One token a row by inversion of the cumulative distribution; int64 [B]."""
-    uniform = torch.rand(len(log_probs), 1, generator=generator, dtype=torch.float64).to(log_probs.device, torch.float32)
+    uniform = torch.rand(len(log_probs), 1, generator=generator).to(log_probs.device)
     cumulative = log_probs.exp().cumsum(1)
     drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])
     return drawn[:, 0].clamp_max(log_probs.shape[1] - 1)

@@ -24,11 +24,15 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from warp_nb import imdb, sft
+from warp_nb.weights import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WINDOW = 128
+SAVE_EVERY = 250
+CURVE_REVIEWS = 300
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 BEGIN, PAD = "<|endoftext|>", "<|im_end|>"
 
 
@@ -116,64 +120,87 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / 100) * cosine
 
 
+class Trainer:
+    """bf16 arithmetic with fp32 master weights; its state is a folder and can be resumed."""
+
+    def __init__(self, out: Path, policy: LlamaForCausalLM, lr: float) -> None:
+        self.out, self.policy, self.lr = out, policy, lr
+        self.masters = {name: value.detach().clone() for name, value in policy.named_parameters()}
+        self.optimizer = torch.optim.AdamW(list(self.masters.values()), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
+        self.curve: list[dict[str, float]] = []
+        if (out / "state.safetensors").exists():
+            self.curve = json.loads((out / "curve.json").read_text())
+            saved = load_file(out / "state.safetensors")
+            for name, master in self.masters.items():
+                master.copy_(saved[f"weight.{name}"])
+                self.optimizer.state[master] = {part: saved[f"{part}.{name}"] for part in MOMENTS}
+        self.working = dict(policy.bfloat16().named_parameters())
+        self._refresh()
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        torch._foreach_copy_(list(self.working.values()), list(self.masters.values()))
+
+    @property
+    def done(self) -> int:
+        """Steps done at the last saved state."""
+        return int(self.curve[-1]["step"]) if self.curve else 0
+
+    def step(self, ids: torch.Tensor, lr: float) -> float:
+        """One AdamW step on windows int64 [B, WINDOW + 1]; returns the loss, nats a token."""
+        hidden = self.policy.model(input_ids=ids[:, :-1]).last_hidden_state
+        logits = self.policy.lm_head(hidden).flatten(0, 1).float()
+        loss = cross_entropy(logits, ids[:, 1:].flatten())
+        grads = torch.autograd.grad(loss, list(self.working.values()))
+        for master, grad in zip(self.masters.values(), grads, strict=True):
+            master.grad = grad.float()
+        torch.nn.utils.clip_grad_norm_(self.masters.values(), 1.0)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        self._refresh()
+        return loss.item()
+
+    def save(self, row: dict[str, float], model: LlamaForCausalLM) -> None:
+        """Keep the state, the curve with its new row, and the policy in bf16."""
+        self.curve.append(row)
+        tensors = {f"weight.{name}": master for name, master in self.masters.items()}
+        for name, master in self.masters.items():
+            tensors |= {f"{part}.{name}": self.optimizer.state[master][part] for part in MOMENTS}
+        save_file(tensors, self.out / "state.new")
+        os.replace(self.out / "state.new", self.out / "state.safetensors")
+        write_json(self.out / "curve.json", self.curve)
+        model.bfloat16().save_pretrained(self.out)
+
+    def full_precision(self) -> LlamaForCausalLM:
+        """The policy with the master weights, fp32, in eval mode."""
+        model = LlamaForCausalLM(self.policy.config).eval()
+        model.load_state_dict(self.masters, strict=False)
+        model.tie_weights()
+        return model
+
+
 def train(out: Path, layers: list[int], vocabulary: int, steps: int, batch: int, peak: float, seed: int) -> None:
-    """Tune the cut model for `steps` of `batch` windows; the state in `out` is resumed."""
+    """Tune the cut model for `steps` steps of `batch` windows; the state in `out` is resumed."""
     texts, held_out = imdb.reviews("sft")["text"].tolist(), imdb.reviews("eval")["text"].tolist()
-    teacher, full = sft.load_smollm2()
-    tokenizer, rows = trim_tokenizer(full, texts, vocabulary)
-    policy = cut(teacher, layers, rows, tokenizer.bos_token_id, tokenizer.pad_token_id)
-    del teacher
-    stream, starts = token_stream(tokenizer, texts)
+    whole, full_tokenizer = sft.load_smollm2()
+    tokenizer, rows = trim_tokenizer(full_tokenizer, texts, vocabulary)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
-    state, curve_file = out / "state.safetensors", out / "curve.json"
-    curve: list[dict[str, float]] = json.loads(curve_file.read_text()) if curve_file.exists() else []
-    done = int(curve[-1]["step"]) if curve and state.exists() else 0
-    spent = curve[-1]["seconds"] if done else 0.0
-
-    masters = {name: value.detach().clone() for name, value in policy.named_parameters()}
-    optimizer = torch.optim.AdamW(list(masters.values()), lr=peak, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    if done:
-        saved = load_file(state)
-        for name, master in masters.items():
-            master.data.copy_(saved[f"weight.{name}"])
-            optimizer.state[master] = {k: saved[f"{k}.{name}"] for k in ("step", "exp_avg", "exp_avg_sq")}
-    policy.to(torch.bfloat16)
-    working = dict(policy.named_parameters())
-    torch._foreach_copy_([working[n].data for n in masters], [m.data for m in masters.values()])
-    started, total = time.perf_counter() - spent, 0.0
-    for step in range(done, steps):
+    trainer = Trainer(out, cut(whole, layers, rows, tokenizer.bos_token_id, tokenizer.pad_token_id), peak)
+    stream, starts = token_stream(tokenizer, texts)
+    spent = trainer.curve[-1]["seconds"] if trainer.curve else 0.0
+    started, losses = time.perf_counter() - spent, []
+    for step in range(trainer.done, steps):
         ids = windows(stream, starts, batch, torch.Generator().manual_seed(seed * 1_000_003 + step))
-        hidden = policy.model(input_ids=ids[:, :-1]).last_hidden_state
-        logits = policy.lm_head(hidden).flatten(0, 1).float()
-        loss = cross_entropy(logits, ids[:, 1:].flatten())
-        policy.zero_grad()
-        loss.backward()
-        for name, master in masters.items():
-            master.grad = working[name].grad.float()
-        torch.nn.utils.clip_grad_norm_(masters.values(), 1.0)
-        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
-        optimizer.step()
-        torch._foreach_copy_([working[n].data for n in masters], [m.data for m in masters.values()])
-        total += loss.item()
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            weights = {n: m.detach() for n, m in masters.items()}
-            probe = LlamaForCausalLM(policy.config).eval()
-            probe.load_state_dict(weights, strict=False)
-            probe.tie_weights()
+        losses.append(trainer.step(ids, learning_rate(step, steps, peak)))
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            model = trainer.full_precision()
             row = {"step": step + 1, "tokens": (step + 1) * batch * WINDOW, "seconds": time.perf_counter() - started}
-            row |= {"loss": total / (step + 1 - done), "perplexity_per_word": sft.word_perplexity(probe, tokenizer, held_out[:300])}
-            total, done = 0.0, step + 1
-            curve.append(row)
+            row["loss"] = sum(losses) / len(losses)
+            row["perplexity_per_word"] = sft.word_perplexity(model, tokenizer, held_out[:CURVE_REVIEWS])
+            trainer.save(row, model)
+            losses.clear()
             print(json.dumps(row), flush=True)
-            tensors = {f"weight.{n}": w for n, w in weights.items()}
-            for name, master in masters.items():
-                tensors |= {f"{k}.{name}": v for k, v in optimizer.state[master].items()}
-            save_file(tensors, f"{state}.new")
-            os.replace(f"{state}.new", state)
-            Path(f"{curve_file}.new").write_text(json.dumps(curve, indent=1))
-            os.replace(f"{curve_file}.new", curve_file)
-            probe.to(torch.bfloat16).save_pretrained(out)
 
 
 def main() -> None:

@@ -87,12 +87,12 @@ def load_task(name: str, device: str | None = None) -> Task:
 
     name, where, _ = resolve(name, device or "")
     tokenizer = AutoTokenizer.from_pretrained(SMALL)
-    policy = AutoModelForCausalLM.from_pretrained(SMALL, dtype=torch.float32).to(where).eval()
+    policy: Any = AutoModelForCausalLM.from_pretrained(SMALL, dtype=torch.float32)
     train = first_tokens(tokenizer, imdb.reviews("prompts")["text"].tolist())
     held_out = first_tokens(tokenizer, imdb.reviews("eval")["text"].tolist())
     seen = set(train)
     return Task(
-        policy=policy,
+        policy=policy.to(where).eval(),
         tokenizer=tokenizer,
         reward=load_reward(where),
         train_prompts=train,

@@ -1,10 +1,12 @@
-"""Weights on disk: safetensors, written atomically, tied tensors once."""
+"""Weights and records on disk: safetensors (tied tensors once) and JSON, written atomically."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
@@ -39,3 +41,24 @@ def load_weights(path: Path, like: StateDict) -> StateDict:
     full = {name: stored[source] for name, source in tied_to(like).items() if source in stored}
     check_same(like, full)
     return full
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN and infinities as null, so that any reader takes it."""
+    temporary = path.with_name(f".{path.name}.new")
+    with open(temporary, "w", encoding="utf-8") as handle:
+        json.dump(plain(value), handle, ensure_ascii=False, indent=1, allow_nan=False)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+
+
+def plain(value: Any) -> Any:
+    """Nested lists and dicts with NaN and infinities replaced by None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
