@@ -100,6 +100,11 @@ def test_a_curve_that_is_not_finite_is_caught(column):
     assert found.failed() == {{"kl": "kl-finite", "objective": "objective-split"}[column]}
 
 
+def test_a_few_empty_completions_are_not_a_fault():
+    assert result(runs={"empty_completions": 3 / 32}).failed() == set()
+    assert result(runs={"empty_completions": 4 / 32}).failed() == {"completions-nonempty"}
+
+
 def test_bf16_rounding_of_the_sampling_is_not_a_fault():
     assert result(runs={"sampling_gap": 0.1}, dtype="bfloat16").failed() == set()
     assert result(runs={"sampling_gap": 0.1}, dtype="float32").failed() == {"sampling-scoring"}

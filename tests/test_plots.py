@@ -62,10 +62,12 @@ def test_experiments_run_through_their_iterations(ax):
     histories = {"exp1": result().history, "exp2": result(T=5, M=1).history}
     assert plots.compare_experiments(ax, histories) is ax
     assert labels(ax) == ["exp1", "exp2"]
-    assert list(ax.lines[0].get_xdata()) == list(range(1, 21)) and list(ax.lines[1].get_xdata()) == list(range(1, 11))
+    steps = [list(line.get_xdata()) for line in ax.lines]
+    assert steps == [list(range(1, 11)), list(range(11, 21)), list(range(1, 6)), list(range(6, 11))]
     step_12 = histories["exp1"].query("iteration == 2 and step == 2")["objective"].mean()
-    assert ax.lines[0].get_ydata()[11] == pytest.approx(step_12)
-    assert len(ax.collections) == 1, "a band for two runs, none for one"
+    assert ax.lines[1].get_ydata()[1] == pytest.approx(step_12)
+    assert ax.lines[0].get_color() == ax.lines[1].get_color() != ax.lines[2].get_color()
+    assert len(ax.collections) == 2, "a band an iteration for two runs, none for one"
 
 
 def test_summary_forest_draws_values_with_their_intervals(ax):
