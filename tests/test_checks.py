@@ -100,6 +100,15 @@ def test_a_curve_that_is_not_finite_is_caught(column):
     assert found.failed() == {{"kl": "kl-finite", "objective": "objective-split"}[column]}
 
 
+def test_the_anchor_is_judged_by_the_runs_where_its_error_can_be_measured():
+    found = result()
+    found.runs.loc[0, "anchor_error"] = NAN
+    assert "измерима в 3 из 4 прогонов" in by_name(found, "anchor-formula").measured
+    found = result(runs={"anchor_error": 1.0})
+    found.runs.loc[0, "anchor_error"] = NAN
+    assert found.failed() == {"anchor-formula"}
+
+
 def test_a_few_empty_completions_are_not_a_fault():
     assert result(runs={"empty_completions": 3 / 32}).failed() == set()
     assert result(runs={"empty_completions": 4 / 32}).failed() == {"completions-nonempty"}
