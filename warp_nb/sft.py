@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+WORDS = 48
+"""Words at the beginning of a review over which perplexity is measured."""
+
+
 def smollm2_folder() -> Path:
     """SmolLM2-135M-Instruct, dequantised to fp32 safetensors in the cache folder.
 
@@ -51,7 +55,7 @@ def word_perplexity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
-    words: int = 48,
+    words: int = WORDS,
     begin: int | None = None,
     batch_size: int = 32,
 ) -> float:

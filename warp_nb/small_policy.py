@@ -5,6 +5,11 @@ needs, tuned on the SFT part of the reviews (never on a prompt, a reward-model t
 evaluation review). Run it again, about two hours on 2 cores, resumable:
 
     python -m warp_nb.small_policy --out FOLDER
+
+`curve.json` is the curve of that run; `perplexity.json` compares the result with SmolLM2-135M
+on the same held-out reviews and is made anew by
+
+    python -m warp_nb.small_policy --out FOLDER --compare
 """
 
 from __future__ import annotations
@@ -196,11 +201,33 @@ def train(out: Path, layers: list[int], vocabulary: int, steps: int, batch: int,
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             model = trainer.full_precision()
             row = {"step": step + 1, "tokens": (step + 1) * batch * WINDOW, "seconds": time.perf_counter() - started}
-            row["loss"] = sum(losses) / len(losses)
+            row |= {"lr": learning_rate(step, steps, peak), "loss": sum(losses) / len(losses)}
             row["perplexity_per_word"] = sft.word_perplexity(model, tokenizer, held_out[:CURVE_REVIEWS])
             trainer.save(row, model)
             losses.clear()
             print(json.dumps(row), flush=True)
+
+
+def compare(out: Path) -> dict[str, float]:
+    """Per-word perplexity of the policy in `out` and of SmolLM2-135M on the same held-out reviews.
+
+    SmolLM2 gets its best begin token: the one that separated documents in its pre-training.
+    """
+    held_out = imdb.reviews("eval")["text"].tolist()[:CURVE_REVIEWS]
+    whole, full_tokenizer = sft.load_smollm2()
+    begin = full_tokenizer.convert_tokens_to_ids(BEGIN)
+    mine = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
+    found = {
+        "reviews": CURVE_REVIEWS,
+        "words_of_each": sft.WORDS,
+        "parameters": mine.num_parameters(),
+        "small": sft.word_perplexity(mine, tokenizer, held_out),
+        "smollm2_135m": sft.word_perplexity(whole, full_tokenizer, held_out, begin=begin),
+    }
+    found["ratio"] = found["small"] / found["smollm2_135m"]
+    write_json(out / "perplexity.json", found)
+    return found
 
 
 def main() -> None:
@@ -209,11 +236,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 29], help="layers of SmolLM2 that are kept")
     parser.add_argument("--vocabulary", type=int, default=6000, help="tokens kept")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=16, help="windows of 128 tokens a step")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compare", action="store_true", help="only measure what lies in --out")
     given = parser.parse_args()
+    if given.compare:
+        print(json.dumps(compare(given.out), indent=1))
+        return
     train(given.out, given.layers, given.vocabulary, given.steps, given.batch, given.lr, given.seed)
 
 
