@@ -215,7 +215,7 @@ def compare(out: Path) -> dict[str, float]:
     """
     held_out = imdb.reviews("eval")["text"].tolist()[:CURVE_REVIEWS]
     whole, full_tokenizer = sft.load_smollm2()
-    begin = full_tokenizer.convert_tokens_to_ids(BEGIN)
+    begin = int(full_tokenizer.get_vocab()[BEGIN])
     mine = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
     found = {
