@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from warp_nb.conclusions import KL_FAR, KL_TINY, conclude
+from warp_nb.conclusions import conclude
 from warp_nb.config import ExperimentConfig
 from warp_nb.experiment import ExperimentResult, machine
 from warp_nb.formatting import format_number
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from IPython.display import HTML, Markdown
     from matplotlib.figure import Figure
 
+SHIFTS = {"почти нет": 0.01, "умеренный": 3.0}
+"""Nats: borders of the coarse verdict on the policy's shift."""
 MARGIN = 3.0
 """Standard errors that a verdict must lie away from its border to count as a fact."""
 
@@ -79,7 +81,7 @@ def facts(result: ExperimentResult) -> dict[str, Any]:
         "прогонов": len(result.runs),
         "блоков": result.geometry["block"].nunique() if len(result.geometry) else 0,
         "проверок": len(result.checks),
-        "KL": against(kl.value, error(kl), {"почти нет": KL_TINY, "умеренная": KL_FAR}, "большая"),
+        "сдвиг политики": against(kl.value, error(kl), SHIFTS, "большой"),
         "награда": against(change.value, error(change), {"упала": 0.0}, "выросла"),
     }
 
