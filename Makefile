@@ -1,0 +1,59 @@
+# `make` alone prints the commands below. Every one sets up the environment it needs, once.
+PYTHON ?= python3
+VENV ?= .venv
+TASK ?= small
+SEEDS ?= 0
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup reports test quick browser lint lab readme badges clean
+
+help: ## print this
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@echo 'Variables: TASK=small, PYTHON=python3 (3.11 or newer), VENV=.venv, SEEDS=number of trainings'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is missing or older than 3.11: pass PYTHON=/path/to/python3.11 or newer" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.ready
+
+setup: $(VENV)/.ready ## virtual environment and installation
+
+reports: $(VENV)/.ready ## experiments 1 to 4 and their HTML -> reports/TASK/index.html
+	$(BIN)/python -m warp_nb.report --task $(TASK) --seeds $(SEEDS)
+
+lint: $(VENV)/.ready-dev ## ruff and mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+test: lint ## everything that needs no browser
+	$(BIN)/python -m pytest -m "not browser" --cov
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=900 notebooks
+	@echo 'Left out: the browser tests; `make browser` runs them and needs Chromium.'
+
+quick: $(VENV)/.ready-dev ## the tests that take under two minutes
+	$(BIN)/python -m pytest -m "not slow and not browser"
+
+browser: $(VENV)/.ready-dev ## the pages in headless Chromium
+	$(BIN)/python -m pytest -m browser
+
+lab: $(VENV)/.ready ## JupyterLab on the notebooks
+	$(BIN)/python -m jupyter lab notebooks
+
+readme: $(VENV)/.ready ## the tables of README.md from reports/*/result.json
+	$(BIN)/python -m warp_nb.report --readme
+
+badges: ## Colab badges and the install address: make badges REPO=owner/name
+	$(PYTHON) scripts/badges.py '$(REPO)'
+
+clean: ## remove the environment and tool caches; reports stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage *.egg-info build

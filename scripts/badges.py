@@ -1,0 +1,57 @@
+"""Write a repository's address into README.md and the notebooks: Colab badges, and where to install from.
+
+    python scripts/badges.py owner/name
+
+Running it again with another address replaces the first one. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGE = "https://colab.research.google.com/assets/colab-badge.svg"
+README_MARKS = re.compile(r"(<!-- badges -->\n).*?(<!-- /badges -->)", re.DOTALL)
+ADDRESS = re.compile(r'^REPO = "[^"]*"', re.MULTILINE)
+NOTEBOOK_BADGE = re.compile(r"\A\[!\[[^\n]*\n\n")
+
+
+def badge(repo: str, notebook: str) -> str:
+    """Markdown of the badge that opens notebooks/<notebook> in Colab."""
+    target = f"https://colab.research.google.com/github/{repo}/blob/main/notebooks/{notebook}"
+    return f"[![Открыть {notebook} в Colab]({IMAGE})]({target})"
+
+
+def write(repo: str, root: Path = ROOT) -> None:
+    """Change README.md and notebooks/*.ipynb under `root`.
+
+    Raises ValueError for an address that is not owner/name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9-]+/[A-Za-z0-9._-]+", repo):
+        raise ValueError(f"REPO must be owner/name, got {repo!r}; run e.g. make badges REPO=octocat/warp")
+    notebooks = sorted((root / "notebooks").glob("*.ipynb"))
+    lines = "".join(f"{badge(repo, path.name)} `{path.name}`  \n" for path in notebooks)
+    readme = root / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(README_MARKS.sub(lambda m: f"{m[1]}{lines}{m[2]}", text), encoding="utf-8")
+    for path in notebooks:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        title, *others = content["cells"]
+        words = NOTEBOOK_BADGE.sub("", "".join(title["source"]))
+        title["source"] = f"{badge(repo, path.name)}\n\n{words}".splitlines(keepends=True)
+        for cell in others:
+            if cell["cell_type"] == "code":
+                source = ADDRESS.sub(f'REPO = "{repo}"', "".join(cell["source"]))
+                cell["source"] = source.splitlines(keepends=True)
+                break
+        path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        write(sys.argv[1] if len(sys.argv) > 1 else "")
+    except ValueError as error:
+        sys.exit(str(error))
