@@ -1,0 +1,172 @@
+"""The pages in headless Chromium: they fit, read, fetch nothing and run no foreign script.
+
+A page is shown in a frame as wide as the screen, under its own content security policy; the page around
+it measures. Chromium's proxy is the test's own server, so a request to any host is seen and counted.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from test_report import HOSTILE, hostile_notebook
+
+from warp_nb.page import notebook_html, page, stylesheet
+
+pytestmark = pytest.mark.browser
+ROOT = Path(__file__).resolve().parents[1]
+WIDTHS = [1280, 390]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --hide-scrollbars --window-size=1400,1000"
+).split()
+MEASURE = """<!DOCTYPE html><meta charset="utf-8"><body style="margin:0">
+<iframe src="/page" style="border:0;width:%dpx;height:900px" onload="measure(this)"></iframe><pre id="out"></pre>
+<script>
+function glyph(character, font) {
+  const canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
+  pen.font = "32px " + font; pen.fillText(character, 8, 40);
+  return canvas.toDataURL();
+}
+function measure(frame) {
+  const page = frame.contentDocument, view = frame.contentWindow, root = page.documentElement;
+  const scrolls = e => ["auto", "scroll"].includes(view.getComputedStyle(e).overflowX);
+  const inside = e => { for (let p = e.parentElement; p; p = p.parentElement) if (scrolls(p)) return true; };
+  const wide = [...page.body.querySelectorAll("*")].filter(
+    e => e.getBoundingClientRect().right > root.clientWidth + 1 && !inside(e)).map(e => e.tagName);
+  const blocks = [...page.querySelector("main").children].map(e => e.getBoundingClientRect()).filter(r => r.height);
+  const overlaps = blocks.slice(1).filter((r, i) => r.top < blocks[i].bottom - 1).length;
+  const font = view.getComputedStyle(page.body).fontFamily;
+  const missing = glyph("\\u{10FFFD}", font);
+  document.getElementById("out").textContent = JSON.stringify({
+    scroll: root.scrollWidth - root.clientWidth, width: root.clientWidth, wide, overlaps,
+    executed: "executed" in view || "executed" in window, text: page.body.innerText.length,
+    missing: [..."ЖЯёщθΩ"].filter(c => glyph(c, font) === missing),
+    broken: [...page.images].filter(i => !i.naturalWidth).length,
+    equations: [...page.querySelectorAll("math")].map(e => e.getBoundingClientRect().height)});
+}
+</script>"""
+
+
+class Site:
+    """One page and its measuring frame on localhost; `foreign` lists every other request."""
+
+    def __init__(self) -> None:
+        self.page, self.width, self.foreign = b"", 0, list[str]()
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                frame = (MEASURE % site.width).encode()
+                content = {"/page": site.page, "/": frame}.get(self.path)
+                if content is None and self.path != "/favicon.ico":
+                    site.foreign.append(self.path)
+                self.send_response(200 if content is not None else 404)
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+                self.end_headers()
+                self.wfile.write(content or b"")
+
+            def do_CONNECT(self) -> None:
+                site.foreign.append(self.path)
+                self.send_error(403)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def measure(self, content: str, width: int, profile: Path) -> dict:
+        """What Chromium found in `content` shown `width` pixels wide."""
+        assert CHROMIUM, "Chromium is missing: apt-get install chromium"
+        self.page, self.width = content.encode(), width
+        self.foreign.clear()
+        address = f"127.0.0.1:{self.server.server_port}"
+        command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", f"--proxy-server=http://{address}"]
+        done = subprocess.run(
+            [*command, "--dump-dom", f"http://{address}/"], capture_output=True, text=True, check=True, timeout=120
+        )
+        found = re.search(r'<pre id="out">(.+?)</pre>', done.stdout, re.DOTALL)
+        assert found, done.stderr[-2000:]
+        return json.loads(html.unescape(found[1]))
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    site = Site()
+    yield site
+    site.server.shutdown()
+
+
+def faults(found: dict, foreign: list[str]) -> list[str]:
+    """What is wrong with a measured page, in words."""
+    wrong = [f"{key}: {found[key]}" for key in ("wide", "overlaps", "executed", "missing", "broken") if found[key]]
+    if found["scroll"] > 0:
+        wrong.append(f"sideways scroll of {found['scroll']} px")
+    if not found["text"]:
+        wrong.append("no text")
+    if any(height < 5 for height in found["equations"]):
+        wrong.append("an equation without height")
+    outside = [address for address in foreign if not re.search(r"google(apis)?\.com", address)]
+    return wrong + [f"fetched {address}" for address in outside]
+
+
+def sample() -> str:
+    """A page with everything the notebooks show, each too wide for a telephone."""
+    table = "<table>" + "<tr>" + "".join(f"<td>значение_{i}</td>" for i in range(30)) + "</tr></table>"
+    wide = '<svg xmlns="http://www.w3.org/2000/svg" width="2000" height="200"><rect width="2000" height="200"/></svg>'
+    cells = [
+        new_markdown_cell("# Заголовок\n\n$$r_\\beta(y) = r(x,y) - \\beta \\log\\frac{\\pi_\\theta}{\\pi_{ema}}$$"),
+        new_markdown_cell("| " + " | ".join(["столбец"] * 20) + " |\n|" + "-|" * 20 + "\n"),
+        new_code_cell("x = " + "1 + " * 100 + "1", outputs=[new_output("stream", text="длинная_строка " * 40)]),
+        new_code_cell("t", outputs=[new_output("display_data", data={"text/html": table})]),
+        new_code_cell("p", outputs=[new_output("display_data", data={"image/svg+xml": wide})]),
+    ]
+    return notebook_html(new_notebook(cells=cells), "Проба", "<footer>" + "слово" * 60 + "</footer>")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_wide_page_fits(site: Site, width: int, tmp_path: Path) -> None:
+    found = site.measure(sample(), width, tmp_path)
+    assert found["width"] == width and len(found["equations"]) == 1
+    assert not faults(found, site.foreign)
+
+
+def test_hostile_text_does_nothing(site: Site, tmp_path: Path) -> None:
+    found = site.measure(notebook_html(hostile_notebook(), "x").replace("alert(1)", "top.executed=1"), 390, tmp_path)
+    assert found["text"] and not found["executed"] and not found["scroll"]
+    assert not [address for address in site.foreign if "example.org" in address or address.endswith("/x")]
+
+
+def test_the_measurement_sees_planted_faults(site: Site, tmp_path: Path) -> None:
+    body = "<div style='width:600px'>широко</div><img src='http://planted.invalid/x.png'>"
+    body += "<p style='margin-top:-3em'>x</p>"
+    text = f"<!DOCTYPE html><style>{stylesheet()}</style><main>{body}</main><script>executed = 1</script>{HOSTILE[0]}"
+    wrong = " ".join(faults(site.measure(text.replace("alert(1)", ""), 390, tmp_path), site.foreign))
+    for word in ("sideways", "wide", "overlaps", "executed", "broken", "fetched http://planted.invalid/x.png"):
+        assert word in wrong
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_policy_stops_scripts_that_cleaning_would_miss(site: Site, width: int, tmp_path: Path) -> None:
+    text = page("Т", "<p>текст</p><script>executed = 1</script><img src='http://planted.invalid/x.png'>")
+    found = site.measure(text, width, tmp_path)
+    assert not found["executed"] and found["broken"] == 1
+    assert "http://planted.invalid/x.png" not in site.foreign
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("path", sorted((ROOT / "reports").rglob("*.html")), ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_report_fits(site: Site, path: Path, width: int, tmp_path: Path) -> None:
+    found = site.measure(path.read_text(encoding="utf-8"), width, tmp_path)
+    assert not faults(found, site.foreign)

@@ -1,0 +1,144 @@
+"""An executed notebook as one HTML file: no script, nothing fetched, text of models cannot inject.
+
+Equations become MathML and are readable offline. Raw HTML in Markdown cells and outputs passes an
+allow-list; a content security policy forbids scripts and every network address beside that.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import secrets
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import bleach
+import nbformat
+from bs4 import BeautifulSoup
+from latex2mathml.converter import convert
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+TEMPLATES = Path(__file__).parent / "templates"
+CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+DROPPED = ("script", "style", "template", "noscript", "iframe", "object", "embed", "svg", "math", "form", "title")
+TAGS = frozenset(
+    "a abbr b blockquote br caption code dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd li ol p pre s "
+    "small span strong sub summary sup table tbody td tfoot th thead tr u ul".split()
+)
+ATTRIBUTES = {
+    "*": ["class", "id", "title"],
+    "a": ["href"],
+    "img": ["src", "alt", "width", "height"],
+    "td": ["colspan", "rowspan"],
+    "th": ["colspan", "rowspan", "scope"],
+}
+MATHML_NAMESPACE = "{http://www.w3.org/1998/Math/MathML}"
+MATHML = frozenset(
+    "math mrow mi mn mo ms mtext mspace msub msup msubsup mfrac msqrt mroot mover munder munderover mtable mtr mtd "
+    "mstyle mpadded mphantom menclose".split()
+)
+
+
+def safe_html(source: str) -> str:
+    """HTML reduced to the allowed tags and attributes; scripts and styles vanish with their content.
+
+    An image must be a data address; a link may be relative, http, https or mailto.
+    """
+    soup = BeautifulSoup(source, "html.parser")
+    for element in soup(list(DROPPED)):
+        element.decompose()
+    for image in soup("img"):
+        if not str(image.get("src", "")).startswith("data:image/"):
+            image.decompose()
+    return bleach.clean(
+        str(soup), tags=TAGS, attributes=ATTRIBUTES, protocols={"http", "https", "mailto", "data"}, strip=True
+    )
+
+
+def mathml(latex: str, block: bool) -> str:
+    """LaTeX as MathML; as escaped code where it cannot be read or would become anything but MathML."""
+    source = re.sub(r"\\(begin|end)\{aligned\}", r"\\\1{align*}", latex)
+    try:
+        found = convert(source, display="block" if block else "inline")
+        root = ElementTree.fromstring(found)
+    except Exception:  # the converter documents no list of its errors
+        return f"<code>{html.escape(latex)}</code>"
+    named = {element.tag.removeprefix(MATHML_NAMESPACE) for element in root.iter()}
+    attributes = {name for element in root.iter() for name in element.attrib}
+    if named <= MATHML and not any(name.startswith("on") or name in ("href", "style") for name in attributes):
+        return found
+    return f"<code>{html.escape(latex)}</code>"
+
+
+class _Renderer(IPythonRenderer):
+    """Puts a place holder where an equation stands, so that cleaning never sees MathML."""
+
+    def __init__(self) -> None:
+        super().__init__(escape=False, exclude_anchor_links=True)
+        self.key = secrets.token_hex(8)
+        self.equations: list[str] = []
+
+    def _place(self, latex: str, block: bool) -> str:
+        self.equations.append(mathml(latex, block))
+        return f"{self.key}n{len(self.equations) - 1}n"
+
+    def block_math(self, body: str) -> str:
+        return self._place(body, True)
+
+    def inline_math(self, body: str) -> str:
+        return self._place(body, False)
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return self._place(rf"\begin{{{name}}}{body}\end{{{name}}}", True)
+
+    def block_mermaidjs(self, code: str) -> str:
+        return f"<pre>{html.escape(code)}</pre>"
+
+
+def safe_markdown(source: str) -> str:
+    """Markdown with equations as clean HTML."""
+    renderer = _Renderer()
+    cleaned = safe_html(MarkdownWithMath(renderer=renderer).render(source))
+    return re.sub(rf"{renderer.key}n(\d+)n", lambda found: renderer.equations[int(found[1])], cleaned)
+
+
+def notebook_html(notebook: nbformat.NotebookNode, title: str, footer: str = "") -> str:
+    """One self-contained page of an executed notebook; `footer` is HTML that is trusted."""
+    exporter = HTMLExporter(
+        template_name="report",
+        extra_template_basedirs=[str(TEMPLATES)],
+        language_code="ru",
+        filters={"safe_markdown": safe_markdown, "safe_html": safe_html},
+    )
+    resources: dict[str, Any] = {
+        "metadata": {"name": title},
+        "report_css": stylesheet(),
+        "report_footer": footer,
+        "content_policy": CONTENT_POLICY,
+    }
+    return exporter.from_notebook_node(notebook, resources=resources)[0]
+
+
+def page(title: str, body: str) -> str:
+    """A page around `body`, HTML that is trusted."""
+    return (
+        f'<!DOCTYPE html>\n<html lang="ru">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{stylesheet()}</style>\n</head>\n"
+        f"<body>\n<main>\n<h1>{html.escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def stylesheet() -> str:
+    """The one style sheet of all pages."""
+    return (TEMPLATES / "report.css").read_text(encoding="utf-8")
+
+
+def definitions(facts: Iterable[tuple[str, str]]) -> str:
+    """Escaped name and value pairs as a table without a head."""
+    rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>\n" for name, value in facts)
+    return f'<div class="scroll"><table>\n{rows}</table></div>'

@@ -1,0 +1,411 @@
+"""Experiment notebooks -> reports/<task>: executed notebooks, HTML, result files, index, README table.
+
+    python -m warp_nb.report --task small            # experiments 1 to 4
+    python -m warp_nb.report exp4 --task small -p T 50
+    python -m warp_nb.report --task small --render   # pages again from what was run
+    python -m warp_nb.report --task small --readme   # the table in README.md
+
+A run counts only when its notebook wrote a result file with "status": "ok" at its very end: neither an
+exit code nor notebook metadata says that. `result.json` is deleted first and written last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import math
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from warp_nb.formatting import fixed, format_number
+from warp_nb.original import ROWS
+from warp_nb.weights import write_json
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = ("exp1", "exp2", "exp3", "exp4")
+OK, FAILED, MISSING = "ok", "failed", "missing"
+MERGED = ("status", "config", "summary", "checks", "conclusion", "seconds", "peak_rss_mb", "machine", "run")
+HIDDEN_PARAMETERS = ("result_file", "out_dir")
+PANELS = ("objective", "reward", "kl")
+README_MARKS = re.compile(r"(<!-- results (\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
+
+
+def run(name: str, notebooks: Path, folder: Path, parameters: dict[str, Any], command: str) -> str:
+    """Execute notebooks/<name>.ipynb into `folder`; the status of the run.
+
+    Leaves <name>.ipynb, <name>.html and <name>.result.json, each put in place atomically.
+    """
+    import nbformat
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    result_path = folder / f"{name}.result.json"
+    result_path.unlink(missing_ok=True)
+    started = time.perf_counter()
+    error = ""
+    with tempfile.TemporaryDirectory() as scratch:
+        executed, written = Path(scratch) / f"{name}.ipynb", Path(scratch) / "result.json"
+        try:
+            papermill.execute_notebook(
+                str(notebooks / f"{name}.ipynb"),
+                str(executed),
+                parameters=parameters | {"result_file": str(written)},
+                kernel_name="python3",
+                progress_bar=sys.stderr.isatty(),
+            )
+        except PapermillExecutionError as stopped:
+            error = f"{stopped.ename}: {stopped.evalue}"
+        except Exception as stopped:  # a kernel that died or never started: papermill passes on many kinds
+            error = f"{type(stopped).__name__}: {stopped}"
+        result = read_result(written)
+        if error or result["status"] != OK:
+            result = {"status": FAILED, "error": scrub(error or "the notebook wrote no result at its end")}
+        result["run"] = {"command": command, "seconds": time.perf_counter() - started} | computer()
+        if executed.exists():
+            notebook = scrubbed(nbformat.read(executed, as_version=4))
+            write_text(folder / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
+    write_json(result_path, result)
+    return str(result["status"])
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result file, or a status alone where it is missing or not whole."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"status": MISSING}
+    except ValueError:
+        return {"status": FAILED, "error": f"{path.name} is not JSON"}
+    return found if isinstance(found, dict) and "status" in found else {"status": FAILED, "error": "no status"}
+
+
+def scrubbed(notebook: NotebookNode) -> NotebookNode:
+    """The notebook without papermill's records and without paths of this machine."""
+    from nbformat import from_dict
+
+    notebook = from_dict(_each_string(notebook, scrub))
+    notebook.metadata.pop("papermill", None)
+    hidden = re.compile(rf"^(?:{'|'.join(HIDDEN_PARAMETERS)})\b.*\n?", re.MULTILINE)
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = hidden.sub("", cell.source).rstrip("\n")
+    return notebook
+
+
+def scrub(text: str) -> str:
+    """`text` without the folders of this machine."""
+    folders = {str(ROOT): "", tempfile.gettempdir(): "", sys.prefix: "", str(Path.home()): "~/"}
+    for folder, instead in sorted(folders.items(), key=lambda item: -len(item[0])):
+        if len(folder) > 1:
+            text = text.replace(f"{folder}/", instead)
+    return text
+
+
+def _each_string(value: Any, change: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _each_string(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_each_string(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def computer() -> dict[str, Any]:
+    """Cores and memory (GB) of this machine; what the kernel knows of it is in the result."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else math.nan
+    return {"cores": os.cpu_count(), "memory_gb": round(memory, 1)}
+
+
+def render(name: str, folder: Path) -> None:
+    """<name>.ipynb and its result file -> <name>.html; nothing where the notebook never came to be."""
+    import nbformat
+
+    from warp_nb.page import notebook_html
+
+    path = folder / f"{name}.ipynb"
+    if path.exists():
+        notebook = nbformat.read(path, as_version=4)
+        write_text(folder / f"{name}.html", notebook_html(notebook, name, footer(read_result(_result(folder, name)))))
+
+
+def footer(result: dict[str, Any]) -> str:
+    """How to repeat the run and what it ran on; a failed run says so first."""
+    from warp_nb.page import definitions
+
+    about = result.get("run", {})
+    facts = [("Повторить", about.get("command", "")), ("Ядер и память", _computer_text(about))]
+    if "seconds" in about:
+        facts.append(("Длительность", f"{format_number(about['seconds'])} с вместе с загрузкой"))
+    if result["status"] == OK:
+        machine = result["machine"]
+        versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
+        facts += [
+            ("Устройство", f"{machine['gpu'] or machine['cpu']}, потоков: {machine['threads']}"),
+            ("Начальное значение", f"seed = {result['config']['seed']}, повторений: {result['config']['n_seeds']}"),
+            ("Память процесса", f"до {format_number(result['peak_rss_mb'] / 1e3)} ГБ"),
+            ("Версии", f"Python {machine['python']}, {versions}"),
+        ]
+        head = ""
+    else:
+        head = f'<p class="failed">Прогон не закончен: {escape(result.get("error", "нет результата"))}</p>'
+    return f"<footer><h2>Как повторить</h2>{head}{definitions(facts)}</footer>"
+
+
+def _computer_text(about: dict[str, Any]) -> str:
+    memory = about.get("memory_gb")
+    return f"{about.get('cores', '?')}, {format_number(memory)} ГБ" if memory else "не записаны"
+
+
+def summarise(task: str, folder: Path) -> dict[str, Any]:
+    """Merge the experiments of `folder` into curves.png, index.html and, last, result.json."""
+    results = {name: read_result(_result(folder, name)) for name in EXPERIMENTS}
+    curves = {column: draw(results, [column]) for column in PANELS}
+    write_bytes(folder / "curves.png", draw(results, PANELS))
+    write_text(folder / "index.html", index(task, results, curves))
+    merged = {
+        "status": OK if all(result["status"] == OK for result in results.values()) else FAILED,
+        "task": task,
+        "experiments": {name: _short(result) for name, result in results.items()},
+    }
+    write_json(folder / "result.json", merged)
+    return merged
+
+
+def _short(result: dict[str, Any]) -> dict[str, Any]:
+    """Without the long tables; they stay in the experiment's own file."""
+    return {key: result[key] for key in (*MERGED, "error") if key in result}
+
+
+def draw(results: dict[str, dict[str, Any]], columns: Sequence[str]) -> bytes:
+    """PNG of the four experiments' curves over each other, a panel a column of the history."""
+    import pandas as pd
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from warp_nb.plots import compare_experiments
+
+    done = {f"эксперимент {n[3:]}": pd.DataFrame(r["history"]) for n, r in results.items() if r["status"] == OK}
+    figure = Figure(figsize=(6.4 * len(columns), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for ax, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+        if done:
+            compare_experiments(ax, done, column)
+        else:
+            ax.text(0.5, 0.5, "Законченных прогонов нет", ha="center", transform=ax.transAxes)
+            ax.set_axis_off()
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110, metadata={"Software": ""})
+    return stream.getvalue()
+
+
+def index(task: str, results: dict[str, dict[str, Any]], curves: dict[str, bytes]) -> str:
+    """The page of all experiments."""
+    from warp_nb.page import page
+
+    head = "<tr>" + "".join(
+        f"<th>{title}</th>"
+        for title in (
+            "Эксперимент", "Что меняется", "Награда SFT", "Награда WARP", "Разность",
+            "KL(sft‖warp)", "KL(warp‖sft)", "Проверки",
+        )
+    ) + "</tr>"  # fmt: skip
+    rows = "\n".join(index_row(name, result) + original_row(name) for name, result in results.items())
+    pictures = "\n".join(
+        f'<img alt="Кривые четырёх экспериментов: {column}" src="data:image/png;base64,'
+        f'{base64.b64encode(png).decode()}">'
+        for column, png in curves.items()
+    )
+    links = "".join(
+        f'<li><a href="{n}.html">Эксперимент {n[3:]}</a>, <a href="{n}.ipynb">выполненная тетрадь</a>,'
+        f' <a href="{n}.result.json">все числа</a>: {_conclusion(r)}</li>\n'
+        for n, r in results.items()
+        if r["status"] == OK
+    )
+    body = f"""<p>Алгоритм WARP (arXiv 2406.16768), задача <b>{escape(task)}</b>. KL в натах на последовательность,
+в скобках 95 % интервал. Серые строки — числа исходного отчёта: там другая модель и другая шкала награды,
+сравнивать с ними можно порядок величин KL, но не награды.</p>
+<div class="scroll"><table><thead>{head}</thead>
+<tbody>
+{rows}
+</tbody></table></div>
+<h2>Кривые</h2>
+{pictures}
+<h2>Подробно</h2>
+<ul>
+{links}</ul>
+{index_footer(results)}"""
+    return page(f"WARP: эксперименты 1–4, задача {task}", body)
+
+
+def index_row(name: str, result: dict[str, Any]) -> str:
+    """One measured row; a run that did not end well says only that."""
+    number = int(name[3:])
+    change = escape(ROWS[number].change)
+    if result["status"] != OK:
+        reason = "не запускался" if result["status"] == MISSING else f"не закончен: {result.get('error', '')}"
+        return f'<tr><th>{number}</th><td>{change}</td><td class="failed" colspan="6">{escape(reason)}</td></tr>\n'
+    cells = "".join(f"<td>{interval(result['summary'][measure])}</td>" for measure in ROWS[number].measures())
+    failed = [check["title"] for check in result["checks"] if check["applies"] and not check["passed"]]
+    checks = f'<td class="failed">{escape("не пройдены: " + "; ".join(failed))}</td>' if failed else "<td>пройдены</td>"
+    return f'<tr><th><a href="{name}.html">{number}</a></th><td>{change}</td>{cells}{checks}</tr>\n'
+
+
+def original_row(name: str) -> str:
+    """The original report's figures as it printed them."""
+    original = ROWS[int(name[3:])]
+    figures = original.measures()
+    cells = "".join(f"<td>{fixed(v, 5 if k.startswith('kl') else 7)}</td>" for k, v in figures.items())
+    return f'<tr class="original"><th></th><td>исходный отчёт (другая шкала)</td>{cells}<td></td></tr>'
+
+
+def interval(estimate: dict[str, float | None]) -> str:
+    """1,56 [1,42; 1,70]."""
+    value, low, high = (format_number(math.nan if estimate[k] is None else estimate[k] or 0.0) for k in _ESTIMATE)
+    return f"{value} <small>[{low}; {high}]</small>"
+
+
+_ESTIMATE = ("value", "low", "high")
+
+
+def _conclusion(result: dict[str, Any]) -> str:
+    return " ".join(escape(paragraph) for paragraph in result["conclusion"][:2])
+
+
+def index_footer(results: dict[str, dict[str, Any]]) -> str:
+    """The footer of the last finished experiment, its duration replaced by the sum."""
+    done = [result for result in results.values() if result["status"] == OK]
+    if not done:
+        return footer({"status": FAILED, "error": "ни один эксперимент не закончен"})
+    last = done[-1]
+    total = sum(result["run"]["seconds"] for result in done)
+    return footer(last | {"run": last["run"] | {"seconds": total}})
+
+
+def readme_table(merged: dict[str, Any]) -> str:
+    """Markdown table of the experiments for README.md, from result.json."""
+    lines = [
+        "| | setting | reward SFT | reward WARP | difference | KL(sft‖warp) | KL(warp‖sft) "
+        "| original's KLs (another model) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, result in merged["experiments"].items():
+        original = ROWS[int(name[3:])]
+        if result["status"] != OK:
+            lines.append(f"| {name} | not finished | | | | | | |")
+            continue
+        config, summary = result["config"], result["summary"]
+        warmup = f"warm-up over {config['warmup_steps']}" if config["warmup_steps"] else "no warm-up"
+        figures = " | ".join(_english(summary[measure]) for measure in original.measures())
+        lines.append(
+            f"| {name} | lr {config['lr']:g}, {warmup} | {figures} "
+            f"| {original.kl_reference_policy:.3g}, {original.kl_policy_reference:.3g} |"
+        )
+    seeds = sorted({r["config"]["n_seeds"] for r in merged["experiments"].values() if r["status"] == OK})
+    counts = ", ".join(map(str, seeds))
+    lines += ["", f"Task `{merged['task']}`, trainings an experiment: {counts}. KL in nats a sequence."]
+    return "\n".join(lines) + "\n"
+
+
+def _english(estimate: dict[str, float | None]) -> str:
+    value, low, high = ("?" if estimate[key] is None else f"{estimate[key]:.3g}" for key in _ESTIMATE)
+    return f"{value} [{low}, {high}]"
+
+
+def filled(readme: str, reports: Path) -> str:
+    """README text with every marked table made again from reports/<task>/result.json, where there is one."""
+
+    def table(found: re.Match[str]) -> str:
+        path = reports / found[2] / "result.json"
+        text = readme_table(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else "Not run yet.\n"
+        return f"{found[1]}{text}{found[3]}"
+
+    return README_MARKS.sub(table, readme)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _result(folder: Path, name: str) -> Path:
+    return folder / f"{name}.result.json"
+
+
+def number_or_text(text: str) -> Any:
+    """A value of `-p` as the papermill command line reads it."""
+    from papermill.cli import _resolve_type
+
+    return _resolve_type(text)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m warp_nb.report", description="Run experiments, write reports.")
+    parser.add_argument("experiments", nargs="*", metavar="expN", help="which to run; all four by default")
+    parser.add_argument("--task", default="small", help="small, smollm, gpt2")
+    parser.add_argument("--out", type=Path, default=ROOT / "reports", help="folder of the reports")
+    parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", help="folder of the notebooks")
+    parser.add_argument("--seeds", type=int, default=0, help="trainings an experiment; 3 for the task small, else 1")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
+    parser.add_argument("--render", action="store_true", help="run nothing, make the pages again")
+    parser.add_argument("--readme", action="store_true", help="run nothing, fill the tables of README.md")
+    chosen = parser.parse_args(argv)
+    unknown = set(chosen.experiments) - set(EXPERIMENTS)
+    if unknown:
+        parser.error(f"unknown experiment {', '.join(sorted(unknown))}; choose from {', '.join(EXPERIMENTS)}")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", chosen.task):
+        parser.error(f"--task names a folder of the reports: letters, digits, dots, dashes; got {chosen.task!r}")
+    return chosen
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, render, merge; exit code 1 when a requested experiment did not end with a result."""
+    chosen = arguments(argv)
+    if chosen.readme:
+        readme = ROOT / "README.md"
+        write_text(readme, filled(readme.read_text(encoding="utf-8"), chosen.out))
+        return 0
+    folder: Path = chosen.out.resolve() / chosen.task
+    folder.mkdir(parents=True, exist_ok=True)
+    names: Iterable[str] = chosen.experiments or EXPERIMENTS
+    seeds = chosen.seeds or (3 if chosen.task == "small" else 1)
+    parameters = {"task": chosen.task, "n_seeds": seeds} | {k: number_or_text(v) for k, v in chosen.parameters}
+    (folder / "result.json").unlink(missing_ok=True)
+    for name in names:
+        if not chosen.render:
+            words = ["python", "-m", "warp_nb.report", name, "--task", chosen.task, "--seeds", str(seeds)]
+            words += [word for pair in chosen.parameters for word in ("-p", *pair)]
+            print(f"{name}: running, task {chosen.task}, {seeds} trainings", flush=True)
+            status = run(name, chosen.notebooks, folder, parameters, shlex.join(words))
+            print(f"{name}: {status}", flush=True)
+        render(name, folder)
+    merged = summarise(chosen.task, folder)
+    print(f"{'reports' if folder.is_relative_to(ROOT) else folder.parent}/{chosen.task}/index.html")
+    bad = [name for name in names if merged["experiments"][name]["status"] != OK]
+    for name in bad:
+        print(f"{name} has no result: {merged['experiments'][name].get('error', 'never run')}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
