@@ -1,0 +1,142 @@
+"""The files around the package agree with each other and with the tree."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import import_module, util
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REQUIRED = [Requirement(line) for line in PROJECT["dependencies"]]
+DEVELOPERS = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
+COLAB = {"torch": "2.11.0", "transformers": "5.15.0", "datasets": "4.0.0", "numpy": "2.1.0"}
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pins.items()}
+
+
+@pytest.mark.parametrize("requirement", REQUIRED + DEVELOPERS, ids=lambda requirement: requirement.name)
+def test_every_requirement_has_a_tested_version(requirement: Requirement) -> None:
+    assert requirement.specifier.contains(constraints()[canonicalize_name(requirement.name)])
+
+
+@pytest.mark.parametrize("requirement", REQUIRED, ids=lambda requirement: requirement.name)
+def test_the_package_sets_lower_bounds_only_that_fit_colab(requirement: Requirement) -> None:
+    assert {clause.operator for clause in requirement.specifier} == {">="}
+    if requirement.name in COLAB:
+        assert requirement.specifier.contains(COLAB[requirement.name])
+
+
+def test_constraints_pin_no_local_version() -> None:
+    assert not [name for name, version in constraints().items() if not re.fullmatch(r"[\w.]+", version)]
+
+
+def test_environment_installs_what_pyproject_says() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    *conda, pip = environment["dependencies"]
+    assert pip == {"pip": ["--constraint constraints.txt", "--editable .[dev]"]}
+    (python,) = [line.partition("=")[2] for line in conda if line.startswith("python=")]
+    assert f"{python}.0" in SpecifierSet(PROJECT["requires-python"])
+    assert environment["channels"] == ["conda-forge"]
+
+
+def test_every_import_of_the_package_is_required() -> None:
+    known = {canonicalize_name(r.name) for r in REQUIRED} | {"warp-nb"}
+    names = {"bs4": "beautifulsoup4", "IPython": "ipykernel"}
+    found = set()
+    for path in (ROOT / "warp_nb").glob("*.py"):
+        found |= set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    outside = {
+        canonicalize_name(names.get(name, name))
+        for name in found - set(sys.stdlib_module_names)
+        if util.find_spec(name) is not None
+    }
+    assert "torch" in outside and outside <= known
+
+
+def test_every_module_stands_in_the_readme_tree() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [p.name for p in (ROOT / "warp_nb").glob("*.py") if p.name not in readme and p.name != "__init__.py"]
+    assert not missing
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for name in ("README.md", "NOTICE.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        for target in re.findall(r"\]\(([^)#\s]+)", (ROOT / name).read_text(encoding="utf-8")):
+            assert target.startswith("http") or (ROOT / target).exists(), f"{name}: {target}"
+
+
+@pytest.mark.parametrize("name", sorted(import_module("warp_nb").__all__))
+def test_every_public_name_loads(name: str) -> None:
+    assert getattr(import_module("warp_nb"), name).__module__.startswith("warp_nb.")
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_make_alone_prints_its_commands() -> None:
+    done = make()
+    listed = set(re.findall(r"make ([a-z]+)", done.stdout))
+    assert done.returncode == 0 and {"reports", "test", "quick", "browser", "lab", "badges", "clean"} <= listed
+
+
+def test_an_old_python_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    old = tmp_path / "python"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = make("setup", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}")
+    assert done.returncode and "3.11" in done.stderr and "PYTHON=" in done.stderr
+
+
+def badges(root: Path, repo: str) -> subprocess.CompletedProcess[str]:
+    script = shutil.copy(ROOT / "scripts" / "badges.py", root / "scripts")
+    return subprocess.run([sys.executable, script, repo], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "README.md", tmp_path)
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    return tmp_path
+
+
+def test_badges_are_written_and_replaced(copy: Path) -> None:
+    assert badges(copy, "first/one").returncode == 0
+    assert badges(copy, "octocat/warp").returncode == 0
+    readme = (copy / "README.md").read_text(encoding="utf-8")
+    paths = sorted((copy / "notebooks").glob("*.ipynb"))
+    assert "first/one" not in readme and paths
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        assert readme.count(f"octocat/warp/blob/main/notebooks/{path.name}") == 1
+        cells = json.loads(text)["cells"]
+        assert "octocat/warp" in cells[0]["source"][0] and "first/one" not in text
+        original = json.loads((ROOT / "notebooks" / path.name).read_text(encoding="utf-8"))["cells"]
+        assert [c["source"] for c in cells[2:]] == [c["source"] for c in original[2:]]
+        if 'REPO = ""' in str(original[1]["source"]):
+            assert 'REPO = "octocat/warp"' in "".join(cells[1]["source"])
+
+
+@pytest.mark.parametrize("repo", ["", "name", "a/b/c", 'a/b"; x', "https://example.org/a"])
+def test_a_wrong_address_is_refused_untouched(copy: Path, repo: str) -> None:
+    before = (copy / "README.md").read_text(encoding="utf-8")
+    done = badges(copy, repo)
+    assert done.returncode and "owner/name" in done.stderr
+    assert (copy / "README.md").read_text(encoding="utf-8") == before
