@@ -56,7 +56,7 @@ def test_unpack_refuses_a_path_that_escapes(tmp_path: Path, name: str) -> None:
 
 def test_unpack_names_a_missing_member(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"x": "1"})
-    with pytest.raises(ValueError, match="gone.csv"):
+    with pytest.raises(ValueError, match=r"gone\.csv"):
         assets.unpack(archive, tmp_path / "out", ("gone.csv",))
 
 
@@ -239,5 +239,5 @@ def test_parts_mix_the_labels_of_a_sorted_file(twelve_thousand: pd.DataFrame) ->
 
 
 def test_an_unknown_part_is_refused() -> None:
-    with pytest.raises(ValueError, match="sft.*'train'"):
+    with pytest.raises(ValueError, match=r"sft.*'train'"):
         imdb.reviews("train")  # type: ignore[arg-type]

@@ -168,14 +168,14 @@ def test_training_leaves_the_caller_as_it_was(base: Path, tmp_path: Path, capfd:
     def state() -> list[Any]:
         return [
             random.getstate(),
-            np.random.get_state()[1].tolist(),  # type: ignore[index]
+            np.random.get_state()[1].tolist(),  # type: ignore[index]  # noqa: NPY002
             torch.get_rng_state().tolist(),
             torch.get_num_threads(),
             dict(os.environ),
         ]
 
     random.seed(7)
-    np.random.seed(7)
+    np.random.seed(7)  # noqa: NPY002
     torch.manual_seed(7)
     before = state()
     capfd.readouterr()
@@ -213,7 +213,7 @@ def test_an_unfinished_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_batched_scores_equal_the_logits_of_single_texts(trained: rm.RewardModel) -> None:
-    texts = invented_reviews(30, seed=4)["text"].tolist() + ["good", "bad word1"]
+    texts = [*invented_reviews(30, seed=4)["text"], "good", "bad word1"]
     expected = []
     with torch.no_grad():
         for text in texts:

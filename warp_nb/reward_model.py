@@ -216,7 +216,7 @@ def _undisturbed() -> Iterator[None]:
     """Give the caller back what a trainer changes: random states, number of threads, environment."""
     python, numpy, threads, environment = (
         random.getstate(),
-        np.random.get_state(),
+        np.random.get_state(),  # noqa: NPY002  the legacy state is the one trainers seed
         torch.get_num_threads(),
         {**os.environ},
     )
@@ -225,7 +225,7 @@ def _undisturbed() -> Iterator[None]:
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002
         torch.set_num_threads(threads)
         for name in set(os.environ) - set(environment):
             del os.environ[name]
@@ -237,7 +237,7 @@ def _progress(steps: int) -> Any:
     from tqdm.auto import tqdm
     from transformers import TrainerCallback
 
-    class Bar(TrainerCallback):  # type: ignore[misc]
+    class Bar(TrainerCallback):
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
             self.bar = tqdm(total=steps, desc="модель награды", leave=False)
 
