@@ -23,7 +23,7 @@ from warp_nb.average import StateDict, angles, liti, merge, tied_to
 from warp_nb.config import WarpConfig
 from warp_nb.policy_gradient import Row, RunResult, run_seed, train_run
 from warp_nb.tasks import Task
-from warp_nb.weights import load_weights, save_weights, snapshot, write_json
+from warp_nb.weights import fingerprint, load_weights, save_weights, snapshot, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +61,7 @@ def warp(
 
     With `out_dir` finished runs are kept there and not repeated by a second call. `progress`
     is True (a bar), False, or a function called with every history row.
-    Raises ValueError when `out_dir` holds runs of another configuration.
+    Raises ValueError when `out_dir` holds runs of another configuration or another θ_sft.
     """
     import pandas as pd
 
@@ -121,7 +121,9 @@ def final_front(sft: StateDict, merged: StateDict, etas: Sequence[float]) -> lis
 def claim(folder: Path, config: WarpConfig, task: Task) -> None:
     """Write the configuration into `folder`, or check that it is the one already there."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, mine = folder / "config.json", config.model_dump() | {"task_name": task.name}
+    path = folder / "config.json"
+    mine = config.model_dump(include=set(WarpConfig.model_fields))
+    mine |= {"task_name": task.name, "policy_sha256": fingerprint(task.policy.state_dict())}
     if not path.exists():
         write_json(path, mine)
         return

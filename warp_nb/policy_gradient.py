@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from warp_nb.average import StateDict, ema_update_
+from warp_nb.average import StateDict, ema_update_, first_names
 from warp_nb.config import WarpConfig
 from warp_nb.rollout import Rollout, completion_logits, sample, token_kl, token_log_probs
 from warp_nb.tasks import Task, call_reward
@@ -171,9 +171,10 @@ def train_run(
 
 
 def displacement(init: StateDict, state: StateDict) -> Row:
-    """Norm of the task vector, and the share of weights that did not change at all."""
+    """Norm of the task vector, and the share of weights that did not change at all; tied weights count once."""
     square, same, total = 0.0, 0, 0
-    for name, value in state.items():
+    for name in first_names(init).values():
+        value = state[name]
         if value.is_floating_point():
             start = init[name].to(value.device)
             square += (value - start).double().square().sum().item()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from warp_nb.average import wide
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -103,7 +105,8 @@ def sample(
             logits_to_keep=1,
         )
         cache = out.past_key_values
-        scores = (out.logits[:, -1].float() / temperature).log_softmax(-1)
+        logits = out.logits[:, -1]
+        scores = (logits.to(wide(logits)) / temperature).log_softmax(-1)
         token = _draw(scores, generator)
         token = torch.where(alive, token, pad_id(tokenizer))
         masks.append(alive)
@@ -130,7 +133,7 @@ def _draw(log_probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def completion_logits(policy: PreTrainedModel, rollout: Rollout, temperature: float) -> torch.Tensor:
-    """Logits / temperature that predict each completion token, fp32 [B, C, V]."""
+    """Logits / temperature that predict each completion token, fp32 (fp64 of an fp64 policy) [B, C, V]."""
     positions = (rollout.attention_mask.cumsum(1) - 1).clamp_min(0)
     out = policy(
         input_ids=rollout.ids[:, :-1],
@@ -139,7 +142,7 @@ def completion_logits(policy: PreTrainedModel, rollout: Rollout, temperature: fl
         use_cache=False,
         logits_to_keep=rollout.width,
     )
-    return out.logits.float() / temperature
+    return out.logits.to(wide(out.logits)) / temperature
 
 
 def token_log_probs(logits: torch.Tensor, rollout: Rollout) -> torch.Tensor:

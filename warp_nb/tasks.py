@@ -24,7 +24,8 @@ class Task:
     """What Algorithm 1 gets as input. `policy` is θ_sft and is never mutated.
 
     `reward(prompts: list[str], completions: list[str], **kwargs) -> list[float]` follows TRL's
-    convention. Raises ValueError when prompts are missing or training and evaluation share one.
+    convention. Raises ValueError when prompts are missing or training and evaluation share one,
+    and when the policy is in training mode (dropout) or not in fp32.
     """
 
     policy: PreTrainedModel
@@ -36,6 +37,11 @@ class Task:
     about: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.policy.training:
+            raise ValueError("the policy is in training mode, dropout would differ at every look; call policy.eval()")
+        low = [f"{n} is {p.dtype}" for n, p in self.policy.named_parameters() if p.dtype.itemsize < 4]
+        if low:
+            raise ValueError(f"the policy must be float32, {low[0]}; call policy.float() (dtype is for arithmetic)")
         for name in ("train_prompts", "eval_prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; pass at least one prompt")

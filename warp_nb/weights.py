@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from warp_nb.average import StateDict, check_same, first_names, tied_to
-
-if TYPE_CHECKING:
-    import torch
 
 
 def snapshot(module: torch.nn.Module) -> StateDict:
@@ -21,6 +20,16 @@ def snapshot(module: torch.nn.Module) -> StateDict:
     state = module.state_dict()
     copies = {name: state[name].detach().cpu().clone() for name in first_names(state).values()}
     return {name: copies[source] for name, source in tied_to(state).items()}
+
+
+def fingerprint(state: StateDict) -> str:
+    """sha256 over the distinct tensors of `state`: equal for equal names, dtypes, shapes and bits."""
+    digest = hashlib.sha256()
+    for name in first_names(state).values():
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def save_weights(path: Path, state: StateDict) -> None:
