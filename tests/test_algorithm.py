@@ -160,9 +160,7 @@ def test_theta_sft_is_never_mutated() -> None:
 
 def test_runs_are_equal_to_the_bit_only_with_one_seed() -> None:
     same, apart = (quick(CONFIG.replace(I=1, independent_seeds=switch)) for switch in (False, True))
-    curves = [
-        [list(run.objective) for _, run in result.history.groupby("run")] for result in (same, apart)
-    ]
+    curves = [[list(run.objective) for _, run in result.history.groupby("run")] for result in (same, apart)]
     assert curves[0][0] == curves[0][1] and curves[1][0] != curves[1][1]
     assert same.merges.delta_cosine[0] == pytest.approx(1, abs=1e-6)
 

@@ -39,7 +39,10 @@ def log_probs(policy: Any, temperature: float = 1.0) -> torch.Tensor:
     rows = [PROMPT + y + [0] * (3 - len(y)) for y in EVERY]
     tables = (policy(torch.tensor(rows)).logits / temperature).log_softmax(-1)
     return torch.stack(
-        [sum(table[len(PROMPT) + i - 1, token] for i, token in enumerate(y)) for table, y in zip(tables, EVERY, strict=True)]
+        [
+            sum(table[len(PROMPT) + i - 1, token] for i, token in enumerate(y))
+            for table, y in zip(tables, EVERY, strict=True)
+        ]
     )
 
 
