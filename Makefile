@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reports test quick browser lint lab readme badges clean
+.PHONY: help setup reports notebooks test quick browser lint lab readme badges clean
 
 help: ## print this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -30,6 +30,9 @@ setup: $(VENV)/.ready ## virtual environment and installation
 
 reports: $(VENV)/.ready ## experiments 1 to 4 and their HTML -> reports/TASK/index.html
 	$(BIN)/python -m warp_nb.report --task $(TASK) --seeds $(SEEDS)
+
+notebooks: $(VENV)/.ready ## run the committed notebooks again, outputs kept in place
+	$(BIN)/python -m jupyter execute --inplace --timeout=1800 --NotebookClient.record_timing=False notebooks/*.ipynb
 
 lint: $(VENV)/.ready-dev ## ruff and mypy
 	$(BIN)/python -m ruff check .
