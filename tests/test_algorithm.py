@@ -98,17 +98,18 @@ class Naive:
         return init, merged
 
 
-def gap(found: Weights, wanted: Weights, start: Weights) -> float:
+def gap(found: Weights, wanted: Weights, start: Weights, leave_out: str = "nothing") -> float:
     """Distance to `wanted`, relative to its distance from `start`."""
-    far, near = (sum((x[n].double() - wanted[n]).square().sum().item() for n in wanted) for x in (start, found))
+    names = [name for name in wanted if leave_out not in name]
+    far, near = (sum((x[n].double() - wanted[n]).square().sum().item() for n in names) for x in (start, found))
     return math.sqrt(near / far)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 2e-3)])
 def test_warp_against_a_naive_loop_in_float64(
     dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fed with the same completions; in fp32 Adam turns rounding of tiny gradients into whole steps."""
+    """Fed with the same completions."""
     recorded: list[list[tuple[list[int], list[int]]]] = []
 
     def record(policy: Any, tokenizer: Any, prompts: list[str], *rest: Any) -> Any:
@@ -123,8 +124,10 @@ def test_warp_against_a_naive_loop_in_float64(
     assert len(recorded) == 12
     naive = Naive(task, CONFIG, recorded)
     policy, merged = naive.warp()
-    assert gap(result.policy.state_dict(), policy, naive.sft) < tolerance
-    assert gap(result.merged, merged, naive.sft) < tolerance
+    # a key's bias has no gradient at all (softmax does not see it): Adam makes steps of its rounding
+    noise = "c_attn.bias" if dtype == torch.float32 else "nothing"
+    assert gap(result.policy.state_dict(), policy, naive.sft, noise) < tolerance
+    assert gap(result.merged, merged, naive.sft, noise) < tolerance
     other = Naive(task, CONFIG.replace(eta=0.7), recorded).warp()[0]  # the comparison tells a fault
     assert gap(result.policy.state_dict(), other, naive.sft) > 10 * tolerance
 
@@ -172,15 +175,22 @@ def test_repeating_gives_the_same_bits_and_another_seed_does_not() -> None:
 
 
 def test_every_switch_changes_the_result() -> None:
-    base = CONFIG.replace(T=2, warmup_steps=0, max_new_tokens=3)
+    base = CONFIG.replace(I=1, T=2, warmup_steps=0, max_new_tokens=3)
     switches = [
-        {}, {"merge": "lerp"}, {"merge_by": "tensor"}, {"merge_by": "global"}, {"anchor": "sft"}, {"mu": 0.0},
+        {}, {"merge": "lerp"}, {"merge_by": "tensor"}, {"merge_by": "global"}, {"anchor": "sft"},
         {"baseline": "mean"}, {"baseline": "loo"}, {"optimizer": "adamw"}, {"optimizer": "sgd"}, {"beta": 0.0},
         {"M": 1}, {"M": 3}, {"eta": 0.5}, {"temperature": 0.7}, {"warmup_steps": 2},
     ]  # fmt: skip
     prints = {fingerprint(quick(base.replace(**change)).policy.state_dict()) for change in switches}
-    # an anchor that never moves within a run is θ_init: in iteration 2 that is not θ_sft
     assert len(prints) == len(switches)
+
+
+def test_an_ema_that_never_moves_is_the_sft_anchor_in_the_first_iteration_only() -> None:
+    prints = [
+        [fingerprint(quick(CONFIG.replace(I=count, **change)).policy.state_dict()) for count in (1, 2)]
+        for change in ({"mu": 0.0}, {"anchor": "sft"})
+    ]
+    assert prints[0][0] == prints[1][0] and prints[0][1] != prints[1][1]
 
 
 def test_lerp_merges_to_the_mean(tmp_path: Path) -> None:
@@ -212,7 +222,7 @@ def test_the_final_front_runs_from_theta_sft_to_the_last_merge() -> None:
 
 def test_llama_and_a_tokenizer_without_an_end_run_too() -> None:
     words = tiny.tokenizer(end=False, begin=True)
-    task = Task(tiny.llama(len(words)), words, tiny.opinion, tiny.prompts(8, 0), tiny.prompts(16, 1)[:3] + ["never"])
+    task = Task(tiny.llama(len(words)), words, tiny.opinion, tiny.prompts(8, 0), [*tiny.prompts(16, 1)[:3], "never"])
     result = quick(CONFIG.replace(I=1, T=2), task)
     assert (result.history.tokens == CONFIG.max_new_tokens).all()
     assert "model.layers.1" in set(result.geometry.block)

@@ -61,5 +61,5 @@ def test_a_second_experiment_reads_the_first_ones_runs(monkeypatch: pytest.Monke
     assert again.runs.loaded.all() and again.summary == first.summary
     wider = run(monkeypatch, out_dir=str(tmp_path), n_seeds=2, n_eval_prompts=32)
     assert wider.runs.loaded.tolist() == [1, 1, 0, 0]
-    with pytest.raises(ValueError, match="eta: 0.3 there, 0.4 here"):
+    with pytest.raises(ValueError, match=r"eta: 0\.3 there, 0\.4 here"):
         run(monkeypatch, out_dir=str(tmp_path), eta=0.4)
