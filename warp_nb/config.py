@@ -27,7 +27,7 @@ class WarpConfig(BaseModel):
     beta: float = Field(0.1, ge=0, description="strength of the KL penalty (line 7)")
     mu: float = Field(0.01, ge=0, le=1, description="EMA update rate of the anchor (line 9)")
     eta: float = Field(0.5, ge=0, le=1, description="LITI update rate (line 12)")
-    batch_size: int = Field(32, ge=1, description="completions a step")
+    batch_size: int = Field(16, ge=1, description="completions a step")
     max_new_tokens: int = Field(24, ge=1, description="longest completion, tokens")
     temperature: float = Field(1.0, gt=0, description="of sampling and of every log-probability")
     baseline: Literal["none", "mean", "loo"] = Field("none", description="subtracted from r_beta; none as written")

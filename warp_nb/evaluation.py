@@ -121,7 +121,7 @@ def evaluate(
             rollout = sample(sampler, task.tokenizer, chunk, max_new_tokens, temperature, noise)
             logits, others = (completion_logits(model, rollout, temperature) for model in (sampler, other))
             columns.setdefault(f"kl_{side}", []).extend(token_kl(logits, others, rollout).sum(1).tolist())
-            under_reference = completion_logits(reference, rollout, 1.0)
+            under_reference = (logits if sampler is reference else others) * temperature
             columns.setdefault(f"nll_{side}", []).extend(token_nll(under_reference, rollout))
             columns.setdefault(f"distinct_{side}", []).extend(distinct_bigrams(rollout))
             texts.setdefault(side, []).extend(rollout.completions)
