@@ -33,6 +33,7 @@ reports: $(VENV)/.ready ## experiments 1 to 4 and their HTML -> reports/TASK/ind
 
 notebooks: $(VENV)/.ready ## run the committed notebooks again, outputs kept in place
 	$(BIN)/python -m jupyter execute --inplace --timeout=1800 --NotebookClient.record_timing=False notebooks/*.ipynb
+	$(BIN)/python -m warp_nb.report --scrub
 
 lint: $(VENV)/.ready-dev ## ruff and mypy
 	$(BIN)/python -m ruff check .

@@ -4,6 +4,7 @@
     python -m warp_nb.report exp4 --task small -p T 50
     python -m warp_nb.report --task small --render   # pages again from what was run
     python -m warp_nb.report --task small --readme   # the table in README.md
+    python -m warp_nb.report --scrub                 # notebooks/ without progress bars and paths of this machine
 
 A run counts only when its notebook wrote a result file with "status": "ok" at its very end: neither an
 exit code nor notebook metadata says that. `result.json` is deleted first and written last.
@@ -101,9 +102,18 @@ def scrubbed(notebook: NotebookNode) -> NotebookNode:
     hidden = re.compile(rf"^(?:{'|'.join(HIDDEN_PARAMETERS)})\b.*\n?", re.MULTILINE)
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in map(settled, cell.outputs) if output.get("text", "…").strip()]
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = hidden.sub("", cell.source).rstrip("\n")
     return notebook
+
+
+def settled(output: NotebookNode) -> NotebookNode:
+    """A stream as a terminal would show it at the end: what a carriage return overwrote is gone."""
+    if output.output_type == "stream":
+        output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+    return output
 
 
 def scrub(text: str) -> str:
@@ -369,6 +379,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
     parser.add_argument("--render", action="store_true", help="run nothing, make the pages again")
     parser.add_argument("--readme", action="store_true", help="run nothing, fill the tables of README.md")
+    parser.add_argument("--scrub", action="store_true", help="run nothing, clean the outputs of notebooks/")
     chosen = parser.parse_args(argv)
     unknown = set(chosen.experiments) - set(EXPERIMENTS)
     if unknown:
@@ -380,10 +391,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, render, merge; exit code 1 when a requested experiment did not end with a result."""
+    import nbformat
+
     chosen = arguments(argv)
     if chosen.readme:
         readme = ROOT / "README.md"
         write_text(readme, filled(readme.read_text(encoding="utf-8"), chosen.out))
+        return 0
+    if chosen.scrub:
+        for path in sorted(chosen.notebooks.glob("*.ipynb")):
+            write_text(path, nbformat.writes(scrubbed(nbformat.read(path, as_version=4))) + "\n")
         return 0
     folder: Path = chosen.out.resolve() / chosen.task
     folder.mkdir(parents=True, exist_ok=True)
