@@ -230,9 +230,10 @@ def test_wrong_arguments_are_refused_before_anything_runs(argv: list[str]) -> No
 
 
 def test_a_progress_bar_leaves_nothing_and_other_output_stays(tmp_path: Path) -> None:
-    bar = nbformat.v4.new_output("stream", name="stderr", text="\r 0%|  | 0/2\r50%|# | 1/2\r      \r")
+    texts = ["\r 0%|  | 0/2", "\r50%|# | 1/2\r", "      \r"]
+    bar = [nbformat.v4.new_output("stream", name="stderr", text=text) for text in texts]
     said = nbformat.v4.new_output("stream", name="stdout", text="first\r\nhalf\rwhole\n")
-    cell = nbformat.v4.new_code_cell("work()", outputs=[bar, said])
+    cell = nbformat.v4.new_code_cell("work()", outputs=[*bar, said])
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "exp.ipynb")
     assert report.main(["--scrub", "--notebooks", str(tmp_path)]) == 0
     (kept,) = nbformat.read(tmp_path / "exp.ipynb", as_version=4).cells[0].outputs

@@ -103,17 +103,24 @@ def scrubbed(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in map(settled, cell.outputs) if output.get("text", "…").strip()]
+            cell.outputs = settled(cell.outputs)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = hidden.sub("", cell.source).rstrip("\n")
     return notebook
 
 
-def settled(output: NotebookNode) -> NotebookNode:
-    """A stream as a terminal would show it at the end: what a carriage return overwrote is gone."""
-    if output.output_type == "stream":
-        output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
-    return output
+def settled(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
+    """Outputs as a terminal would show them at the end: what a carriage return overwrote is gone."""
+    kept: list[NotebookNode] = []
+    for output in outputs:
+        if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    for output in kept:
+        if output.output_type == "stream":
+            output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+    return [output for output in kept if output.output_type != "stream" or output.text.strip()]
 
 
 def scrub(text: str) -> str:

@@ -122,10 +122,11 @@ def held_out_excerpts(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No warnings, log lines or bars of the libraries inside; their verbosity comes back after."""
-    import datasets
-    import transformers
+    with warnings.catch_warnings(action="ignore"):  # tqdm warns at import where ipywidgets is missing
+        import datasets
+        import transformers
 
     log = transformers.logging
     verbosity, bar, data_bar = log.get_verbosity(), log.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
@@ -175,7 +176,7 @@ class RewardModel:
         if not (folder / CONFIG_FILE).exists():
             raise FileNotFoundError(f"{folder} holds no {CONFIG_FILE}, so no finished reward model; train it anew")
         offset = json.loads((folder / CONFIG_FILE).read_text())["offset"]
-        with _quiet():
+        with quiet():
             model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         return cls(model.to(device or "cpu"), tokenizer, offset, folder)
@@ -221,7 +222,7 @@ def _undisturbed() -> Iterator[None]:
         {**os.environ},
     )
     try:
-        with torch.random.fork_rng(), _quiet():
+        with torch.random.fork_rng(), quiet():
             yield
     finally:
         random.setstate(python)

@@ -86,21 +86,22 @@ def load_task(name: str, device: str | None = None) -> Task:
 
     Raises ValueError for an unknown name.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from warp_nb.reward_model import load_reward
+    from warp_nb.reward_model import load_reward, quiet
 
     name, where, _ = resolve(name, device or "")
-    tokenizer = AutoTokenizer.from_pretrained(SMALL)
-    policy: Any = AutoModelForCausalLM.from_pretrained(SMALL, dtype=torch.float32)
+    with quiet():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(SMALL)
+        policy: Any = AutoModelForCausalLM.from_pretrained(SMALL, dtype=torch.float32)
     train = first_tokens(tokenizer, imdb.reviews("prompts")["text"].tolist())
     held_out = first_tokens(tokenizer, imdb.reviews("eval")["text"].tolist())
     seen = set(train)
     return Task(
         policy=policy.to(where).eval(),
         tokenizer=tokenizer,
-        reward=load_reward(where),
+        reward=load_reward(where, progress=True),
         train_prompts=train,
         eval_prompts=[prompt for prompt in held_out if prompt not in seen],
         name=name,
