@@ -90,10 +90,10 @@ def test_first_tokens_are_distinct_beginnings() -> None:
 
 
 def test_describe_says_what_a_banner_needs() -> None:
-    task = tiny.task(about={"source": "test"})
+    task = tiny.task()
     assert describe(task) == {
         "task": "tiny", "parameters": task.policy.num_parameters(), "reward": "opinion", "train_prompts": 48,
-        "eval_prompts": 64, "source": "test",
+        "eval_prompts": 64,
     }  # fmt: skip
 
 

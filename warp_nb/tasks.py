@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,6 @@ class Task:
     train_prompts: list[str]
     eval_prompts: list[str]
     name: str = "own"
-    about: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.policy.training:
@@ -122,4 +121,4 @@ def describe(task: Task) -> dict[str, Any]:
         "reward": getattr(task.reward, "__name__", type(task.reward).__name__),
         "train_prompts": len(task.train_prompts),
         "eval_prompts": len(task.eval_prompts),
-    } | task.about
+    }
