@@ -39,16 +39,17 @@ def test_repaired(name: str, given: Any, wanted: Any) -> None:
         ("lr", 0, ["lr = 0", "greater than 0"]),
         ("lr", 1.0, ["lr = 1.0", "less than 1"]),
         ("lr", "fast", ["lr = 'fast'", "number"]),
-        ("lr", True, ["lr = True", "float"]),
+        ("lr", True, ["lr = True", "number"]),
         ("T", 10.5, ["T = 10.5", "integer", "-p T 10"]),
         ("T", "10.5", ["T = 10.5", "integer"]),
         ("T", 0, ["T = 0", "greater than or equal to 1"]),
         ("T", None, ["T = None", "integer"]),
-        ("M", True, ["M = True", "int"]),
+        ("M", True, ["M = True", "number"]),
         ("eta", 1.5, ["eta = 1.5", "less than or equal to 1", "-p eta 0.5"]),
         ("mu", -0.1, ["mu = -0.1", "greater than or equal to 0"]),
         ("temperature", 0.0, ["temperature = 0.0", "greater than 0"]),
         ("baseline", "average", ["baseline = 'average'", "'none', 'mean' or 'loo'", "-p baseline none"]),
+        ("baseline", True, ["baseline = True", "'none', 'mean' or 'loo'", "-p baseline none"]),
         ("merge", None, ["merge = None", "'slerp' or 'lerp'"]),
         ("merge_by", "block", ["merge_by = 'block'", "'layer', 'tensor' or 'global'"]),
         ("optimizer", "lion", ["optimizer = 'lion'", "'adam', 'adamw' or 'sgd'"]),
@@ -80,6 +81,11 @@ def test_names_that_were_not_injected_are_the_notebooks_own() -> None:
     names = {"In": ["", "x = 1\n%matplotlib inline", "# Parameters\nT = 20.0\nresult_file = 'r.json'\n"], "T": 20.0}
     config = ExperimentConfig.from_notebook(names | {"x": 1, "result_file": "r.json"})
     assert config == ExperimentConfig(T=20)
+
+
+def test_a_readers_own_cell_with_a_magic_is_not_papermills() -> None:
+    names = {"In": ["# Parameters of mine\n%matplotlib inline\nlearnig_rate = 1"], "T": 20}
+    assert ExperimentConfig.from_notebook(names).T == 20
 
 
 def test_unknown_names_are_refused_outside_notebooks_too() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+from contextlib import suppress
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -47,8 +48,8 @@ class WarpConfig(BaseModel):
         kind = cls.model_fields[info.field_name].annotation
         if kind is bool and value in ("true", "false", "True", "False"):
             return value in ("true", "True")
-        if kind is not bool and isinstance(value, bool):
-            raise ValueError(f"must be a {getattr(kind, '__name__', 'text')}, got {value!r}")
+        if kind in (int, float) and isinstance(value, bool):
+            raise ValueError(f"must be a number, got {value!r}")
         if kind in (int, float) and isinstance(value, str):
             try:
                 value = float(value)
@@ -105,9 +106,10 @@ def injected(names: dict[str, Any]) -> set[str]:
     found: set[str] = set()
     for source in names.get("In", []):
         if source.lstrip().startswith("# Parameters"):
-            for node in ast.walk(ast.parse(source)):
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                    found.add(node.id)
+            with suppress(SyntaxError):  # a reader's own cell with a magic; papermill writes plain Python
+                for node in ast.walk(ast.parse(source)):
+                    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                        found.add(node.id)
     return found
 
 
