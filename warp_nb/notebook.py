@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SHIFTS = {"почти нет": 0.01, "умеренный": 3.0}
 """Nats: borders of the coarse verdict on the policy's shift."""
+WIDTH, DPI = 6.0, 120
+"""Of every figure of a page: inches, dots an inch."""
 MARGIN = 3.0
 """Standard errors that a verdict must lie away from its border to count as a fact."""
 
@@ -42,10 +44,13 @@ def banner(config: ExperimentConfig, task: Task) -> HTML:
 
 
 def curves(result: ExperimentResult) -> Figure:
-    """The maximised functional, the reward and the KL over the steps, one curve a run."""
+    """The maximised functional, the reward and the KL over the steps, one curve a run.
+
+    One under another and narrow, so that the letters stay readable on a phone.
+    """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    figure, axes = plt.subplots(3, 1, figsize=(WIDTH, 8.4), dpi=DPI, layout="constrained")
     for ax, column in zip(axes, ("objective", "reward", "kl"), strict=True):
         training_curves(ax, result.history, column)
     plt.close(figure)
@@ -56,7 +61,7 @@ def outcome(result: ExperimentResult) -> Figure:
     """Held-out rewards with intervals, and the angles between the runs' task vectors."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(14, 4), layout="constrained")
+    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 6), dpi=DPI, layout="constrained")
     summary_forest(axes[0], result.summary)
     geometry(axes[1], result.geometry)
     plt.close(figure)
