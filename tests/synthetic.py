@@ -85,7 +85,7 @@ def result(
     **settings: Any,
 ) -> Result:
     """A healthy result of `settings`, with the given fields replaced."""
-    config = ExperimentConfig(**({"lr": 3e-4, "warmup_steps": 0} | settings))
+    config = ExperimentConfig(**({"lr": 3e-4, "warmup_steps": 0, "dtype": "float32"} | settings))
     evaluation = Evaluation(**(HELD_OUT | dict(held_out or {})), samples=[SAMPLE])
     keys = [
         {"seed": seed, "iteration": iteration} for seed in range(config.n_seeds) for iteration in range(1, config.I + 1)

@@ -18,7 +18,7 @@ from warp_nb.experiment import ExperimentResult
 from warp_nb.page import mathml, notebook_html, page, safe_html, safe_markdown
 from warp_nb.weights import write_json
 
-PARAMETERS = 'task: str = "small"  # x\nn_seeds: int = 1  # x\nresult_file: str = ""  # x\n'
+PARAMETERS = 'task: str = "small"  # x\nn_seeds: int = 1  # x\nout_dir: str = ""  # x\nresult_file: str = ""  # x\n'
 
 
 def record() -> dict[str, Any]:
@@ -152,7 +152,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stale = out / "small" / "exp2.result.json"
     stale.parent.mkdir(parents=True)
     stale.write_text(good.read_text())
-    code = report.main(["--notebooks", str(notebooks), "--out", str(out), "--seeds", "2", "-p", "task", "small"])
+    code = report.main(["--notebooks", str(notebooks), "--out", str(out), "--task", "small", "--seeds", "2"])
     assert code == 1
     return out / "small"
 

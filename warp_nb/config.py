@@ -97,6 +97,9 @@ class ExperimentConfig(WarpConfig):
     task: str = Field("auto", min_length=1, description="auto, small, smollm or gpt2")
     device: str = Field("", description="cpu, cuda, mps; empty chooses")
     n_seeds: int = Field(1, ge=1, description="repetitions of the whole training")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(  # type: ignore[assignment]
+        "auto", description="arithmetic of training; auto: bfloat16 for a large policy if the device is good at it"
+    )
     n_eval_prompts: int = Field(256, ge=8, description="held-out prompts of the evaluation")
     out_dir: str = Field("", description="folder of a resumable run; empty runs afresh")
 

@@ -17,6 +17,7 @@ from warp_nb.average import StateDict
 from warp_nb.policy_gradient import derive_seed
 from warp_nb.rollout import Rollout, completion_logits, sample, token_kl, token_log_probs
 from warp_nb.tasks import Task, call_reward
+from warp_nb.weights import snapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -166,7 +167,7 @@ def pareto_front(
     """
     rows = []
     policy = copy.deepcopy(sft).eval()
-    for eta, state in zip(etas, final_front(sft.state_dict(), merged, etas), strict=True):
+    for eta, state in zip(etas, final_front(snapshot(sft), merged, etas), strict=True):
         policy.load_state_dict(state)
         found = evaluate(policy, sft, task, n_prompts, seed, max_new_tokens, temperature)
         rows.append({"eta": eta, "reward": found.reward_policy, "kl": found.kl_policy_reference})

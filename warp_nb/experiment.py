@@ -16,9 +16,10 @@ import torch
 from warp_nb.algorithm import WarpResult, reporting, warp
 from warp_nb.checks import Check, run_checks
 from warp_nb.config import ExperimentConfig
+from warp_nb.devices import training_dtype
 from warp_nb.evaluation import MEASURES, Estimate, Evaluation, evaluate, mean_interval
 from warp_nb.policy_gradient import derive_seed
-from warp_nb.reward_model import RewardGate, measure_gate
+from warp_nb.reward_model import RewardGate, gate_pairs, measure_gate
 from warp_nb.tasks import Task, describe
 from warp_nb.weights import plain, write_json
 
@@ -85,7 +86,8 @@ def run_experiment(config: ExperimentConfig, task: Task, progress: bool = True) 
     import pandas as pd
 
     started = time.perf_counter()
-    gate = measure_gate(task.reward)
+    config = config.replace(dtype=training_dtype(config.dtype, task.policy))
+    gate = measure_gate(task.reward, pairs=gate_pairs(source=task.reviews))
     results: list[WarpResult] = []
     evaluations: list[Evaluation] = []
     seeds = [config.seed + index for index in range(config.n_seeds)]

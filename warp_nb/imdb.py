@@ -12,12 +12,13 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, get_args
 
-from warp_nb import assets
+from warp_nb import assets, hub
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Part = Literal["eval", "reward_test", "reward_train", "prompts", "sft"]
+Source = Literal["embedded", "hub"]
 SIZES: dict[Part, int] = {"eval": 1000, "reward_test": 1000, "reward_train": 6000, "prompts": 4000}
 BREAK = re.compile(r"<br\s*/?>|\s+")
 
@@ -27,27 +28,32 @@ def clean(text: str) -> str:
     return re.sub(r" +", " ", BREAK.sub(" ", text)).strip()
 
 
-@lru_cache(maxsize=1)
-def _reviews() -> pd.DataFrame:
-    """All distinct IMDb reviews in the order of their sha256: columns text, label."""
+@lru_cache(maxsize=2)
+def _reviews(source: Source) -> pd.DataFrame:
+    """All distinct IMDb reviews of a source in the order of their sha256: columns text, label."""
     import pandas as pd
 
-    frame = pd.read_csv(assets.imdb_csv())
-    frame = frame[frame["source"] == "imdb"]
+    if source == "embedded":
+        frame = pd.read_csv(assets.imdb_csv())
+        frame = frame[frame["source"] == "imdb"]
+    else:
+        frame = pd.read_parquet(hub.fetch(hub.IMDB) / hub.IMDB.files[0])
     frame = pd.DataFrame({"text": frame["text"].map(clean), "label": frame["label"]})
     frame = frame.drop_duplicates("text")
     frame["digest"] = frame["text"].map(lambda text: hashlib.sha256(text.encode()).hexdigest())
     return frame.sort_values("digest", ignore_index=True)[["text", "label"]]
 
 
-def reviews(part: Part) -> pd.DataFrame:
+def reviews(part: Part, source: Source = "embedded") -> pd.DataFrame:
     """One part's reviews (columns text, label); `sft` is all that the others leave.
 
-    Raises ValueError for an unknown part.
+    `source` is the embedded file or the hub's stanfordnlp/imdb (its train split, both labels 0 and 1).
+    Raises ValueError for an unknown part or source.
     """
-    if part not in get_args(Part):
-        raise ValueError(f"part must be one of {', '.join(get_args(Part))}, got {part!r}")
-    frame, start = _reviews(), 0
+    for name, value, known in (("part", part, Part), ("source", source, Source)):
+        if value not in get_args(known):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+    frame, start = _reviews(source), 0
     for name, size in SIZES.items():
         if name == part:
             return frame.iloc[start : start + size].reset_index(drop=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from warp_nb.conclusions import conclude
 from warp_nb.config import ExperimentConfig
+from warp_nb.devices import training_dtype
 from warp_nb.experiment import ExperimentResult, machine
 from warp_nb.formatting import format_number
 from warp_nb.plots import geometry, summary_forest, training_curves
@@ -34,13 +35,24 @@ def banner(config: ExperimentConfig, task: Task) -> HTML:
     facts = {
         "Задача": f"{about['task']} ({why})",
         "Политика": f"{format_number(about['parameters'] / 1e6)} млн параметров",
+        **policy_facts(about),
         "Награда": about["reward"],
         "Начала отзывов": f"{about['train_prompts']} для обучения, {about['eval_prompts']} отложено",
         "Устройство": f"{device}, потоков: {computer['threads']}; {computer['gpu'] or computer['cpu']}",
+        "Арифметика": f"{training_dtype(config.dtype, task.policy)} в обучении, float32 в оценке",
         "Объём": f"{steps} шагов по {config.batch_size} продолжений, всего {format_number(completions, 6)}",
         "Версии": f"Python {computer['python']}, {versions}",
     }
     return table([{"Что": name, "Значение": value} for name, value in facts.items()])
+
+
+def policy_facts(about: dict[str, Any]) -> dict[str, str]:
+    """What the SFT did to the policy's perplexity, where the task knows it."""
+    if "perplexity_after" not in about:
+        return {}
+    before, after = (format_number(about[f"perplexity_{when}"]) for when in ("before", "after"))
+    reviews = about["held_out_reviews"]
+    return {"SFT": f"перплексия на слово отложенных отзывов ({reviews}): {before} до SFT, {after} после"}
 
 
 def curves(result: ExperimentResult) -> Figure:

@@ -201,7 +201,7 @@ class AnchorProbe:
     @staticmethod
     def read(module: torch.nn.Module) -> torch.Tensor:
         """The probed weights, float64 [n] on the CPU."""
-        pieces = [value.detach().reshape(-1)[:PROBE].double().cpu() for value in module.parameters()]
+        pieces = [value.detach().reshape(-1)[:PROBE].cpu().double() for value in module.parameters()]
         return torch.cat(pieces)
 
     def follow(self, policy: torch.nn.Module, mu: float) -> None:

@@ -1,10 +1,14 @@
-"""Experiment notebooks -> reports/<task>: executed notebooks, HTML, result files, index, README table.
+"""Experiment notebooks -> reports: executed notebooks, HTML, result files, index, README tables.
 
-    python -m warp_nb.report --task small            # experiments 1 to 4
+    python -m warp_nb.report                         # experiments 1 to 4 on smollm -> reports/
+    python -m warp_nb.report --task small            # on another task -> reports/small/
     python -m warp_nb.report exp4 --task small -p T 50
     python -m warp_nb.report --task small --render   # pages again from what was run
     python -m warp_nb.report --task small --readme   # the table in README.md
     python -m warp_nb.report --scrub                 # notebooks/ without progress bars and paths of this machine
+
+An interrupted command goes on where it was when it is given again: finished runs (i, m) lie in
+`.runs/` beside the reports until their experiment has its result.
 
 A run counts only when its notebook wrote a result file with "status": "ok" at its very end: neither an
 exit code nor notebook metadata says that. `result.json` is deleted first and written last.
@@ -14,16 +18,19 @@ from __future__ import annotations
 
 import argparse
 import base64
+import hashlib
 import io
 import json
 import math
 import os
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_TASK = "smollm"
 EXPERIMENTS = ("exp1", "exp2", "exp3", "exp4")
 OK, FAILED, MISSING = "ok", "failed", "missing"
 MERGED = ("status", "config", "summary", "checks", "conclusion", "seconds", "peak_rss_mb", "machine", "run")
@@ -44,10 +52,22 @@ PANELS = ("objective", "reward", "kl")
 README_MARKS = re.compile(r"(<!-- results (\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
+def reports_of(task: str, out: Path) -> Path:
+    """Folder of a task's reports: `out` itself for the default task."""
+    return out if task == DEFAULT_TASK else out / task
+
+
+def runs_folder(name: str, notebooks: Path, folder: Path, parameters: dict[str, Any]) -> Path:
+    """Where the finished runs of an interrupted experiment wait: a folder for these very settings."""
+    settings = json.dumps(parameters, sort_keys=True) + (notebooks / f"{name}.ipynb").read_text(encoding="utf-8")
+    return folder / ".runs" / f"{name}-{hashlib.sha256(settings.encode()).hexdigest()[:10]}"
+
+
 def run(name: str, notebooks: Path, folder: Path, parameters: dict[str, Any], command: str) -> str:
     """Execute notebooks/<name>.ipynb into `folder`; the status of the run.
 
-    Leaves <name>.ipynb, <name>.html and <name>.result.json, each put in place atomically.
+    Leaves <name>.ipynb, <name>.html and <name>.result.json, each put in place atomically. What the notebook
+    says while it runs, its bars with the remaining time among it, goes to this process's stderr.
     """
     import nbformat
     import papermill
@@ -55,6 +75,7 @@ def run(name: str, notebooks: Path, folder: Path, parameters: dict[str, Any], co
 
     result_path = folder / f"{name}.result.json"
     result_path.unlink(missing_ok=True)
+    runs = runs_folder(name, notebooks, folder, parameters)
     started = time.perf_counter()
     error = ""
     with tempfile.TemporaryDirectory() as scratch:
@@ -63,9 +84,10 @@ def run(name: str, notebooks: Path, folder: Path, parameters: dict[str, Any], co
             papermill.execute_notebook(
                 str(notebooks / f"{name}.ipynb"),
                 str(executed),
-                parameters=parameters | {"result_file": str(written)},
+                parameters=parameters | {"result_file": str(written), "out_dir": str(runs)},
                 kernel_name="python3",
-                progress_bar=sys.stderr.isatty(),
+                progress_bar=False,
+                stderr_file=sys.stderr,
             )
         except PapermillExecutionError as stopped:
             error = f"{stopped.ename}: {stopped.evalue}"
@@ -79,6 +101,10 @@ def run(name: str, notebooks: Path, folder: Path, parameters: dict[str, Any], co
             notebook = scrubbed(nbformat.read(executed, as_version=4))
             write_text(folder / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
     write_json(result_path, result)
+    if result["status"] == OK:
+        shutil.rmtree(runs, ignore_errors=True)
+        with suppress(OSError):  # another experiment's runs wait there
+            runs.parent.rmdir()
     return str(result["status"])
 
 
@@ -173,12 +199,19 @@ def footer(result: dict[str, Any]) -> str:
             ("Устройство", f"{machine['gpu'] or machine['cpu']}, потоков: {machine['threads']}"),
             ("Начальное значение", f"seed = {result['config']['seed']}, повторений: {result['config']['n_seeds']}"),
             ("Память процесса", f"до {format_number(result['peak_rss_mb'] / 1e3)} ГБ"),
+            *loaded_runs(result),
             ("Версии", f"Python {machine['python']}, {versions}"),
         ]
         head = ""
     else:
         head = f'<p class="failed">Прогон не закончен: {escape(result.get("error", "нет результата"))}</p>'
     return f"<footer><h2>Как повторить</h2>{head}{definitions(facts)}</footer>"
+
+
+def loaded_runs(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was taken ready from an interrupted run, so that the duration is not read as that of all."""
+    loaded, total = sum(bool(row["loaded"]) for row in result["runs"]), len(result["runs"])
+    return [("Загружено", f"{loaded} из {total} прогонов были готовы, в длительность не входят")] if loaded else []
 
 
 def _computer_text(about: dict[str, Any]) -> str:
@@ -302,13 +335,15 @@ def _conclusion(result: dict[str, Any]) -> str:
 
 
 def index_footer(results: dict[str, dict[str, Any]]) -> str:
-    """The footer of the last finished experiment, its duration replaced by the sum."""
+    """The footer of the last finished experiment, with what belongs to all of them."""
     done = [result for result in results.values() if result["status"] == OK]
     if not done:
         return footer({"status": FAILED, "error": "ни один эксперимент не закончен"})
-    last = done[-1]
-    total = sum(result["run"]["seconds"] for result in done)
-    return footer(last | {"run": last["run"] | {"seconds": total}})
+    commands = {r["run"]["command"].replace(f" {n} ", " ", 1) for n, r in results.items() if r["status"] == OK}
+    together = {"command": "; ".join(sorted(commands)), "seconds": sum(result["run"]["seconds"] for result in done)}
+    runs = [row for result in done for row in result["runs"]]
+    peak = max(result["peak_rss_mb"] for result in done)
+    return footer(done[-1] | {"run": done[-1]["run"] | together, "runs": runs, "peak_rss_mb": peak})
 
 
 def readme_table(merged: dict[str, Any]) -> str:
@@ -342,10 +377,10 @@ def _english(estimate: dict[str, float | None]) -> str:
 
 
 def filled(readme: str, reports: Path) -> str:
-    """README text with every marked table made again from reports/<task>/result.json, where there is one."""
+    """README text with every marked table made again from its task's result.json, where there is one."""
 
     def table(found: re.Match[str]) -> str:
-        path = reports / found[2] / "result.json"
+        path = reports_of(found[2], reports) / "result.json"
         text = readme_table(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else "Not run yet.\n"
         return f"{found[1]}{text}{found[3]}"
 
@@ -379,7 +414,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m warp_nb.report", description="Run experiments, write reports.")
     parser.add_argument("experiments", nargs="*", metavar="expN", help="which to run; all four by default")
-    parser.add_argument("--task", default="small", help="small, smollm, gpt2")
+    parser.add_argument("--task", default=DEFAULT_TASK, help="smollm, small or gpt2")
     parser.add_argument("--out", type=Path, default=ROOT / "reports", help="folder of the reports")
     parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", help="folder of the notebooks")
     parser.add_argument("--seeds", type=int, default=0, help="trainings an experiment; 3 for the task small, else 1")
@@ -409,7 +444,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in sorted(chosen.notebooks.glob("*.ipynb")):
             write_text(path, nbformat.writes(scrubbed(nbformat.read(path, as_version=4))) + "\n")
         return 0
-    folder: Path = chosen.out.resolve() / chosen.task
+    folder = reports_of(chosen.task, chosen.out.resolve())
     folder.mkdir(parents=True, exist_ok=True)
     names: Iterable[str] = chosen.experiments or EXPERIMENTS
     seeds = chosen.seeds or (3 if chosen.task == "small" else 1)
@@ -424,7 +459,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name}: {status}", flush=True)
         render(name, folder)
     merged = summarise(chosen.task, folder)
-    print(f"{'reports' if folder.is_relative_to(ROOT) else folder.parent}/{chosen.task}/index.html")
+    print((folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder) / "index.html")
     bad = [name for name in names if merged["experiments"][name]["status"] != OK]
     for name in bad:
         print(f"{name} has no result: {merged['experiments'][name].get('error', 'never run')}", file=sys.stderr)

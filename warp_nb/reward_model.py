@@ -1,4 +1,4 @@
-"""The reward of the embedded tasks: MiniLM trained by TRL's RewardTrainer on pairs of IMDb excerpts.
+"""The reward of the tasks: MiniLM (DistilBERT from the hub) trained by TRL's RewardTrainer on IMDb excerpts.
 
 Excerpts are as long as the texts it scores later (a prompt of about 12 tokens and a completion
 of 24 to 32): accuracy on whole reviews says little about accuracy on their first 30 words.
@@ -18,12 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import random
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,7 +27,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from warp_nb import assets, imdb
+from warp_nb import assets, hub, imdb
+from warp_nb.devices import bf16_is_fast
+from warp_nb.trainers import progress_bar, quiet, trainer_versions, undisturbed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,13 +46,8 @@ SCORED_WORDS = (24, 40)  # 36 to 44 tokens of a policy, in words
 PROMPT_WORDS = 9  # 12 tokens, in words
 CALIBRATION_REVIEWS = 500
 CONFIG_FILE = "reward.json"
-
-
-def bf16_is_fast(device: str | None = None) -> bool:
-    """Whether the device multiplies bf16 matrices natively (elsewhere it is slower than fp32)."""
-    if (device or "cpu").startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device in (None, "cpu") and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+LR: dict[imdb.Source, float] = {"embedded": 1e-4, "hub": 5e-5}
+"""Peak learning rates of MiniLM and, as is usual for its size, of DistilBERT."""
 
 
 @dataclass(frozen=True)
@@ -119,29 +112,6 @@ def held_out_excerpts(
 
 
 # The model
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings, log lines or bars of the libraries inside; their verbosity comes back after."""
-    with warnings.catch_warnings(action="ignore"):  # tqdm warns at import where ipywidgets is missing
-        import datasets
-        import transformers
-
-    log = transformers.logging
-    verbosity, bar, data_bar = log.get_verbosity(), log.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    datasets.disable_progress_bars()
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bar:
-            log.enable_progress_bar()
-        if not data_bar:
-            datasets.enable_progress_bars()
 
 
 class RewardModel:
@@ -212,45 +182,6 @@ class RewardModel:
 # Training
 
 
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Give the caller back what a trainer changes: random states, number of threads, environment."""
-    python, numpy, threads, environment = (
-        random.getstate(),
-        np.random.get_state(),  # noqa: NPY002  the legacy state is the one trainers seed
-        torch.get_num_threads(),
-        {**os.environ},
-    )
-    try:
-        with torch.random.fork_rng(), quiet():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_num_threads(threads)
-        for name in set(os.environ) - set(environment):
-            del os.environ[name]
-        os.environ.update(environment)
-
-
-def _progress(steps: int) -> Any:
-    """A trainer callback that draws one bar."""
-    from tqdm.auto import tqdm
-    from transformers import TrainerCallback
-
-    class Bar(TrainerCallback):
-        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.bar = tqdm(total=steps, desc="модель награды", leave=False)
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.bar.update()
-
-        def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-            self.bar.close()
-
-    return Bar()
-
-
 def _token_pairs(pairs: list[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """TRL's tokenised format: columns chosen_ids, rejected_ids, cut to MAX_TOKENS."""
     from datasets import Dataset
@@ -289,7 +220,7 @@ def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Datas
         trainer = RewardTrainer(model, settings, train_dataset=data, processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
         if bar:
-            trainer.add_callback(_progress(steps))
+            trainer.add_callback(progress_bar(steps, "модель награды"))
         trainer.train()
 
 
@@ -319,7 +250,7 @@ def train_reward_model(
     sides = [train.loc[train["label"] == label, "text"].tolist() for label in (1, 0)]
     if not all(sides):
         raise ValueError(f"{len(sides[0])} positive and {len(sides[1])} negative reviews; pairs need both")
-    with _undisturbed():
+    with undisturbed():
         torch.manual_seed(recipe.seed)
         model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(base)
@@ -331,31 +262,34 @@ def train_reward_model(
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    facts = {"offset": offset, "recipe": asdict(recipe), "reviews": list(map(len, sides)), "versions": _versions()}
+    facts = {
+        "offset": offset,
+        "recipe": asdict(recipe),
+        "reviews": list(map(len, sides)),
+        "versions": trainer_versions(),
+    }
     (folder / CONFIG_FILE).write_text(json.dumps(facts, indent=1))
     return RewardModel(model, tokenizer, offset, folder)
 
 
-def _versions() -> dict[str, str]:
-    """Libraries whose version changes the trained weights."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers", "trl")}
-
-
-def cache_key(recipe: Recipe) -> str:
+def cache_key(recipe: Recipe, source: imdb.Source = "embedded") -> str:
     """Ten hex digits over all the artefact depends on: recipe, data, their split, base model, libraries."""
-    parts = [asdict(recipe), assets.IMDB.sha256, assets.MINILM.sha256, imdb.SIZES, CALIBRATION_REVIEWS, _versions()]
+    pins = {"embedded": (assets.IMDB.sha256, assets.MINILM.sha256), "hub": (hub.IMDB.commit, hub.DISTILBERT.commit)}
+    parts = [asdict(recipe), *pins[source], imdb.SIZES, CALIBRATION_REVIEWS, trainer_versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def load_reward(device: str | None = None, progress: bool = False) -> RewardModel:
-    """The embedded reward model, trained at first use (about two minutes on two cores), cached after."""
-    recipe = Recipe(bf16=bf16_is_fast(device))
-    target = assets.cache_dir() / f"reward-{cache_key(recipe)}"
+def load_reward(device: str | None = None, progress: bool = False, source: imdb.Source = "embedded") -> RewardModel:
+    """The reward model of a source of reviews, trained at first use, cached after.
+
+    embedded: MiniLM on the embedded reviews (about two minutes on two cores); hub: DistilBERT on stanfordnlp/imdb.
+    """
+    recipe = Recipe(lr=LR[source], bf16=bf16_is_fast(device))
+    target = assets.cache_dir() / f"reward-{cache_key(recipe, source)}"
     with assets.building(target) as folder:
         if folder is not None:
-            train_reward_model(folder, recipe=recipe, device=device, progress=progress)
+            base = assets.minilm_folder() if source == "embedded" else hub.fetch(hub.DISTILBERT)
+            train_reward_model(folder, base, imdb.reviews("reward_train", source), recipe, device, progress)
     return RewardModel.load(target, device)
 
 
@@ -433,12 +367,12 @@ def _split(text: str) -> Text:
     return " ".join(words[:PROMPT_WORDS]), " " + " ".join(words[PROMPT_WORDS:])
 
 
-def gate_pairs(n: int = 256, seed: int = 0) -> list[tuple[Text, Text]]:
+def gate_pairs(n: int = 256, seed: int = 0, source: imdb.Source = "embedded") -> list[tuple[Text, Text]]:
     """At most `n` held-out pairs (positive, negative) of (prompt, completion), as long as scored texts.
 
-    Beginnings of IMDb's part `reward_test`; every review is in one pair at most.
+    Beginnings of the source's part `reward_test`; every review is in one pair at most.
     """
-    good, bad = held_out_excerpts(imdb.reviews("reward_test"), SCORED_WORDS, seed=seed)
+    good, bad = held_out_excerpts(imdb.reviews("reward_test", source), SCORED_WORDS, seed=seed)
     generator = np.random.default_rng(seed)
     chosen, rejected = ([side[i] for i in generator.permutation(len(side))[:n]] for side in (good, bad))
     return [(_split(a), _split(b)) for a, b in zip(chosen, rejected, strict=False)]

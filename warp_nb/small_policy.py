@@ -30,6 +30,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from warp_nb import imdb, sft
+from warp_nb.sft import BEGIN, PAD
 from warp_nb.weights import write_json
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ WINDOW = 128
 SAVE_EVERY = 250
 CURVE_REVIEWS = 300
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-BEGIN, PAD = "<|endoftext|>", "<|im_end|>"
 
 
 def trim_tokenizer(tokenizer: PreTrainedTokenizerBase, texts: list[str], size: int) -> tuple[Any, torch.Tensor]:

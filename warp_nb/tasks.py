@@ -1,14 +1,15 @@
-"""A task: the policy θ_sft, its tokenizer, a reward and prompts; the embedded ones by name."""
+"""A task: the policy θ_sft, its tokenizer, a reward and prompts; the prepared ones by name."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from warp_nb import imdb
+from warp_nb import hub, imdb
+from warp_nb.devices import choose_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 Reward = Callable[..., Sequence[float]]
 PROMPT_TOKENS = 12
 SMALL = Path(__file__).parent / "small"
-NAMES = ("small",)
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class Task:
     train_prompts: list[str]
     eval_prompts: list[str]
     name: str = "own"
+    reviews: imdb.Source = "embedded"
+    """Whose held-out part the reward's gate is measured on."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of the policy beside its size: `perplexity_before`, `perplexity_after` its SFT, per word."""
 
     def __post_init__(self) -> None:
         if self.policy.training:
@@ -72,39 +76,77 @@ def call_reward(reward: Reward, prompts: list[str], completions: list[str], wher
 
 
 def resolve(name: str, device: str = "") -> tuple[str, str, str]:
-    """(task, device, why in Russian) for the notebooks' `task` and `device` parameters."""
-    if name not in ("auto", *NAMES):
-        raise ValueError(f"task must be one of auto, {', '.join(NAMES)}, got {name!r}; or build a Task of your own")
-    device = device or "cpu"
-    why = "указана в параметрах" if name != "auto" else "встроенная: ни GPU, ни хаба не нужно"
-    return ("small" if name == "auto" else name), device, why
+    """(task, device, why in Russian) for the notebooks' `task` and `device` parameters.
+
+    Raises ValueError for an unknown task or a device this machine lacks.
+    """
+    if name not in ("auto", *LOADERS):
+        raise ValueError(f"task must be one of auto, {', '.join(LOADERS)}, got {name!r}; or build a Task of your own")
+    device = choose_device(device)
+    if name != "auto":
+        return name, device, "указана в параметрах"
+    if device == "cpu":
+        return "small", device, "GPU нет: встроенная, без хаба"
+    return "gpt2", device, "есть GPU: как в исходном отчёте, модели с хаба"
 
 
 def load_task(name: str, device: str | None = None) -> Task:
-    """One of the embedded tasks: `small`.
+    """One of the tasks by name, prepared at first use: `small`, `smollm`, `gpt2`, or `auto` (see `resolve`).
 
-    Raises ValueError for an unknown name.
+    Raises ValueError for an unknown name or device, RuntimeError when a part cannot be fetched.
     """
-    from warp_nb.reward_model import load_reward, quiet
+    from warp_nb.reward_model import load_reward
+    from warp_nb.trainers import quiet
 
-    name, where, _ = resolve(name, device or "")
+    name, device, _ = resolve(name, device or "")
     with quiet():
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(SMALL)
-        policy: Any = AutoModelForCausalLM.from_pretrained(SMALL, dtype=torch.float32)
-    train = first_tokens(tokenizer, imdb.reviews("prompts")["text"].tolist())
-    held_out = first_tokens(tokenizer, imdb.reviews("eval")["text"].tolist())
+        policy, tokenizer, source, facts = LOADERS[name](device)
+    train = first_tokens(tokenizer, imdb.reviews("prompts", source)["text"].tolist())
+    held_out = first_tokens(tokenizer, imdb.reviews("eval", source)["text"].tolist())
     seen = set(train)
     return Task(
-        policy=policy.to(where).eval(),
+        policy=policy.to(device).eval(),
         tokenizer=tokenizer,
-        reward=load_reward(where, progress=True),
+        reward=load_reward(device, progress=True, source=source),
         train_prompts=train,
         eval_prompts=[prompt for prompt in held_out if prompt not in seen],
         name=name,
+        reviews=source,
+        facts=facts,
     )
+
+
+Loaded = tuple[Any, Any, imdb.Source, dict[str, Any]]
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    """Policy in fp32 and tokenizer of a transformers folder; safetensors only, no code of the folder's."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    return policy, AutoTokenizer.from_pretrained(folder)
+
+
+def _small(device: str) -> Loaded:
+    """The shipped policy of two layers."""
+    return *_load(SMALL), "embedded", {}
+
+
+def _smollm(device: str) -> Loaded:
+    """SmolLM2-135M after a short SFT on the reviews, trained at first use."""
+    from warp_nb.sft import load_sft
+
+    folder, facts = load_sft(device)
+    return *_load(folder), "embedded", facts
+
+
+def _gpt2(device: str) -> Loaded:
+    """GPT-2 tuned on IMDb, of the hub: the original's size and task."""
+    return *_load(hub.fetch(hub.GPT2_IMDB)), "hub", {}
+
+
+LOADERS: dict[str, Callable[[str], Loaded]] = {"small": _small, "smollm": _smollm, "gpt2": _gpt2}
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], count: int = PROMPT_TOKENS) -> list[str]:
@@ -121,4 +163,5 @@ def describe(task: Task) -> dict[str, Any]:
         "reward": getattr(task.reward, "__name__", type(task.reward).__name__),
         "train_prompts": len(task.train_prompts),
         "eval_prompts": len(task.eval_prompts),
+        **task.facts,
     }

@@ -1,0 +1,151 @@
+"""Task `gpt2` on miniatures in the hub's own formats, fetched from a local server that speaks its protocol."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hub_miniature
+import pytest
+from huggingface_hub import constants
+
+from warp_nb import hub, imdb
+from warp_nb import reward_model as rm
+from warp_nb.config import ExperimentConfig
+from warp_nb.experiment import run_experiment
+from warp_nb.tasks import Task, load_task
+
+PARTS = (hub.GPT2_IMDB, hub.DISTILBERT, hub.IMDB)
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return hub_miniature.write_all(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
+def online(tmp_path: Path, monkeypatch: Patch) -> Any:
+    """Points the hub's client to an address, with an empty cache of its own."""
+
+    def at(address: str) -> None:
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+
+    return at
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.repo)
+def test_exactly_the_named_files_are_fetched_once(part: hub.HubPart, folders: dict[str, Path], online: Any) -> None:
+    with hub_miniature.server(folders) as (address, asked):
+        online(address)
+        folder = hub.fetch(part)
+        found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        assert found == set(part.files)
+        assert not [path for path in asked if path.endswith((".bin", "unsupervised-00000-of-00001.parquet"))]
+        asked.clear()
+        assert hub.fetch(part) == folder and not asked
+
+
+def test_a_prepared_machine_needs_no_network(folders: dict[str, Path], online: Any, monkeypatch: Patch) -> None:
+    with hub_miniature.server(folders) as (address, _):
+        online(address)
+        folder = hub.fetch(hub.GPT2_IMDB)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub.fetch(hub.GPT2_IMDB) == folder
+
+
+def test_another_commit_under_the_name_is_refused(folders: dict[str, Path], online: Any) -> None:
+    moved = {hub.GPT2_IMDB.repo: "a" * 40}
+    with hub_miniature.server(folders, moved) as (address, _):
+        online(address)
+        with pytest.raises(RuntimeError, match=r"is commit aaaa.*, expected f0c412a6.*-p task smollm"):
+            hub.fetch(hub.GPT2_IMDB)
+
+
+def test_a_repository_without_safetensors_is_refused(folders: dict[str, Path], online: Any) -> None:
+    part = replace(hub.GPT2_IMDB, files=(*hub.GPT2_IMDB.files, "other.safetensors"))
+    with hub_miniature.server(folders) as (address, _):
+        online(address)
+        with pytest.raises(RuntimeError, match=r"lacks other.safetensors; run another task: -p task smollm"):
+            hub.fetch(part)
+
+
+def test_an_absent_repository_is_a_clear_error(folders: dict[str, Path], online: Any) -> None:
+    with hub_miniature.server(folders) as (address, _):
+        online(address)
+        with pytest.raises(RuntimeError, match=r"could not fetch nobody/nothing .*-p task smollm"):
+            hub.fetch(replace(hub.GPT2_IMDB, repo="nobody/nothing"))
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a server that takes connections and never answers."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_silent_hub_is_given_up_within_seconds(online: Any, silent: str, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(hub, "TIMEOUT", 1.0)
+    online(silent)
+    started = time.perf_counter()
+    with pytest.raises(RuntimeError, match=r"could not fetch lvwerra/gpt2-imdb .*-p task smollm"):
+        load_task("gpt2", "cpu")
+    assert time.perf_counter() - started < 30
+
+
+def test_a_hub_that_refuses_connections_is_a_clear_error(online: Any) -> None:
+    online("http://127.0.0.1:9")
+    with pytest.raises(RuntimeError, match=r"could not fetch lvwerra/gpt2-imdb .*-p task smollm"):
+        load_task("gpt2", "cpu")
+
+
+def test_offline_mode_is_a_clear_error(online: Any, monkeypatch: Patch) -> None:
+    online("http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(RuntimeError, match=r"could not fetch stanfordnlp/imdb .*-p task smollm"):
+        hub.fetch(hub.IMDB)
+
+
+@pytest.fixture
+def gpt2(folders: dict[str, Path], online: Any, tmp_path: Path, monkeypatch: Patch) -> Iterator[Task]:
+    """The task as a user loads it, reward model trained, on the miniatures."""
+    sizes = {"eval": 40, "reward_test": 60, "reward_train": 80, "prompts": 40}
+    monkeypatch.setattr(imdb, "SIZES", sizes)
+    monkeypatch.setenv("WARP_NB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(rm, "LR", {"hub": 3e-3})
+    real = rm.Recipe
+    monkeypatch.setattr(rm, "Recipe", lambda **given: real(**(given | {"pairs": 256, "batch_pairs": 16})))
+    imdb._reviews.cache_clear()
+    with hub_miniature.server(folders) as (address, _):
+        online(address)
+        yield load_task("gpt2", "cpu")
+    imdb._reviews.cache_clear()
+
+
+def test_the_task_is_whole(gpt2: Task) -> None:
+    assert gpt2.name == "gpt2" and gpt2.reviews == "hub"
+    assert gpt2.tokenizer.bos_token == gpt2.tokenizer.eos_token == hub_miniature.END
+    assert gpt2.policy.config.model_type == "gpt2" and not gpt2.policy.training
+    assert gpt2.reward.model.config.model_type == "distilbert"
+    assert all(prompt.startswith("The story number") for prompt in gpt2.train_prompts)
+    good, bad = gpt2.reward(["The story"] * 2, [f" is {hub_miniature.GOOD}.", f" is {hub_miniature.BAD}."])
+    assert good > bad
+
+
+def test_an_experiment_runs_on_it(gpt2: Task) -> None:
+    config = ExperimentConfig(I=1, T=2, lr=1e-3, warmup_steps=0, batch_size=4, max_new_tokens=6, n_eval_prompts=8)
+    result = run_experiment(config, gpt2, progress=False)
+    assert result.config.dtype == "float32" and len(result.history) == 4
+    assert result.gate.n_pairs > 8 and result.gate.pair_accuracy > 0.8
+    assert result.about["task"] == "gpt2"

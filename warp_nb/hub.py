@@ -1,0 +1,113 @@
+"""Parts of task `gpt2` from the Hugging Face hub: pinned, safetensors and plain tables only.
+
+Files are taken from the local hub cache where they lie there already, so a prepared machine
+needs no network. Only the files named here are ever asked for, so no pickle is downloaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+TIMEOUT = 10.0
+"""Seconds the hub has to answer the first question."""
+
+
+@dataclass(frozen=True)
+class HubPart:
+    """Files of one repository at one commit.
+
+    `commit` is the commit, or its first digits where `revision` is a name that could move.
+    """
+
+    repo: str
+    kind: str
+    revision: str
+    commit: str
+    files: tuple[str, ...]
+    licence: str
+
+
+GPT2_IMDB = HubPart(
+    "lvwerra/gpt2-imdb",
+    "model",
+    "refs/pr/1",  # the hub's own conversion to safetensors; the main branch holds a pickle only
+    "f0c412a6",
+    (
+        "config.json",
+        "model.safetensors",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ),
+    "none stated by its author; GPT-2 itself is MIT",
+)
+DISTILBERT = HubPart(
+    "distilbert/distilbert-base-uncased",
+    "model",
+    "12040accade4e8a0f71eabdb258fecc2e7e948be",
+    "12040accade4e8a0f71eabdb258fecc2e7e948be",
+    ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+    "Apache-2.0",
+)
+IMDB = HubPart(
+    "stanfordnlp/imdb",
+    "dataset",
+    "e6281661ce1c48d982bc483cf8a173c1bbeb5d31",
+    "e6281661ce1c48d982bc483cf8a173c1bbeb5d31",
+    ("plain_text/train-00000-of-00001.parquet",),
+    "reviews: Maas et al. 2011, research use",
+)
+
+
+def fetch(part: HubPart) -> Path:
+    """Folder of the part's files, from the local hub cache or downloaded into it.
+
+    Raises RuntimeError when the hub does not answer, holds another commit under that name, or
+    lacks a file.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def snapshot(local: bool) -> Path:
+        return Path(
+            snapshot_download(
+                part.repo,
+                repo_type=part.kind,
+                revision=part.revision,
+                allow_patterns=list(part.files),
+                local_files_only=local,
+            )
+        )
+
+    def lacking(folder: Path) -> list[str]:
+        return [name for name in part.files if not (folder / name).exists()]
+
+    try:
+        folder = snapshot(local=True)
+        incomplete = bool(lacking(folder))
+    except LocalEntryNotFoundError:
+        incomplete = True
+    if incomplete:
+        try:
+            HfApi().repo_info(part.repo, repo_type=part.kind, revision=part.revision, timeout=TIMEOUT)
+            folder = snapshot(local=False)
+        except Exception as error:  # the hub's client passes on its transport's errors, of no common kind
+            raise RuntimeError(
+                f"could not fetch {part.repo} from the Hugging Face hub ({type(error).__name__}: {first_line(error)}). "
+                f"Connect the machine to the hub, or run the task that needs none: -p task smollm"
+            ) from error
+    if not folder.name.startswith(part.commit):
+        raise RuntimeError(
+            f"{part.repo} at {part.revision} is commit {folder.name}, expected {part.commit}: not the files this "
+            f"was written for, so they are not used. Run another task: -p task smollm"
+        )
+    if lacking(folder):
+        raise RuntimeError(f"{part.repo} lacks {', '.join(lacking(folder))}; run another task: -p task smollm")
+    return folder
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, at most 200 characters."""
+    return (str(error).strip().splitlines() or ["no text"])[0][:200]
