@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import ByteLevelBPETokenizer
-from transformers import BertTokenizerFast, DistilBertConfig, DistilBertForMaskedLM, GPT2Config, GPT2LMHeadModel
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+from transformers import DistilBertConfig, DistilBertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from warp_nb import hub
 
@@ -70,8 +70,8 @@ def write_distilbert(folder: Path) -> None:
     words = sorted({word for text in reviews()["text"] for word in text.lower().replace(".", " ").split()})
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "<", ">", "/", *words]
     (folder / "vocab.txt").write_text("\n".join(tokens))
-    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(tokens))
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    BertWordPieceTokenizer(vocabulary, lowercase=True).save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": true, "model_max_length": 512}')
     torch.manual_seed(0)
     config = DistilBertConfig(

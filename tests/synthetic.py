@@ -27,6 +27,8 @@ HELD_OUT = {
     "distinct_reference": Estimate(0.98, 0.97, 0.99),
     "distinct_policy": Estimate(0.97, 0.96, 0.98),
 }
+VARIETY: dict[str, Any] = {"variety_reference": 0.6, "variety_policy": 0.58}
+ABOUT = {"task": "small", "parameters": 10_537_344, "reward": "imdb_sentiment"}
 SAMPLE = {
     "prompt": "This film",
     "reference": " is long.",
@@ -48,6 +50,7 @@ class Result:
     runs: pd.DataFrame
     merges: pd.DataFrame
     gate: RewardGate
+    about: dict[str, Any]
 
     @cached_property
     def checks(self) -> list[Check]:
@@ -86,7 +89,7 @@ def result(
 ) -> Result:
     """A healthy result of `settings`, with the given fields replaced."""
     config = ExperimentConfig(**({"lr": 3e-4, "warmup_steps": 0, "dtype": "float32"} | settings))
-    evaluation = Evaluation(**(HELD_OUT | dict(held_out or {})), samples=[SAMPLE])
+    evaluation = Evaluation(**(HELD_OUT | VARIETY | dict(held_out or {})), samples=[SAMPLE])
     keys = [
         {"seed": seed, "iteration": iteration} for seed in range(config.n_seeds) for iteration in range(1, config.I + 1)
     ]
@@ -98,6 +101,7 @@ def result(
         "sampling_gap": 1e-5,
         "scored_after_end": 0.0,
         "empty_completions": 0.0,
+        "loaded": 0.0,
     }
     merge_facts = {"liti_ratio": config.eta, "delta_cosine": 0.02 if config.M > 1 else float("nan")}
     blocks = ["wte", "h.0", "h.1"] if config.M > 1 else []
@@ -117,6 +121,7 @@ def result(
         ),
         merges=pd.DataFrame([key | merge_facts | dict(merges or {}) for key in keys]),
         gate=replace(GATE, **dict(gate or {})),
+        about=dict(ABOUT),
     )
 
 

@@ -246,9 +246,37 @@ def dead(prompts: list[str], completions: list[str], **kwargs: Any) -> list[floa
     raise AssertionError("the reward was called again")
 
 
+def named(reward: Any, name: str) -> Any:
+    """The reward under another name."""
+
+    def call(**columns: Any) -> list[float]:
+        return reward(**columns)
+
+    call.__name__ = name
+    return call
+
+
+def test_a_run_from_another_start_is_made_again(tmp_path: Path) -> None:
+    quick(CONFIG, out_dir=tmp_path)
+    record = tmp_path / "run_2_1.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"init_sha256": "0" * 64}))
+    assert quick(CONFIG, out_dir=tmp_path).runs.loaded.tolist() == [1, 1, 0, 1]
+
+
+def test_a_jobs_threads_are_its_own() -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def watching(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+        seen.append(torch.get_num_threads())
+        return tiny.opinion(prompts, completions)
+
+    quick(CONFIG.replace(I=1, M=1, T=1, threads=before + 1), tiny.task(reward=watching))
+    assert seen == [before + 1] and torch.get_num_threads() == before
+
+
 def test_finished_runs_are_loaded_and_not_repeated(tmp_path: Path) -> None:
     first = quick(CONFIG, out_dir=tmp_path)
-    again = quick(CONFIG, tiny.task(reward=dead), out_dir=tmp_path)
+    again = quick(CONFIG, tiny.task(reward=named(dead, "opinion")), out_dir=tmp_path)
     assert fingerprint(first.policy.state_dict()) == fingerprint(again.policy.state_dict())
     assert first.history.equals(again.history) and first.geometry.equals(again.geometry)
     assert first.runs.loaded.eq(0).all() and again.runs.loaded.eq(1).all()
@@ -275,7 +303,7 @@ def test_an_interrupted_call_is_continued_to_the_bit(tmp_path: Path) -> None:
         return tiny.opinion(prompts, completions)
 
     with pytest.raises(RuntimeError, match="power cut"):
-        quick(CONFIG, tiny.task(reward=mortal), out_dir=tmp_path)
+        quick(CONFIG, tiny.task(reward=named(mortal, "opinion")), out_dir=tmp_path)
     again = quick(CONFIG, out_dir=tmp_path)
     assert again.runs.loaded.tolist() == [1, 1, 0, 0]
     assert fingerprint(again.policy.state_dict()) == fingerprint(quick(CONFIG).policy.state_dict())
@@ -285,7 +313,13 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> N
     quick(CONFIG.replace(I=1, M=1, T=1), out_dir=tmp_path)
     kept = json.loads((tmp_path / "config.json").read_text())
     with pytest.raises(ValueError, match=r"lr: 0\.01 there, 0\.02 here; eta: 0\.3 there, 0\.9 here\); pass another"):
-        quick(CONFIG.replace(I=1, M=1, T=1, lr=0.02, eta=0.9), tiny.task(reward=dead), out_dir=tmp_path)
+        quick(CONFIG.replace(I=1, M=1, T=1, lr=0.02, eta=0.9), tiny.task(reward=named(dead, "opinion")), out_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"configuration \(reward: {'name': 'opinion'} there, {'name': 'dead'} here"):
+        quick(CONFIG.replace(I=1, M=1, T=1), tiny.task(reward=dead), out_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"configuration \(prompts_sha256"):
+        quick(CONFIG.replace(I=1, M=1, T=1), tiny.task(train_prompts=["the film"]), out_dir=tmp_path)
+    with pytest.raises(ValueError, match=rf"threads: \d+ there, {torch.get_num_threads() + 1} here"):
+        quick(CONFIG.replace(I=1, M=1, T=1, threads=torch.get_num_threads() + 1), out_dir=tmp_path)
     with pytest.raises(ValueError, match=r"holds a run of another configuration \(policy_sha256"):
         quick(CONFIG.replace(I=1, M=1, T=1), tiny.task(policy=tiny.gpt2(39, seed=5)), out_dir=tmp_path)
     with pytest.raises(ValueError, match="task_name: 'tiny' there, 'other' here"):

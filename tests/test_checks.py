@@ -21,7 +21,7 @@ def test_healthy_run_passes_every_check_and_says_so():
     found = result()
     assert [check.name for check in found.checks] == list(TEXT)
     assert found.failed() == set() and silent(found) == set()
-    assert headline(found.checks) == "Все 15 проверок пройдены."
+    assert headline(found.checks) == "Все 16 проверок пройдены."
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_check_with_nothing_to_look_at_says_so(settings, names):
     found = result(**settings)
     assert silent(found) == names and found.failed() == set()
     assert all(check.measured.startswith("не применимо: ") for check in found.checks if not check.applies)
-    count = 15 - len(names)
+    count = 16 - len(names)
     assert headline(found.checks).startswith(f"Все {count} проверок пройдены.")
     assert ("Не применимы" in headline(found.checks)) == bool(names)
 

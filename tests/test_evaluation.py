@@ -15,7 +15,8 @@ from test_rollout import FOUR, exact_kl
 from warp_nb.evaluation import (
     MEASURES,
     Estimate,
-    distinct_bigrams,
+    completion_bigrams,
+    distinct_share,
     evaluate,
     exponential,
     mean_interval,
@@ -53,7 +54,9 @@ def test_perplexity_interval_is_the_exponential_of_the_mean() -> None:
 
 def test_distinct_bigrams_and_nll_by_hand() -> None:
     given = tiny.rollout([0], [[1, 2, 1, 2, 1], [3], [1, 2]])
-    assert distinct_bigrams(given) == [0.5, 1.0, 1.0]
+    bigrams = completion_bigrams(given)
+    assert bigrams == [[(1, 2), (2, 1), (1, 2), (2, 1)], [], [(1, 2)]]
+    assert [*map(distinct_share, bigrams)] == [0.5, 1.0, 1.0] and distinct_share([*bigrams[0], *bigrams[2]]) == 0.4
     policy = tiny.gpt2(4)
     with torch.no_grad():
         found = token_nll(completion_logits(policy, given, 1.0), given)
@@ -105,7 +108,7 @@ def test_evaluation_repeats_and_follows_its_seed() -> None:
 def test_refusals() -> None:
     task = tiny.task()
     for count in (1, 65):
-        with pytest.raises(ValueError, match=rf"n_prompts must be 2 to 64 \(the held-out prompts\), got {count}"):
+        with pytest.raises(ValueError, match=rf"n_eval_prompts must be 2 to 64, .* got {count}; pass e.g. -p n_eval"):
             evaluate(task.policy, task.policy, task, count, 0, 4, 1.0)
     with pytest.raises(ValueError, match=r"always in fp32; call model\.float\(\)"):
         evaluate(copy.deepcopy(task.policy).bfloat16(), task.policy, task, 8, 0, 4, 1.0)

@@ -50,11 +50,20 @@ def test_the_record_is_plain_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_too_many_evaluation_prompts_are_refused_before_any_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(**kwargs: Any) -> list[float]:
+        raise AssertionError("the reward was called")
+
+    with pytest.raises(ValueError, match=r"n_eval_prompts must be 2 to 64, the held-out prompts of task tiny, got 65"):
+        run(monkeypatch, tiny.task(reward=never), n_eval_prompts=65)
+
+
 def test_a_second_experiment_reads_the_first_ones_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def untrained(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
         assert len(completions) != CONFIG.batch_size, "a run was trained again"
         return tiny.opinion(prompts, completions)
 
+    untrained.__name__ = "opinion"
     first = run(monkeypatch, out_dir=str(tmp_path))
     monkeypatch.chdir(tmp_path.parent)
     again = run(monkeypatch, tiny.task(reward=untrained), out_dir=tmp_path.name)  # the same folder, said otherwise

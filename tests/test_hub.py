@@ -125,7 +125,7 @@ def gpt2(folders: dict[str, Path], online: Any, tmp_path: Path, monkeypatch: Pat
     monkeypatch.setenv("WARP_NB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(rm, "LR", {"hub": 3e-3})
     real = rm.Recipe
-    monkeypatch.setattr(rm, "Recipe", lambda **given: real(**(given | {"pairs": 256, "batch_pairs": 16})))
+    monkeypatch.setattr(rm, "Recipe", lambda **given: real(**(given | {"pairs": 480, "batch_pairs": 16})))
     imdb._reviews.cache_clear()
     with hub_miniature.server(folders) as (address, _):
         online(address)

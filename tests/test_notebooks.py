@@ -80,7 +80,7 @@ def test_help_lists_every_parameter_with_its_comment(tmp_path: Path) -> None:
     shown = papermill("--help-notebook", str(FOLDER / "exp.ipynb"), cwd=tmp_path).stdout
     for name in parameters("exp"):
         assert f"{name}: " in shown
-    assert "шаг обучения оптимизатора" in shown
+    assert "скорость обучения (lr) оптимизатора" in shown
 
 
 @pytest.mark.slow

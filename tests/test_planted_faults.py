@@ -6,30 +6,30 @@ import copy
 import types
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
 import tiny
 import torch
 
-from warp_nb import algorithm, experiment, policy_gradient
+from warp_nb import algorithm, evaluation, experiment, policy_gradient
 from warp_nb.config import ExperimentConfig
 from warp_nb.experiment import ExperimentResult, run_experiment
-from warp_nb.reward_model import measure_gate
 
 CONFIG = ExperimentConfig(
     I=1, T=4, lr=3e-3, warmup_steps=0, mu=0.1, eta=0.3, batch_size=16, max_new_tokens=6, n_eval_prompts=64
 )
 PAIRS = [((text, f" it is {good}"), (text, f" it is {bad}")) for text, good, bad in zip(
     tiny.prompts(9, seed=7), tiny.GOOD, tiny.BAD, strict=True)]  # fmt: skip
+FAITHFUL = {"lr": 1e-6, "warmup_steps": 100, "mu": 0.01, "T": 10}
+"""Experiment 1's own: the anchor moves less than half a unit in the last place of most weights."""
 Patch = pytest.MonkeyPatch
 
 
 @pytest.fixture(autouse=True)
 def own_pairs(monkeypatch: Patch) -> None:
     """The gate on pairs of this file instead of IMDb's."""
-    monkeypatch.setattr(experiment, "measure_gate", partial(measure_gate, pairs=PAIRS))
+    monkeypatch.setattr(experiment, "gate_pairs", lambda source: PAIRS)
 
 
 def run(reward: Callable[..., Any] = tiny.opinion, **changes: Any) -> ExperimentResult:
@@ -53,8 +53,8 @@ def test_a_healthy_run_is_silent(changes: dict[str, Any]) -> None:
 
 
 def test_the_faithful_tiny_rate_is_silent_too() -> None:
-    """lr = 1e-6 with 100 steps of warm-up: moves so small that only rounding could look like a fault."""
-    assert failed(run(lr=1e-6, warmup_steps=100, mu=0.01, T=6)) == set()
+    """Moves so small that only rounding could look like a fault."""
+    assert failed(run(**FAITHFUL)) == set()
 
 
 def test_collapsed_reward() -> None:
@@ -87,13 +87,18 @@ def test_frozen_anchor(monkeypatch: Patch) -> None:
     assert failed(run()) == {"anchor-formula"}
 
 
-def test_anchor_updated_with_mu_swapped(monkeypatch: Patch) -> None:
+SETTINGS = pytest.mark.parametrize("settings", [{}, FAITHFUL], ids=["usual", "faithful"])
+
+
+@SETTINGS
+def test_anchor_updated_with_mu_swapped(monkeypatch: Patch, settings: dict[str, Any]) -> None:
     real = policy_gradient.ema_update_
     monkeypatch.setattr(policy_gradient, "ema_update_", lambda anchor, policy, mu: real(anchor, policy, 1 - mu))
-    assert failed(run()) == {"anchor-formula"}
+    assert failed(run(**settings)) == {"anchor-formula"}
 
 
-def test_anchor_that_is_the_policy(monkeypatch: Patch) -> None:
+@SETTINGS
+def test_anchor_that_is_the_policy(monkeypatch: Patch, settings: dict[str, Any]) -> None:
     """The second deep copy of a run, the anchor's, returns the policy itself."""
     calls = 0
 
@@ -103,8 +108,24 @@ def test_anchor_that_is_the_policy(monkeypatch: Patch) -> None:
         return copy.deepcopy(value) if calls % 2 else value
 
     monkeypatch.setattr(policy_gradient, "copy", types.SimpleNamespace(deepcopy=alias))
-    result = run()
+    result = run(**settings)
     assert failed(result) == {"anchor-formula"} and (result.history.kl == 0).all()
+
+
+def test_a_policy_that_writes_one_sentence_after_every_prompt(monkeypatch: Patch) -> None:
+    """Its bigrams differ within a completion, so only a look at all of them together tells."""
+    task, real = tiny.task(), evaluation.sample
+
+    def chant(policy: Any, *rest: Any) -> Any:
+        rollout = real(policy, *rest)
+        if policy is task.policy:
+            return rollout
+        ids, mask = rollout.ids.clone(), rollout.completion_mask[:1].expand_as(rollout.completion_mask)
+        ids[:, -rollout.width :] = ids[0, -rollout.width :]
+        return replace(rollout, ids=ids, completion_mask=mask, completions=rollout.completions[:1] * len(ids))
+
+    monkeypatch.setattr(evaluation, "sample", chant)
+    assert "completions-varied" in failed(run_experiment(CONFIG, task, progress=False))
 
 
 def test_aliased_policies(monkeypatch: Patch) -> None:

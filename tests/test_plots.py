@@ -44,7 +44,7 @@ def test_the_spread_over_seeds_is_a_band(ax):
     assert band.min() == pytest.approx(found["objective"].min())
     assert band.max() == pytest.approx(found["objective"].max())
     assert np.allclose(ax.lines[0].get_ydata(), found.groupby("step")["objective"].mean())
-    assert ax.get_legend().get_title().get_text() == "полоса: размах по 3 seed"
+    assert ax.get_legend().get_title().get_text() == "полоса: размах по 3 повторам"
 
 
 def test_a_single_step_is_still_visible(ax):

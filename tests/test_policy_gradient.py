@@ -97,8 +97,9 @@ def test_gradient_against_finite_differences_with_r_beta_constant(kind: str) -> 
     for direction in directions(policy):
         wanted = slope(policy, lambda: surrogate(constant - offsets[kind]), direction)
         assert (found @ direction).item() == pytest.approx(wanted, rel=1e-5, abs=1e-8)
-    moving = slope(policy, lambda: surrogate(objectives(policy, anchor, REWARDS, config)), directions(policy)[0])
-    assert abs(moving - (found @ directions(policy)[0]).item()) > 1e-4 or kind != "none"
+    if kind == "none":  # were r_beta no constant to the gradient, the comparison would tell
+        moving = slope(policy, lambda: surrogate(objectives(policy, anchor, REWARDS, config)), directions(policy)[0])
+        assert abs(moving - (found @ directions(policy)[0]).item()) > 1e-4
 
 
 def test_expected_gradient_is_the_gradient_of_reward_minus_beta_kl() -> None:
@@ -294,8 +295,8 @@ def test_the_probe_measures_the_anchors_error() -> None:
     for _ in range(3):
         probe.follow(policy, 0.01)
         policy_gradient.ema_update_(anchor, policy, 0.01)
-    assert probe.compare(anchor, 3)["anchor_error"] < 1e-4
-    assert probe.compare(tiny.gpt2(20, seed=1), 3)["anchor_error"] == pytest.approx(1, abs=1e-3)
-    assert probe.compare(policy, 3)["anchor_error"] > 10
-    assert still.compare(tiny.gpt2(20, seed=1), 3) == {"anchor_moved": 0.0, "anchor_error": 0.0}
-    assert still.compare(anchor, 3)["anchor_error"] == math.inf
+    assert probe.compare(anchor)["anchor_error"] < 1e-4
+    assert probe.compare(tiny.gpt2(20, seed=1))["anchor_error"] == pytest.approx(1, abs=1e-3)
+    assert probe.compare(policy)["anchor_error"] > 10
+    assert still.compare(tiny.gpt2(20, seed=1)) == {"anchor_moved": 0.0, "anchor_error": 0.0}
+    assert still.compare(anchor)["anchor_error"] == 1.0

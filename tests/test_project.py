@@ -140,3 +140,16 @@ def test_a_wrong_address_is_refused_untouched(copy: Path, repo: str) -> None:
     done = badges(copy, repo)
     assert done.returncode and "owner/name" in done.stderr
     assert (copy / "README.md").read_text(encoding="utf-8") == before
+
+
+def test_a_module_imports_only_from_those_above_it_in_the_readme_tree() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The tree")[2].partition("notebooks/")[0]
+    order = re.findall(r"\b(\w+)\.py\b", tree)
+    assert set(order) == {path.stem for path in (ROOT / "warp_nb").glob("*.py")} - {"__init__"}
+    for place, name in enumerate(order):
+        source = (ROOT / "warp_nb" / f"{name}.py").read_text(encoding="utf-8")
+        source = re.sub(r"if TYPE_CHECKING:\n(?:(?:    .*)?\n)+", "", source)  # names for the type checker only
+        found = set(re.findall(r"^\s*from warp_nb\.(\w+) import", source, re.MULTILINE))
+        for names in re.findall(r"^\s*from warp_nb import (.+)$", source, re.MULTILINE):
+            found |= set(re.findall(r"\w+", names)) & set(order)
+        assert found <= set(order[:place]), f"{name} imports {sorted(found - set(order[:place]))} from below"

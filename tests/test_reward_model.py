@@ -261,20 +261,26 @@ def test_parts_split_and_libraries_are_part_of_the_cache_key(monkeypatch: pytest
     for owner, name, value in [
         (assets, "MINILM", replace(assets.MINILM, sha256="0" * 64)),
         (assets, "IMDB", replace(assets.IMDB, sha256="0" * 64)),
+        (rm, "SCORED_WORDS", (24, 41)),
+        (rm, "MAX_TOKENS", 127),
         (imdb, "SIZES", imdb.SIZES | {"reward_train": 5000}),
-        (rm, "_versions", lambda: {"trl": "0"}),
+        (rm, "trainer_versions", lambda: {"trl": "0"}),
     ]:
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, value)
             keys.append(rm.cache_key(TINY))
-    assert len(set(keys)) == 5
+    assert len(set(keys)) == 7
 
 
 def test_load_reward_trains_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WARP_NB_CACHE", str(tmp_path))
     train, calls = rm.train_reward_model, []
 
-    def small(folder: Path, **_: Any) -> rm.RewardModel:
+    monkeypatch.setattr(assets, "minilm_folder", lambda: base)
+    monkeypatch.setattr(imdb, "reviews", lambda part, source: invented_reviews(40, seed=0))
+
+    def small(folder: Path, given: Path, frame: pd.DataFrame, *_: Any) -> rm.RewardModel:
+        assert given == base and len(frame) == 40
         calls.append(folder)
         return train(folder, base, invented_reviews(40, seed=0), replace(TINY, pairs=32))
 
@@ -319,7 +325,7 @@ def test_gate_pairs_are_held_out_beginnings_cut_at_the_prompt(monkeypatch: pytes
     rows = [(" ".join(f"{kind}{i}.{k}" for k in range(60)), int(kind == "p")) for kind in "pn" for i in range(20)]
     asked: list[str] = []
 
-    def reviews(part: str) -> pd.DataFrame:
+    def reviews(part: str, source: str) -> pd.DataFrame:
         asked.append(part)
         return pd.DataFrame(rows, columns=["text", "label"])
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -118,6 +120,27 @@ def test_word_perplexity_is_the_models_own_loss(tokenizer: PreTrainedTokenizerFa
     assert sft.word_perplexity(model, trimmed, TEXTS[:3]) == pytest.approx(expected, rel=1e-4)
 
 
+def test_only_the_sft_part_is_learnt(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt: list[list[str]] = []
+    real = small_policy.token_stream
+
+    def stream(words: Any, texts: list[str]) -> Any:
+        learnt.append(texts)
+        return real(words, texts)
+
+    monkeypatch.setattr(small_policy, "token_stream", stream)
+    monkeypatch.setattr(small_policy.sft, "load_smollm2", lambda: (llama(len(tokenizer)), tokenizer))
+    monkeypatch.setattr(imdb, "reviews", lambda part: pd.DataFrame({"text": [f"{part} {text}" for text in TEXTS]}))
+    small_policy.train(tmp_path, [0, 2], 275, 2, 2, 1e-3, 0)
+    assert learnt == [[f"sft {text}" for text in TEXTS]]
+    (row,) = json.loads((tmp_path / "curve.json").read_text())
+    assert row["step"] == 2 and row["perplexity_per_word"] > 1
+    small_policy.train(tmp_path, [0, 2], 275, 3, 2, 1e-3, 0)
+    assert [row["step"] for row in json.loads((tmp_path / "curve.json").read_text())] == [2, 3]
+
+
 @pytest.mark.slow
 def test_the_shipped_policy_has_the_recorded_perplexity() -> None:
     recorded = json.loads((SMALL / "perplexity.json").read_text())
@@ -125,6 +148,8 @@ def test_the_shipped_policy_has_the_recorded_perplexity() -> None:
     texts = imdb.reviews("eval")["text"].tolist()[: small_policy.CURVE_REVIEWS]
     found = sft.word_perplexity(model, AutoTokenizer.from_pretrained(SMALL), texts)
     assert found == pytest.approx(recorded["small"], rel=0.01)
-    assert recorded["ratio"] == pytest.approx(recorded["small"] / recorded["smollm2_135m"])
+    for begin in ("own_begin", "best_begin"):
+        ratio = recorded["small"] / recorded[f"smollm2_135m_{begin}"]
+        assert recorded[f"ratio_{begin}"] == pytest.approx(ratio)
     curve = json.loads((SMALL / "curve.json").read_text())
     assert curve[-1]["perplexity_per_word"] == pytest.approx(found, rel=0.05)

@@ -92,7 +92,8 @@ def test_first_tokens_are_distinct_beginnings() -> None:
 def test_describe_says_what_a_banner_needs() -> None:
     task = tiny.task()
     assert describe(task) == {
-        "task": "tiny", "parameters": task.policy.num_parameters(), "reward": "opinion", "train_prompts": 48,
+        "task": "tiny", "parameters": task.policy.num_parameters(), "reward": "opinion",
+        "reward_model": {"name": "opinion"}, "train_prompts": 48,
         "eval_prompts": 64,
     }  # fmt: skip
 
@@ -101,5 +102,7 @@ def test_unknown_tasks_are_refused_with_the_known_ones() -> None:
     for call in (resolve, load_task):
         with pytest.raises(ValueError, match=r"task must be one of auto, small.*got 'large'; or build a Task"):
             call("large")
-    assert resolve("auto")[0] in ("small", "gpt2") and resolve("small")[0] == "small"
+    assert [resolve(name, "cpu")[0] for name in ("auto", "small", "smollm", "gpt2")] == [
+        "small", "small", "smollm", "gpt2"
+    ]  # fmt: skip
     assert isinstance(tiny.task(), Task)

@@ -8,10 +8,12 @@ whose files are there is loaded and not repeated.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -19,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from warp_nb.assets import file_sha256
 from warp_nb.average import StateDict, angles, liti, merge, tied_to
 from warp_nb.config import WarpConfig
-from warp_nb.policy_gradient import Row, RunResult, run_seed, train_run
-from warp_nb.tasks import Task
+from warp_nb.policy_gradient import Row, RunResult, train_run
+from warp_nb.tasks import Task, describe_reward
 from warp_nb.weights import fingerprint, load_weights, save_weights, snapshot, write_json
 
 if TYPE_CHECKING:
@@ -61,14 +64,12 @@ def warp(
 
     With `out_dir` finished runs are kept there and not repeated by a second call. `progress`
     is True (a bar), False, or a function called with every history row.
-    Raises ValueError when `out_dir` holds runs of another configuration or another θ_sft.
+    Raises ValueError when `out_dir` holds runs of another configuration, θ_sft, reward or prompts.
     """
     import pandas as pd
 
     if executor is not None:
         raise ValueError("executor must be None: runs are done one after the other in this process")
-    if config.threads:
-        torch.set_num_threads(config.threads)
     with tempfile.TemporaryDirectory() as scratch, reporting(progress, config.I * config.M * config.T) as on_step:
         folder = Path(out_dir) if out_dir else Path(scratch)
         claim(folder, config, task)
@@ -98,19 +99,30 @@ def run_job(
     folder: Path, config: WarpConfig, task: Task, iteration: int, run: int, on_step: Progress = lambda row: None
 ) -> RunResult:
     """Run (i, m) from its files, or load it where it was finished (facts: loaded = 1)."""
-    like = task.policy.state_dict()
+    like, start = task.policy.state_dict(), folder / f"init_{iteration}.safetensors"
     weights, record = folder / f"run_{iteration}_{run}.safetensors", folder / f"run_{iteration}_{run}.json"
     if record.exists():
         saved = json.loads(record.read_text())
-        if saved["facts"]["run_seed"] == run_seed(config, iteration, run):
+        if saved["init_sha256"] == file_sha256(start):
             for row in saved["history"]:
                 on_step(row)
             return RunResult(load_weights(weights, like), saved["history"], denull(saved["facts"]) | {"loaded": 1.0})
-    init = load_weights(folder / f"init_{iteration}.safetensors", like)
-    result = train_run(task, config, init, iteration, run, on_step)
+    with torch_threads(config.threads):
+        result = train_run(task, config, load_weights(start, like), iteration, run, on_step)
     save_weights(weights, result.state)
-    write_json(record, {"history": result.history, "facts": result.facts})
+    write_json(record, {"history": result.history, "facts": result.facts, "init_sha256": file_sha256(start)})
     return result
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """`count` CPU threads of torch inside (0: as many as it has), the former number after."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def final_front(sft: StateDict, merged: StateDict, etas: Sequence[float]) -> list[StateDict]:
@@ -119,11 +131,17 @@ def final_front(sft: StateDict, merged: StateDict, etas: Sequence[float]) -> lis
 
 
 def claim(folder: Path, config: WarpConfig, task: Task) -> None:
-    """Write the configuration into `folder`, or check that it is the one already there."""
+    """Write what the runs depend on into `folder`, or check that it is what is already there.
+
+    Configuration, task, θ_sft, training prompts, what the reward says of itself, number of threads.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
     mine = config.model_dump(include=set(WarpConfig.model_fields))
     mine |= {"task_name": task.name, "policy_sha256": fingerprint(task.policy.state_dict())}
+    mine |= {"prompts_sha256": hashlib.sha256("\0".join(task.train_prompts).encode()).hexdigest()}
+    mine |= {"reward": describe_reward(task.reward), "threads": config.threads or torch.get_num_threads()}
+    mine = json.loads(json.dumps(mine))
     if not path.exists():
         write_json(path, mine)
         return

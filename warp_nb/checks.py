@@ -45,8 +45,10 @@ EMPTY_SHARE = 0.1
 """A sound policy may end at once now and then: 3 of 32 completions in a run of one step."""
 DISTINCT_RATIO = 0.8
 """A completion of 24 tokens that repeats a five-word phrase has about a fifth of distinct bigrams."""
+VARIETY_RATIO = 0.5
+"""Distinct bigrams of all completions together; one sentence after every prompt leaves a hundredth."""
 PERPLEXITY_RATIO = 2.0
-"""Every token half as likely under the reference as its own text is."""
+"""Every token half as likely under the reference as its own text is, or twice as likely."""
 SAMPLING_GAP = {"float32": 0.01, "bfloat16": 0.5}
 """Nats a token: a temperature of 0.9 against 1.0 shifts rare tokens by 0.5 and more; bf16 rounds logits by 0.1."""
 
@@ -111,10 +113,17 @@ TEXT = {
         f"доля разных биграмм не меньше {format_number(DISTINCT_RATIO)} доли у θ_sft",
         "Политика повторяет одно и то же: награда найдена не там, где её искали.",
     ),
+    "completions-varied": (
+        "После разных начал разные продолжения",
+        f"доля разных биграмм во всех продолжениях вместе не меньше {format_number(VARIETY_RATIO)} доли у θ_sft",
+        "Политика отвечает на всё почти одним и тем же: нашлась фраза, которую награда любит.",
+    ),
     "completions-fluent": (
         "Продолжения похожи на текст θ_sft",
-        f"перплексия под θ_sft не больше {format_number(PERPLEXITY_RATIO)} перплексий её собственных текстов",
-        "Текст стал набором слов: оценка модели награды на нём ничего не значит.",
+        f"перплексия под θ_sft отличается от перплексии её собственных текстов не больше чем "
+        f"в {format_number(PERPLEXITY_RATIO)} раза",
+        "Выше: текст стал набором слов, и оценка модели награды на нём ничего не значит. "
+        "Ниже: остались одни заученные обороты.",
     ),
     "sampling-scoring": (
         "Сэмплирование и оценка видят одну политику",
@@ -293,9 +302,11 @@ def check_completions(runs: pd.DataFrame, evaluations: Sequence[Evaluation]) -> 
     """Completions are not empty, not a loop, and still text to the reference."""
     empty = float(runs["empty_completions"].max(skipna=False))
     distinct = [(_ratio(e.distinct_policy, e.distinct_reference, unknown=-math.inf), e) for e in evaluations]
+    varied = [(e.variety_policy / e.variety_reference, e) for e in evaluations]
     fluent = [(_ratio(e.perplexity_policy, e.perplexity_reference, unknown=math.inf), e) for e in evaluations]
     lowest, looped = min(distinct, key=itemgetter(0))
-    highest, garbled = max(fluent, key=itemgetter(0))
+    least, alike = min(varied, key=itemgetter(0))
+    farthest, garbled = max(((max(ratio, 1 / ratio), e) for ratio, e in fluent), key=itemgetter(0))
     return [
         _check("completions-nonempty", empty <= EMPTY_SHARE, f"пустых: {format_share(empty)}"),
         _check(
@@ -304,8 +315,13 @@ def check_completions(runs: pd.DataFrame, evaluations: Sequence[Evaluation]) -> 
             _against(looped.distinct_policy, looped.distinct_reference),
         ),
         _check(
+            "completions-varied",
+            least >= VARIETY_RATIO,
+            f"{format_share(alike.variety_policy)} против {format_share(alike.variety_reference)} у θ_sft",
+        ),
+        _check(
             "completions-fluent",
-            highest <= PERPLEXITY_RATIO,
+            farthest <= PERPLEXITY_RATIO,
             _against(garbled.perplexity_policy, garbled.perplexity_reference),
         ),
     ]

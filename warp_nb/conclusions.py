@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from warp_nb.experiment import ExperimentResult
 
-__all__ = ["conclude", "format_estimate", "format_number"]
-
 KL_TINY = math.log(2) - 0.5
 """Nats: less than choosing the better of two completions would cost (log N - (N - 1) / N at N = 2)."""
 KL_FAR = 10.0
@@ -29,10 +27,11 @@ RIGHT_ANGLE = 15.0
 """Degrees from 90 within which task vectors count as near orthogonal: |cosine| < 0.26."""
 CURVES_DIFFER = (
     "Наши данные этому противоречат: при тех же T и lr независимые прогоны различаются. "
-    "Чтобы кривые совпали, достаточно одного seed на оба прогона."
+    "Чтобы кривые совпали, достаточно одного seed на оба прогона; на глаз совпали бы и кривые "
+    "с почти постоянной наградой."
 )
 """Said only where the instrument is healthy, that is where the runs do differ."""
-TEXT_CHECKS = ("completions-nonempty", "completions-diverse", "completions-fluent")
+TEXT_CHECKS = ("completions-nonempty", "completions-diverse", "completions-varied", "completions-fluent")
 """What a policy writes is a result of its training; every other check is about the instrument."""
 
 
@@ -77,7 +76,7 @@ def say_checks(result: ExperimentResult) -> str:
             f"{first} {reasons} Пока это так, ниже только измеренные числа: вывода о величине lr, "
             "о прогреве и о качестве обучения из них не следует."
         )
-    return f"{first} Сам прибор исправен: испорчен текст политики, и это результат обучения."
+    return f"{first} Измерениям можно верить: испорчен сам текст политики, и это результат обучения."
 
 
 def say_reward(result: ExperimentResult) -> str:
@@ -100,7 +99,10 @@ def say_distance(result: ExperimentResult) -> str:
     if not math.isfinite(forward.value + backward.value):
         return f"Расстояние до θ_sft не измерено: {measured}."
     if far < KL_TINY:
-        return f"Политика почти не отошла от θ_sft — меньше, чем дал бы выбор лучшего из двух продолжений: {measured}."
+        return (
+            f"Политика почти не отошла от θ_sft, KL меньше {fixed(KL_TINY, 2)} ната: столько самое большее даёт "
+            f"простой выбор лучшего из двух продолжений. Измерено: {measured}."
+        )
     if far > KL_FAR:
         return f"Политика ушла от θ_sft очень далеко: {measured}."
     return f"Политика заметно отошла от θ_sft: {measured}."
@@ -110,15 +112,16 @@ def say_text(result: ExperimentResult) -> str:
     """Is the text still a review, by perplexity and distinct bigrams?"""
     values = {name: format_number(result.summary[name].value) for name in result.summary}
     measured = (
-        f"перплексия под θ_sft {values['perplexity_policy']} против {values['perplexity_reference']} у её собственных "
-        f"текстов, доля разных биграмм {values['distinct_policy']} против {values['distinct_reference']}"
+        f"перплексия под θ_sft: {values['perplexity_policy']} у текстов WARP и {values['perplexity_reference']} "
+        f"у текстов самой θ_sft; доля разных биграмм: {values['distinct_policy']} и {values['distinct_reference']}"
     )
     failed = {check.name for check in result.checks if check.failed}
     if not text_broken(result):
-        return f"По этим мерам продолжения остались текстом того же рода: {measured}."
+        return f"Эти меры порчи текста не показывают, судить надо по примерам: {measured}."
     faults = {
         "completions-nonempty": "часть продолжений пуста",
         "completions-diverse": "политика повторяется",
+        "completions-varied": "разные продолжения почти одинаковы",
         "completions-fluent": "текст перестал быть похож на отзыв",
     }
     words = ", ".join(words for name, words in faults.items() if name in failed)
@@ -190,7 +193,7 @@ def say_original(result: ExperimentResult) -> str:
     """Do the data agree with what the original report concluded for these settings?"""
     number = match(result.config)
     if number is None:
-        return ""
+        return "Такого набора параметров в исходном отчёте нет, поэтому его выводы здесь не проверяются."
     row = ROWS[number]
     claims = {1: _first, 2: _second, 3: _third, 4: _fourth}[number](result)
     intro = f"Вывод исходного отчёта об эксперименте {number}: «{row.conclusion}»."
@@ -207,15 +210,18 @@ def say_interval(result: ExperimentResult) -> str:
     count = result.config.n_seeds
     return (
         f"Интервалы учитывают и шум обучения: оно повторено {count} {plural(count, 'раз', 'раза', 'раз')} "
-        "с независимыми seed, интервал Стьюдента построен по повторам."
+        "с разными начальными значениями генератора (seed), интервал Стьюдента построен по повторам."
     )
+
+
+def _farther(result: ExperimentResult) -> float:
+    """The larger of the two KLs, nats."""
+    return max(result.summary["kl_reference_policy"].value, result.summary["kl_policy_reference"].value)
 
 
 def _unmoved(result: ExperimentResult) -> bool:
     """Reward indistinguishable from before and KL tiny."""
-    far = max(result.summary["kl_reference_policy"].value, result.summary["kl_policy_reference"].value)
-    change = result.summary["reward_difference"]
-    return change.low <= 0 <= change.high and far < KL_TINY
+    return not result.summary["reward_difference"].excludes_zero and _farther(result) < KL_TINY
 
 
 def _too_small(result: ExperimentResult) -> str:
@@ -226,8 +232,14 @@ def _too_small(result: ExperimentResult) -> str:
     if change.high < 0:
         return "Наши данные ему противоречат: награда при таком lr изменилась, хотя и не в ту сторону."
     if not _unmoved(result):
-        return "Наши данные с ним согласны лишь отчасти: рост награды не виден, но политика сдвинулась."
-    return "Наши данные с ним согласны: награда неотличима от исходной, политика почти не сдвинулась."
+        return (
+            "Наши данные с ним согласны лишь отчасти: политика сдвинулась, а рост награды по этим данным "
+            "не доказан и не исключён."
+        )
+    return (
+        "Наши данные с ним согласуются: политика почти не сдвинулась, изменение награды неотличимо от нуля "
+        "(малый рост этим не исключён)."
+    )
 
 
 def _first(result: ExperimentResult) -> list[str]:
@@ -237,7 +249,8 @@ def _first(result: ExperimentResult) -> list[str]:
     if _unmoved(result):
         claims.append(
             f"Но дело может быть не в lr: с прогревом в {result.config.warmup_steps} шагов за {result.config.T} шагов "
-            f"средний шаг обучения — {format_number(100 * share, 2)}\u00a0% заданного; одно от другого не отделить."
+            f"средняя скорость обучения (lr) составила {format_number(100 * share, 2)}\u00a0% заданной; "
+            "одно от другого не отделить."
         )
     return [*claims, "Совпадение кривых отчёт объясняет малым T. " + CURVES_DIFFER]
 
@@ -248,7 +261,7 @@ def _second(result: ExperimentResult) -> list[str]:
     gain = round(steps / sum(min(1.0, step / assumed) for step in range(1, steps + 1)))
     return [
         _too_small(result),
-        f"О прогреве один этот эксперимент не говорит; без прогрева в {assumed} шагов сумма шагов обучения больше "
+        f"О прогреве один этот эксперимент не говорит; без прогрева в {assumed} шагов сумма lr по шагам больше "
         f"примерно в {gain} {plural(gain, 'раз', 'раза', 'раз')}, а числа самого отчёта "
         f"(KL(sft‖warp) {fixed(ROWS[1].kl_reference_policy, 5)} с прогревом, "
         f"{fixed(ROWS[2].kl_reference_policy, 5)} без него) "
@@ -259,20 +272,8 @@ def _second(result: ExperimentResult) -> list[str]:
 
 def _third(result: ExperimentResult) -> list[str]:
     """lr too large."""
-    change = result.summary["reward_difference"]
-    far = max(result.summary["kl_reference_policy"].value, result.summary["kl_policy_reference"].value)
-    claims = []
-    if text_broken(result):
-        claims.append("Наши данные с ним согласны: текст испорчен.")
-    elif change.high < 0:
-        claims.append("Наши данные с ним согласны: награда снизилась.")
-    elif change.low > 0:
-        claims.append("Наши данные ему противоречат: награда выросла, а текст остался текстом.")
-    elif far > KL_FAR:
-        claims.append("Наши данные с ним согласны: политика ушла далеко, а награда не выросла.")
-    else:
-        claims.append("Наши данные его не подтверждают: политика не ушла далеко и текст не испорчен.")
-    if change.excludes_zero:
+    claims = [_too_large(result)]
+    if result.summary["reward_difference"].excludes_zero:
         row = ROWS[3]
         claims.append(
             f"В отчёте награда при KL(sft‖warp) = {fixed(row.kl_reference_policy, 1)} изменилась лишь "
@@ -280,6 +281,39 @@ def _third(result: ExperimentResult) -> list[str]:
             "как и должна исправная награда на другом тексте."
         )
     return [*claims, *_iterations(result.history)]
+
+
+def _too_large(result: ExperimentResult) -> str:
+    """The verdict on «lr is too large»."""
+    change, far = result.summary["reward_difference"], _farther(result)
+    if text_broken(result):
+        return "Наши данные с ним согласны: текст испорчен."
+    if change.high < 0:
+        return "Наши данные с ним согласны: награда снизилась."
+    if far > KL_FAR:
+        if change.low > 0:
+            return f"Ни согласия, ни противоречия: {_far_and_praised(result)}."
+        return (
+            f"Политика ушла далеко (KL {format_number(far)} нат), но рост награды по этим данным не доказан "
+            "и не исключён, поэтому о согласии с этим выводом говорить нельзя."
+        )
+    if change.low > 0:
+        return (
+            "Наши данные ему противоречат: награда выросла, политика не ушла далеко, порчи текста по нашим мерам "
+            "не видно."
+        )
+    return (
+        "Наши данные его не подтверждают: политика не ушла далеко, порчи текста по нашим мерам не видно, "
+        "а изменение награды неотличимо от нуля."
+    )
+
+
+def _far_and_praised(result: ExperimentResult) -> str:
+    """Why a rise of the reward so far from θ_sft decides nothing."""
+    return (
+        f"награда выросла, но политика так далеко от θ_sft (KL {format_number(_farther(result))} нат), что одни меры "
+        "текста не скажут, улучшение это или лесть модели награды; смотрите примеры"
+    )
 
 
 def _iterations(history: pd.DataFrame) -> list[str]:
@@ -309,9 +343,18 @@ def _fourth(result: ExperimentResult) -> list[str]:
         return [*claims, "С плохим качеством наши данные согласны: текст испорчен."]
     if change.high < 0:
         return [*claims, "С плохим качеством наши данные согласны: награда итоговой политики снизилась."]
+    if change.low > 0 and _farther(result) > KL_FAR:
+        return [*claims, f"О качестве не судим: {_far_and_praised(result)}."]
     if change.low > 0:
-        return [*claims, "С плохим качеством наши данные не согласны: награда выросла, а текст остался текстом."]
-    return [*claims, "Просадки качества мы не видим: награда итоговой политики неотличима от исходной, текст цел."]
+        return [
+            *claims,
+            "С плохим качеством наши данные не согласны: награда выросла, порчи текста по нашим мерам не видно.",
+        ]
+    return [
+        *claims,
+        "Плохое качество по этим данным не доказано и не исключено: изменение награды неотличимо от нуля, "
+        "порчи текста по нашим мерам не видно.",
+    ]
 
 
 def between_iterations(history: pd.DataFrame) -> Estimate | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -88,6 +89,7 @@ class WarpConfig(BaseModel):
         if unknown:
             known = ", ".join(cls.model_fields)
             raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}; the notebook has: {known}")
+        check_result_file(names.get("result_file", ""))
         return cls(**{name: names[name] for name in cls.model_fields if name in names})
 
 
@@ -102,6 +104,14 @@ class ExperimentConfig(WarpConfig):
     )
     n_eval_prompts: int = Field(256, ge=8, description="held-out prompts of the evaluation")
     out_dir: str = Field("", description="folder of a resumable run; empty runs afresh")
+
+
+def check_result_file(path: Any) -> None:
+    """Raises ValueError unless `path` is empty or names a file in a folder that exists."""
+    if not isinstance(path, str):
+        raise ValueError(f"result_file = {path!r} refused: must be the path of a file; pass e.g. -p result_file r.json")
+    if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
+        raise ValueError(f"result_file = {path!r} refused: its folder must exist, and it must be no folder itself")
 
 
 def injected(names: dict[str, Any]) -> set[str]:

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,11 +82,23 @@ class Evaluation:
     perplexity_policy: Estimate
     distinct_reference: Estimate
     distinct_policy: Estimate
+    variety_reference: float
+    """Share of distinct bigrams in all completions together: low where every prompt gets the same text."""
+    variety_policy: float
     samples: list[dict[str, Any]]
 
     def measures(self) -> dict[str, Estimate]:
         """The estimates by name."""
         return {name: getattr(self, name) for name in MEASURES}
+
+
+def check_eval_prompts(count: int, task: Task) -> None:
+    """Raises ValueError unless the task has `count` held-out prompts, two at least."""
+    if not 2 <= count <= len(task.eval_prompts):
+        raise ValueError(
+            f"n_eval_prompts must be 2 to {len(task.eval_prompts)}, the held-out prompts of task {task.name}, "
+            f"got {count}; pass e.g. -p n_eval_prompts {len(task.eval_prompts)}"
+        )
 
 
 @torch.no_grad()
@@ -106,8 +118,7 @@ def evaluate(
     vocabulary, along sampled text (see `token_kl`). Raises ValueError when the task has fewer
     held-out prompts.
     """
-    if not 2 <= n_prompts <= len(task.eval_prompts):
-        raise ValueError(f"n_prompts must be 2 to {len(task.eval_prompts)} (the held-out prompts), got {n_prompts}")
+    check_eval_prompts(n_prompts, task)
     for model in (policy, reference):
         if any(value.dtype not in (torch.float32, torch.float64) for value in model.parameters()):
             raise ValueError("evaluation is always in fp32; call model.float() first")
@@ -115,6 +126,7 @@ def evaluate(
     prompts = [task.eval_prompts[index] for index in order[:n_prompts].tolist()]
     columns: dict[str, list[float]] = {}
     texts: dict[str, list[str]] = {}
+    bigrams: dict[str, list[list[tuple[int, int]]]] = {}
     for start in range(0, n_prompts, CHUNK):
         chunk = prompts[start : start + CHUNK]
         for side, sampler, other in (("reference", reference, policy), ("policy", policy, reference)):
@@ -124,7 +136,8 @@ def evaluate(
             columns.setdefault(f"kl_{side}", []).extend(token_kl(logits, others, rollout).sum(1).tolist())
             under_reference = (logits if sampler is reference else others) * temperature
             columns.setdefault(f"nll_{side}", []).extend(token_nll(under_reference, rollout))
-            columns.setdefault(f"distinct_{side}", []).extend(distinct_bigrams(rollout))
+            bigrams.setdefault(side, []).extend(found := completion_bigrams(rollout))
+            columns.setdefault(f"distinct_{side}", []).extend(map(distinct_share, found))
             texts.setdefault(side, []).extend(rollout.completions)
     rewards = {side: call_reward(task.reward, prompts, texts[side], f"evaluation of the {side}") for side in texts}
     difference = [a - b for a, b in zip(rewards["policy"], rewards["reference"], strict=True)]
@@ -138,6 +151,8 @@ def evaluate(
         exponential(mean_interval(columns["nll_policy"])),
         mean_interval(columns["distinct_reference"]),
         mean_interval(columns["distinct_policy"]),
+        distinct_share(list(chain.from_iterable(bigrams["reference"]))),
+        distinct_share(list(chain.from_iterable(bigrams["policy"]))),
         [
             {
                 "prompt": prompts[i],
@@ -180,14 +195,15 @@ def token_nll(logits: torch.Tensor, rollout: Rollout) -> list[float]:
     return (totals / rollout.completion_mask.sum(1)).tolist()
 
 
-def distinct_bigrams(rollout: Rollout) -> list[float]:
-    """Share of distinct token bigrams in each completion; 1 for a completion of one token."""
-    shares = []
-    for row, keep in zip(rollout.ids[:, -rollout.width :], rollout.completion_mask, strict=True):
-        tokens = row[keep].tolist()
-        pairs = list(pairwise(tokens))
-        shares.append(len(set(pairs)) / len(pairs) if pairs else 1.0)
-    return shares
+def completion_bigrams(rollout: Rollout) -> list[list[tuple[int, int]]]:
+    """The token bigrams of each completion."""
+    rows = zip(rollout.ids[:, -rollout.width :], rollout.completion_mask, strict=True)
+    return [list(pairwise(row[keep].tolist())) for row, keep in rows]
+
+
+def distinct_share(bigrams: list[tuple[int, int]]) -> float:
+    """Share of distinct ones; 1 where there is none."""
+    return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
 
 
 def exponential(estimate: Estimate) -> Estimate:

@@ -17,7 +17,7 @@ from warp_nb.algorithm import WarpResult, reporting, warp
 from warp_nb.checks import Check, run_checks
 from warp_nb.config import ExperimentConfig
 from warp_nb.devices import training_dtype
-from warp_nb.evaluation import MEASURES, Estimate, Evaluation, evaluate, mean_interval
+from warp_nb.evaluation import MEASURES, Estimate, Evaluation, check_eval_prompts, evaluate, mean_interval
 from warp_nb.policy_gradient import derive_seed
 from warp_nb.reward_model import RewardGate, gate_pairs, measure_gate
 from warp_nb.tasks import Task, describe
@@ -87,6 +87,7 @@ def run_experiment(config: ExperimentConfig, task: Task, progress: bool = True) 
 
     started = time.perf_counter()
     config = config.replace(dtype=training_dtype(config.dtype, task.policy))
+    check_eval_prompts(config.n_eval_prompts, task)
     gate = measure_gate(task.reward, pairs=gate_pairs(source=task.reviews))
     results: list[WarpResult] = []
     evaluations: list[Evaluation] = []

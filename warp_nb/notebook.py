@@ -1,15 +1,18 @@
-"""What the experiment notebooks call around `run_experiment`: banner, figures, facts, record."""
+"""What the experiment notebooks call around `run_experiment`: banner, figures, conclusion, facts, limits."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from warp_nb.conclusions import conclude
+from warp_nb.conclusions import broken_instrument, conclude
 from warp_nb.config import ExperimentConfig
 from warp_nb.devices import training_dtype
 from warp_nb.experiment import ExperimentResult, machine
-from warp_nb.formatting import format_number
+from warp_nb.formatting import format_number, plural
 from warp_nb.plots import geometry, summary_forest, training_curves
+from warp_nb.report import EXPERIMENTS, OK, ROOT, read_result, reports_of
 from warp_nb.tables import table
 from warp_nb.tasks import Task, describe, resolve
 
@@ -41,9 +44,25 @@ def banner(config: ExperimentConfig, task: Task) -> HTML:
         "Устройство": f"{device}, потоков: {computer['threads']}; {computer['gpu'] or computer['cpu']}",
         "Арифметика": f"{training_dtype(config.dtype, task.policy)} в обучении, float32 в оценке",
         "Объём": f"{steps} шагов по {config.batch_size} продолжений, всего {format_number(completions, 6)}",
+        **duration(config, task.name),
         "Версии": f"Python {computer['python']}, {versions}",
     }
     return table([{"Что": name, "Значение": value} for name, value in facts.items()])
+
+
+def duration(config: ExperimentConfig, task: str, reports: Path = ROOT / "reports") -> dict[str, str]:
+    """About how long it took elsewhere: a kept result of this task and length of text; nothing without one."""
+    for name in EXPERIMENTS:
+        kept = read_result(reports_of(task, reports) / f"{name}.result.json")
+        same = ("batch_size", "max_new_tokens", "n_eval_prompts")
+        if kept["status"] != OK or any(kept["config"][key] != getattr(config, key) for key in same):
+            continue
+        steps = [row["seconds"] for row in kept["history"]]
+        beside = max(0.0, kept["seconds"] - sum(steps)) / kept["config"]["n_seeds"]
+        seconds = config.n_seeds * (config.I * config.M * config.T * median(steps) + beside)
+        about = f"{format_number(seconds / 60, 2)} мин" if seconds >= 60 else f"{format_number(seconds, 2)} с"
+        return {"Время": f"около {about} на машине отчёта ({kept['machine']['gpu'] or kept['machine']['cpu']})"}
+    return {}
 
 
 def policy_facts(about: dict[str, Any]) -> dict[str, str]:
@@ -87,17 +106,36 @@ def conclusion(result: ExperimentResult) -> Markdown:
     return Markdown("\n\n".join(conclude(result)))
 
 
+def limits(result: ExperimentResult) -> Markdown:
+    """What the conclusion does not reach, from the parameters and the task."""
+    from IPython.display import Markdown
+
+    config, about = result.config, result.about
+    steps = config.I * config.M * config.T
+    points = [
+        f"Задача {about['task']}: политика в {format_number(about['parameters'] / 1e6)} млн параметров, награда "
+        f"{about['reward']}. Модели и шкала награды исходного отчёта неизвестны: сравнивайте с ним порядок величин KL "
+        "и форму кривых, а не сами числа.",
+        f"Число продолжений на шаг ({config.batch_size}), их наибольшую длину в токенах ({config.max_new_tokens}), "
+        f"температуру ({format_number(config.temperature)}) и задачу исходный отчёт не называет: они выбраны нами.",
+        f"Одно обучение — I·M·T = {config.I}·{config.M}·{config.T} = {steps} {plural(steps, 'шаг', 'шага', 'шагов')}: "
+        "вывод относится к этой настройке, а не к WARP вообще.",
+    ]
+    return Markdown("\n".join(f"- {point}" for point in points))
+
+
 def facts(result: ExperimentResult) -> dict[str, Any]:
     """What must repeat on any machine: structure, and verdicts far from their borders.
 
-    A verdict less than three standard errors from a border is «у границы».
+    A verdict less than three standard errors from a border is «у границы». «Не пройдены» are the checks
+    of the instrument: those of the text depend on what was sampled.
     """
     kl, change = result.summary["kl_policy_reference"], result.summary["reward_difference"]
     return {
         "шагов": len(result.history),
         "прогонов": len(result.runs),
         "блоков": result.geometry["block"].nunique() if len(result.geometry) else 0,
-        "проверок": len(result.checks),
+        "не пройдены": sorted(check.name for check in broken_instrument(result)),
         "сдвиг политики": against(kl.value, error(kl), SHIFTS, "большой"),
         "награда": against(change.value, error(change), {"упала": 0.0}, "выросла"),
     }

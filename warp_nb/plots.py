@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
+from warp_nb.formatting import plural
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -22,7 +24,7 @@ COLUMNS = {
     "reward": "награда r(x, y)",
     "kl": "KL(политика‖якорь), нат на последовательность",
     "penalty": "штраф −β·log(π/π_ema)",
-    "lr": "шаг обучения lr",
+    "lr": "скорость обучения (lr)",
     "grad_norm": "норма градиента",
 }
 REWARDS = {"reward_reference": "SFT", "reward_policy": "WARP", "reward_difference": "разность"}
@@ -40,7 +42,8 @@ def training_curves(ax: Axes, history: pd.DataFrame, column: str = "objective") 
         _curve(
             ax, rows.groupby("step")[column].agg(["mean", "min", "max"]), f"theta{run}_{iteration}", seeds > 1, style
         )
-    return _dressed(ax, "шаг t", COLUMNS.get(column, column), f"полоса: размах по {seeds} seed" if seeds > 1 else "")
+    spread = f"полоса: размах по {seeds} {plural(seeds, 'повтору', 'повторам', 'повторам')}"
+    return _dressed(ax, "шаг t", COLUMNS.get(column, column), spread if seeds > 1 else "")
 
 
 def compare_experiments(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str = "objective") -> Axes:

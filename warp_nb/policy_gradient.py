@@ -165,7 +165,7 @@ def train_run(
         on_step(row)
     state = snapshot(policy)
     facts |= {"iteration": iteration, "run": run, "run_seed": seed, "loaded": 0.0}
-    facts |= displacement(init, state) | probe.compare(anchor, config.T)
+    facts |= displacement(init, state) | probe.compare(anchor)
     facts |= {"sampling_gap": max(row["sampling_gap"] for row in history)}
     return RunResult(state, history, facts | {"seconds": sum(row["seconds"] for row in history)})
 
@@ -193,10 +193,15 @@ def scored_after_end(rollout: Rollout, eos: int | None) -> float:
 
 
 class AnchorProbe:
-    """Follows the EMA of a few weights of every parameter in float64, apart from `ema_update_`."""
+    """Follows the EMA of a few weights of every parameter in float64, apart from `ema_update_`.
+
+    `rounding` bounds what fp32 may have lost: a step below half a unit in the last place can vanish
+    whole, a larger one loses at most that half.
+    """
 
     def __init__(self, anchor: torch.nn.Module) -> None:
         self.start = self.expected = self.read(anchor)
+        self.rounding = torch.zeros_like(self.start)
 
     @staticmethod
     def read(module: torch.nn.Module) -> torch.Tensor:
@@ -206,19 +211,24 @@ class AnchorProbe:
 
     def follow(self, policy: torch.nn.Module, mu: float) -> None:
         """One step of (1 - mu) * anchor + mu * policy."""
-        self.expected = (1 - mu) * self.expected + mu * self.read(policy)
+        change = mu * (self.read(policy) - self.expected)
+        self.rounding += torch.minimum(change.abs(), HALF_ULP * self.expected.abs())
+        self.expected = self.expected + change
 
-    def compare(self, anchor: torch.nn.Module, steps: int) -> Row:
+    def compare(self, anchor: torch.nn.Module) -> Row:
         """anchor_moved: norm of the probed displacement; anchor_error: error relative to the expected one.
 
-        What fp32 rounding explains is not counted; where the whole expected displacement is
-        below it, the error cannot be measured and is NaN.
+        What fp32 rounding explains is not counted. Where rounding may swallow the whole expected
+        displacement, an error beyond twice that is told relative to it, and a smaller one is NaN:
+        there a frozen anchor and a sound one are the same to fp32.
         """
-        found = self.read(anchor)
-        rounding = steps * HALF_ULP * self.start.norm().item()
+        found, rounding = self.read(anchor), self.rounding.norm().item()
         expected, error = (self.expected - self.start).norm().item(), (found - self.expected).norm().item()
         moved = (found - self.start).norm().item()
         if expected == 0:
-            return {"anchor_moved": moved, "anchor_error": 0.0 if moved == 0 else math.inf}
-        relative = max(0.0, error - rounding) / expected if expected > rounding else math.nan
+            relative = float(moved > 0)
+        elif expected > 2 * rounding:
+            relative = max(0.0, error - rounding) / expected
+        else:
+            relative = error / rounding if error > 2 * rounding else math.nan
         return {"anchor_moved": moved, "anchor_error": relative}

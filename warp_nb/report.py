@@ -35,8 +35,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from warp_nb.formatting import fixed, format_number
-from warp_nb.original import ROWS
+from warp_nb.formatting import fixed, format_number, plural
+from warp_nb.original import ASSUMED_TASK, ROWS
 from warp_nb.weights import write_json
 
 if TYPE_CHECKING:
@@ -286,7 +286,8 @@ def index(task: str, results: dict[str, dict[str, Any]], curves: dict[str, bytes
     )
     body = f"""<p>Алгоритм WARP (arXiv 2406.16768), задача <b>{escape(task)}</b>. KL в натах на последовательность,
 в скобках 95 % интервал. Серые строки — числа исходного отчёта: там другая модель и другая шкала награды,
-сравнивать с ними можно порядок величин KL, но не награды.</p>
+сравнивать с ними можно порядок величин KL, но не награды. Часть условий
+принята нами: {escape(ASSUMED_TASK)}.</p>
 <div class="scroll"><table><thead>{head}</thead>
 <tbody>
 {rows}
@@ -308,9 +309,30 @@ def index_row(name: str, result: dict[str, Any]) -> str:
         reason = "не запускался" if result["status"] == MISSING else f"не закончен: {result.get('error', '')}"
         return f'<tr><th>{number}</th><td>{change}</td><td class="failed" colspan="6">{escape(reason)}</td></tr>\n'
     cells = "".join(f"<td>{interval(result['summary'][measure])}</td>" for measure in ROWS[number].measures())
-    failed = [check["title"] for check in result["checks"] if check["applies"] and not check["passed"]]
-    checks = f'<td class="failed">{escape("не пройдены: " + "; ".join(failed))}</td>' if failed else "<td>пройдены</td>"
-    return f'<tr><th><a href="{name}.html">{number}</a></th><td>{change}</td>{cells}{checks}</tr>\n'
+    setting = f"<small>{escape(index_setting(number, result['config']))}</small>"
+    checks = index_checks(result["checks"])
+    return f'<tr><th><a href="{name}.html">{number}</a></th><td>{change}<br>{setting}</td>{cells}{checks}</tr>\n'
+
+
+def index_setting(number: int, config: dict[str, Any]) -> str:
+    """lr and warm-up as they were run, and what of this experiment we had to assume."""
+    steps = config["warmup_steps"]
+    warmup = f"прогрев {steps} {plural(steps, 'шаг', 'шага', 'шагов')}" if steps else "без прогрева"
+    assumed = [text for text in ROWS[number].assumed if text != ASSUMED_TASK]
+    return "; ".join([f"lr = {format_number(config['lr'])}, {warmup}", *(f"принято нами: {text}" for text in assumed)])
+
+
+def index_checks(checks: Sequence[dict[str, Any]]) -> str:
+    """The cell of the checks: which failed, else how many passed and how many did not apply."""
+    failed = [check["title"] for check in checks if check["applies"] and not check["passed"]]
+    if failed:
+        return f'<td class="failed">{escape("не пройдены: " + "; ".join(failed))}</td>'
+    silent = sum(not check["applies"] for check in checks)
+    passed = len(checks) - silent
+    text = f"{plural(passed, 'пройдена', 'пройдены', 'пройдено')} {passed}"
+    if silent:
+        text += f", {plural(silent, 'неприменима', 'неприменимы', 'неприменимо')} {silent}"
+    return f"<td>{text}</td>"
 
 
 def original_row(name: str) -> str:
@@ -346,6 +368,14 @@ def index_footer(results: dict[str, dict[str, Any]]) -> str:
     return footer(done[-1] | {"run": done[-1]["run"] | together, "runs": runs, "peak_rss_mb": peak})
 
 
+ASSUMED_ENGLISH = {
+    "exp1": f"warm-up of exp1 ({ROWS[1].settings['warmup_steps']} steps, as in the paper)",
+    "exp4": f"lr of exp4 ({ROWS[4].settings['lr']:g}, named in its last sentence)",
+    "all": "task, batch size, completion length and temperature of all",
+}
+"""`OriginalRow.assumed` for README.md."""
+
+
 def readme_table(merged: dict[str, Any]) -> str:
     """Markdown table of the experiments for README.md, from result.json."""
     lines = [
@@ -368,6 +398,7 @@ def readme_table(merged: dict[str, Any]) -> str:
     seeds = sorted({r["config"]["n_seeds"] for r in merged["experiments"].values() if r["status"] == OK})
     counts = ", ".join(map(str, seeds))
     lines += ["", f"Task `{merged['task']}`, trainings an experiment: {counts}. KL in nats a sequence."]
+    lines += ["", f"Assumed, since the original does not say: {'; '.join(ASSUMED_ENGLISH.values())}."]
     return "\n".join(lines) + "\n"
 
 

@@ -275,7 +275,8 @@ def train_reward_model(
 def cache_key(recipe: Recipe, source: imdb.Source = "embedded") -> str:
     """Ten hex digits over all the artefact depends on: recipe, data, their split, base model, libraries."""
     pins = {"embedded": (assets.IMDB.sha256, assets.MINILM.sha256), "hub": (hub.IMDB.commit, hub.DISTILBERT.commit)}
-    parts = [asdict(recipe), *pins[source], imdb.SIZES, CALIBRATION_REVIEWS, trainer_versions()]
+    chosen = [imdb.SIZES, CALIBRATION_REVIEWS, SCORED_WORDS, MAX_TOKENS]
+    parts = [asdict(recipe), *pins[source], *chosen, trainer_versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 

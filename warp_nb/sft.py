@@ -45,7 +45,7 @@ def smollm2_folder() -> Path:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    target = assets.cache_dir() / "smollm2-135m"
+    target = assets.cache_dir() / f"smollm2-135m-{assets.SMOLLM2.sha256[:10]}"
     with assets.building(target) as folder:
         if folder is not None:
             gguf = assets.smollm2_gguf()

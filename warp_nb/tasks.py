@@ -61,7 +61,7 @@ def call_reward(reward: Reward, prompts: list[str], completions: list[str], wher
 
     Raises ValueError that names the function, `where` it was called and the first bad value.
     """
-    name = getattr(reward, "__name__", type(reward).__name__)
+    name = reward_name(reward)
     given = reward(prompts=prompts, completions=completions)
     try:
         scores = [float(value) for value in given]
@@ -155,12 +155,24 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], count: in
     return list(dict.fromkeys(tokenizer.batch_decode([row[:count] for row in rows])))
 
 
+def reward_name(reward: Reward) -> str:
+    """The function's own name, or the class of an object that is called."""
+    return str(getattr(reward, "__name__", type(reward).__name__))
+
+
+def describe_reward(reward: Reward) -> dict[str, Any]:
+    """What the reward tells of itself by a method `describe`, at least its name."""
+    told = reward.describe() if hasattr(reward, "describe") else {}
+    return {"name": reward_name(reward)} | told
+
+
 def describe(task: Task) -> dict[str, Any]:
     """Plain facts about a task for banners and result files."""
     return {
         "task": task.name,
         "parameters": task.policy.num_parameters(),
-        "reward": getattr(task.reward, "__name__", type(task.reward).__name__),
+        "reward": reward_name(task.reward),
+        "reward_model": describe_reward(task.reward),
         "train_prompts": len(task.train_prompts),
         "eval_prompts": len(task.eval_prompts),
         **task.facts,
