@@ -1,0 +1,118 @@
+"""Costs by counting agree with PyTorch's counter, with real tensors and with the page made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import gpt2, llama
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, DistilBertConfig, DistilBertForSequenceClassification, GPT2Config
+
+from warp_nb import cost
+from warp_nb.cost import GPT2, Sizes, evaluation_work, host_memory, seconds, sizes_of, step_memory, step_work
+
+B, P, C, V = 3, 5, 6, 50
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
+
+
+def eager():
+    model = gpt2(V)
+    model.set_attn_implementation("eager")  # the counter does not know every fused attention
+    return model
+
+
+def test_gpt2_has_the_sizes_written_down() -> None:
+    with torch.device("meta"):
+        assert sizes_of(AutoModelForCausalLM.from_config(GPT2Config())) == GPT2
+        reward = DistilBertForSequenceClassification(DistilBertConfig(num_labels=1))
+    assert reward.num_parameters() == cost.REWARD_PARAMETERS
+
+
+def test_grouped_keys_and_an_untied_head() -> None:
+    sizes = sizes_of(llama(V))
+    assert sizes == Sizes(sizes.parameters, 2 * (2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24), V, 16, 2, 8)
+    assert sizes.parameters == sizes.body + 2 * V * 16 + 5 * 16
+
+
+def test_flops_of_scoring_are_those_of_the_counter() -> None:
+    model = eager()
+    ids = torch.randint(V, (B, P + C - 1))
+    with FlopCounterMode(display=False) as forward:
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=C).logits
+    with FlopCounterMode(display=False) as backward:
+        logits.sum().backward()
+    work = step_work(sizes_of(model), B, P, C)
+    assert forward.get_total_flops() == work["anchor"].flops
+    assert forward.get_total_flops() + backward.get_total_flops() == work["policy"].flops
+
+
+@torch.no_grad()
+def test_flops_of_sampling_are_those_of_the_counter() -> None:
+    model, work = eager(), step_work(sizes_of(eager()), B, P, C)
+    with FlopCounterMode(display=False) as prefill:
+        cache = model(input_ids=torch.randint(V, (B, P)), use_cache=True, logits_to_keep=1).past_key_values
+    with FlopCounterMode(display=False) as decode:
+        for _ in range(C - 1):
+            model(input_ids=torch.randint(V, (B, 1)), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    assert prefill.get_total_flops() == work["prefill"].flops
+    assert decode.get_total_flops() == work["decode"].flops
+
+
+def test_memory_is_that_of_real_tensors() -> None:
+    model = gpt2(V)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(input_ids=torch.zeros(1, 2, dtype=torch.long)).logits.sum().backward()
+    optimizer.step()
+    moments = [v for state in optimizer.state.values() for v in state.values() if v.ndim]
+    memory = step_memory(sizes_of(model), B, P, C)
+    assert memory["gradients"] == sum(p.grad.nbytes for p in model.parameters())
+    assert memory["two moments of Adam"] == sum(v.nbytes for v in moments)
+    assert memory["policy, anchor, θ_sft"] == 3 * sum(p.nbytes for p in model.parameters())
+    assert memory["logits"] == cost.LOGITS_ALIVE * torch.empty(B, C, V).nbytes
+
+
+def test_activations_are_about_what_autograd_saves() -> None:
+    model = gpt2(V, width=64)
+    weights, saved = {p.data_ptr() for p in model.parameters()}, {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes(), tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(input_ids=torch.zeros(4, 20, dtype=torch.long), use_cache=False, logits_to_keep=1).logits
+    assert logits.requires_grad
+    estimate = step_memory(sizes_of(model), 4, 11, 10)["activations, estimated"]
+    assert sum(size for size, _ in saved.values()) == pytest.approx(estimate, rel=0.1)
+
+
+def test_bounds_grow_with_the_work_and_shrink_with_the_machine() -> None:
+    base, rates = (16, 12, 24), (8e12, 3e11)
+    least = seconds(step_work(GPT2, *base), *rates)
+    for more in ((32, 12, 24), (16, 13, 24), (16, 12, 25)):
+        assert seconds(step_work(GPT2, *more), *rates) > least
+        assert sum(step_memory(GPT2, *more).values()) > sum(step_memory(GPT2, *base).values())
+    assert seconds(step_work(GPT2, *base), 16e12, 6e11) == pytest.approx(least / 2)
+    assert host_memory(GPT2, 2, 3) > host_memory(GPT2, 2, 2) > host_memory(GPT2, 1, 2)
+
+
+def test_decoding_is_bound_by_reading_the_weights() -> None:
+    decode = step_work(GPT2, 16, 12, 24)["decode"]
+    assert decode.bytes >= 23 * 4 * GPT2.products
+    assert decode.seconds(30e12, 300e9) == decode.bytes / 300e9
+
+
+def test_evaluation_counts_every_prompt() -> None:
+    whole, one = evaluation_work(GPT2, 80, 12, 24), step_work(GPT2, 1, 12, 24)
+    assert whole["decode"].flops == 80 * 2 * one["decode"].flops
+    assert whole["anchor"].flops == 80 * 4 * one["anchor"].flops
+    assert whole["decode"].bytes >= 3 * 2 * 23 * 4 * GPT2.products
+
+
+def test_the_page_holds_the_tables() -> None:
+    between = PAGE.read_text(encoding="utf-8").split("<!-- costs -->\n")[1].split("\n<!-- /costs -->")[0]
+    assert between == cost.markdown_table()

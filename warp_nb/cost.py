@@ -1,0 +1,184 @@
+"""What a step, an evaluation and an experiment cost, from sizes alone: FLOPs, bytes, seconds at least.
+
+Counted are matrix products and the bytes that no implementation avoids. Left out: the reward model's
+arithmetic, element-wise arithmetic, kernel launches, Python, merging and files. Seconds are lower bounds.
+`python -m warp_nb.cost` prints the tables of docs/gpu.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHUNK = 32  # prompts of the evaluation at once, as in evaluation.py
+LOGITS_ALIVE = 7  # fp32 [B, C, V] at the peak, in `token_kl`: logits and log-softmax of both, exp, difference, product
+ACTIVATIONS = 30  # numbers kept for the backward pass a token, layer and channel: what autograd saves of GPT-2's block
+REWARD_PARAMETERS = 66_954_241  # DistilBERT with one output
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A transformer: numbers of weights and channels."""
+
+    parameters: int
+    body: int
+    """Weights of the blocks' matrices: every one is multiplied once a token."""
+    vocabulary: int
+    width: int
+    layers: int
+    kv_width: int
+    """Channels of the keys (and of the values) a layer; the width without grouped keys."""
+
+    @property
+    def products(self) -> int:
+        """Weights that a decode step multiplies: blocks and output head (an embedding look-up is no product)."""
+        return self.body + self.vocabulary * self.width
+
+
+GPT2 = Sizes(124_439_808, 84_934_656, 50_257, 768, 12, 768)
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs (a multiply-add is two) and bytes moved between memory and processor."""
+
+    flops: float
+    bytes: float
+
+    def seconds(self, flop_per_s: float, bytes_per_s: float) -> float:
+        """max(FLOPs / rate, bytes / bandwidth): the roofline's lower bound."""
+        return max(self.flops / flop_per_s, self.bytes / bytes_per_s)
+
+
+def sizes_of(model: PreTrainedModel) -> Sizes:
+    """Sizes of a causal language model; from a config, build it on torch's device "meta" first."""
+    import torch
+
+    config: Any = model.config.get_text_config()
+    looked_up = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    looked_up.add(id(model.get_output_embeddings().weight))
+    body = sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in looked_up)
+    heads = config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    keys = (getattr(config, "num_key_value_heads", None) or heads) * head_width
+    sizes = model.num_parameters(), body, config.vocab_size, config.hidden_size, config.num_hidden_layers, keys
+    return Sizes(*sizes)
+
+
+def forward_flops(sizes: Sizes, batch: int, queries: int, keys: int, predicted: int) -> int:
+    """B * (2 * body * queries + 4 * width * layers * queries * keys + 2 * width * V * predicted).
+
+    `queries` tokens go through the blocks and attend to `keys` positions, the mask's zeros included;
+    the head predicts from `predicted` of them.
+    """
+    attention = 4 * sizes.width * sizes.layers * queries * keys
+    head = 2 * sizes.width * sizes.vocabulary * predicted
+    return batch * (2 * sizes.body * queries + attention + head)
+
+
+def step_work(sizes: Sizes, batch: int, prompt: int, completion: int, bf16: bool = False) -> dict[str, Work]:
+    """One policy-gradient step by phase; prompts of `prompt` tokens, completions of `completion` tokens.
+
+    prefill: P tokens give the first token; decode: C - 1 forwards of one token, each reads all weights and the
+    keys and values so far. policy: P + C - 1 tokens, C of them predicted, backward twice the forward; weights
+    read twice, gradients written, logits and their gradient written and read. anchor: the same forward alone.
+    update: Adam reads 4 and writes 3 numbers a parameter, the norm reads 1, the EMA reads 2 and writes 1.
+    With bf16 autocast the policy's weights are cast once a phase (4 bytes read, 2 written), then read as 2.
+    """
+    number, cast = (2, 6 * sizes.products) if bf16 else (4, 0)
+    weights = number * sizes.products
+    cached = 2 * number * sizes.layers * sizes.kv_width * batch
+    tokens, logits = prompt + completion - 1, 4 * batch * completion * sizes.vocabulary
+    spans = range(prompt + 1, prompt + completion)
+    forward = forward_flops(sizes, batch, tokens, tokens, completion)
+    decode = sum(forward_flops(sizes, batch, 1, keys, 1) for keys in spans)
+    return {
+        "prefill": Work(forward_flops(sizes, batch, prompt, prompt, 1), cast + weights + cached * prompt),
+        "decode": Work(decode, weights * len(spans) + cached * sum(spans)),
+        "policy": Work(3 * forward, cast + 2 * weights + 4 * sizes.parameters + 4 * logits),
+        "anchor": Work(forward, cast + weights + 2 * logits),
+        "update": Work(0, (8 + 3) * 4 * sizes.parameters),
+    }
+
+
+def evaluation_work(sizes: Sizes, n_prompts: int, prompt: int, completion: int) -> dict[str, Work]:
+    """One `evaluate`, fp32, in chunks of 32 prompts: 2 samplings and 4 scoring forwards a prompt."""
+    chunks = math.ceil(n_prompts / CHUNK)
+    total = {"prefill": Work(0, 0), "decode": Work(0, 0), "anchor": Work(0, 0)}
+    for index in range(chunks):
+        step = step_work(sizes, min(CHUNK, n_prompts - index * CHUNK), prompt, completion)
+        for name, times in (("prefill", 2), ("decode", 2), ("anchor", 4)):
+            old, new = total[name], step[name]
+            total[name] = Work(old.flops + times * new.flops, old.bytes + times * new.bytes)
+    return total
+
+
+def seconds(work: dict[str, Work], flop_per_s: float, bytes_per_s: float) -> float:
+    """Lower bound of phases one after the other, seconds."""
+    return sum(phase.seconds(flop_per_s, bytes_per_s) for phase in work.values())
+
+
+def step_memory(sizes: Sizes, batch: int, prompt: int, completion: int, bf16: bool = False) -> dict[str, int]:
+    """Bytes on the device at the peak of a step, in `token_kl` while the last step's gradients are still there.
+
+    Activations are estimated: 30 fp32 numbers a token, layer and channel (bf16 is not counted smaller, and
+    attention's own matrices are left out). bf16 adds the cast copies of the multiplied weights.
+    """
+    model, tokens = 4 * sizes.parameters, prompt + completion - 1
+    return {
+        "policy, anchor, θ_sft": 3 * model,
+        "gradients": model,
+        "two moments of Adam": 2 * model,
+        "reward model": 4 * REWARD_PARAMETERS,
+        "logits": LOGITS_ALIVE * 4 * batch * completion * sizes.vocabulary,
+        "activations, estimated": ACTIVATIONS * 4 * sizes.width * sizes.layers * batch * tokens,
+        "bf16 copies of weights": 2 * sizes.products if bf16 else 0,
+    }
+
+
+def host_memory(sizes: Sizes, I: int, M: int) -> int:  # noqa: E741
+    """Bytes of the snapshots that `warp()` holds in the computer's own memory at most.
+
+    I = 1: init, M runs, merged, updated. Later the last run of an iteration ends beside the M states before
+    it: init and its copy read from the file, merged, 2 M runs.
+    """
+    return 4 * sizes.parameters * (M + 3 if I == 1 else 2 * M + 3)
+
+
+GPUS = (
+    ("T4, 16 GB", "fp32", 8.1e12, 320e9),
+    ("L4, 24 GB", "fp32", 30e12, 300e9),
+    ("L4, 24 GB", "bf16", 121e12, 300e9),
+    ("A100, 40 GB", "fp32", 19.5e12, 1555e9),
+    ("A100, 40 GB", "bf16", 312e12, 1555e9),
+)
+"""Name, arithmetic, dense FLOP/s and bytes/s by the maker's data sheet."""
+
+
+def markdown_table(prompt: int = 13, completion: int = 24, steps: int = 40, n_prompts: int = 256) -> str:
+    """The tables of docs/gpu.md: GPT-2 124M, batches of 16 and 64; a begin token stands before 12 of prompt."""
+    lines = ["| memory, GB (1e9 bytes) | batch 16 | batch 64 |", "|---|---|---|"]
+    small, large = (step_memory(GPT2, batch, prompt, completion, bf16=True) for batch in (16, 64))
+    lines += [f"| {name} | {small[name] / 1e9:.2f} | {large[name] / 1e9:.2f} |" for name in small]
+    lines.append(f"| sum on the GPU | {sum(small.values()) / 1e9:.2f} | {sum(large.values()) / 1e9:.2f} |")
+    host = f"{host_memory(GPT2, 2, 2) / 1e9:.2f}"
+    lines += [f"| snapshots in the computer's memory (I = 2, M = 2) | {host} | {host} |", ""]
+    head = f"step of 16, ms | step of 64, ms | {steps} steps of 16 and the evaluation, s"
+    lines += [f"| at least | dtype | {head} |", "|---|---|---|---|---|"]
+    fp32 = {gpu: rate for gpu, kind, rate, _ in GPUS if kind == "fp32"}
+    for gpu, kind, rate, bandwidth in GPUS:
+        first, second = (
+            seconds(step_work(GPT2, batch, prompt, completion, kind == "bf16"), rate, bandwidth) for batch in (16, 64)
+        )
+        evaluation = seconds(evaluation_work(GPT2, n_prompts, prompt, completion), fp32[gpu], bandwidth)
+        whole = steps * first + evaluation
+        lines.append(f"| {gpu} | {kind} | {first * 1e3:.0f} | {second * 1e3:.0f} | {whole:.1f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown_table())
