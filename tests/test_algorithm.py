@@ -313,7 +313,9 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> N
     quick(CONFIG.replace(I=1, M=1, T=1), out_dir=tmp_path)
     kept = json.loads((tmp_path / "config.json").read_text())
     with pytest.raises(ValueError, match=r"lr: 0\.01 there, 0\.02 here; eta: 0\.3 there, 0\.9 here\); pass another"):
-        quick(CONFIG.replace(I=1, M=1, T=1, lr=0.02, eta=0.9), tiny.task(reward=named(dead, "opinion")), out_dir=tmp_path)
+        quick(
+            CONFIG.replace(I=1, M=1, T=1, lr=0.02, eta=0.9), tiny.task(reward=named(dead, "opinion")), out_dir=tmp_path
+        )
     with pytest.raises(ValueError, match=r"configuration \(reward: {'name': 'opinion'} there, {'name': 'dead'} here"):
         quick(CONFIG.replace(I=1, M=1, T=1), tiny.task(reward=dead), out_dir=tmp_path)
     with pytest.raises(ValueError, match=r"configuration \(prompts_sha256"):
