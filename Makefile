@@ -1,7 +1,7 @@
 # `make` alone prints the commands below. Every one sets up the environment it needs, once.
 PYTHON ?= python3
 VENV ?= .venv
-TASK ?= small
+TASK ?= smollm
 SEEDS ?= 0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 help: ## print this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
-	@echo 'Variables: TASK=small, PYTHON=python3 (3.11 or newer), VENV=.venv, SEEDS=number of trainings'
+	@echo 'Variables: TASK=smollm (or small, gpt2), PYTHON=python3 (3.11 or newer), VENV=.venv, SEEDS=number of trainings'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
