@@ -28,7 +28,7 @@ $(VENV)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/python
 
 setup: $(VENV)/.ready ## virtual environment and installation
 
-reports: $(VENV)/.ready ## experiments 1 to 4 and their HTML -> reports/TASK/index.html
+reports: $(VENV)/.ready ## experiments 1 to 4 and their HTML -> reports/index.html (TASK=small: reports/small/)
 	$(BIN)/python -m warp_nb.report --task $(TASK) --seeds $(SEEDS)
 
 notebooks: $(VENV)/.ready ## run the committed notebooks again, outputs kept in place

@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from warp_nb import report
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REQUIRED = [Requirement(line) for line in PROJECT["dependencies"]]
@@ -153,3 +155,8 @@ def test_a_module_imports_only_from_those_above_it_in_the_readme_tree() -> None:
         for names in re.findall(r"^\s*from warp_nb import (.+)$", source, re.MULTILINE):
             found |= set(re.findall(r"\w+", names)) & set(order)
         assert found <= set(order[:place]), f"{name} imports {sorted(found - set(order[:place]))} from below"
+
+
+def test_make_and_the_report_command_agree_on_the_default_task() -> None:
+    (default,) = re.findall(r"^TASK \?= (\w+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert default == report.DEFAULT_TASK == report.arguments([]).task
