@@ -84,6 +84,8 @@ def curves(result: ExperimentResult) -> Figure:
     figure, axes = plt.subplots(3, 1, figsize=(WIDTH, 8.4), dpi=DPI, layout="constrained")
     for ax, column in zip(axes, ("objective", "reward", "kl"), strict=True):
         training_curves(ax, result.history, column)
+        ax.set_title(ax.get_ylabel(), loc="left", fontsize="medium")
+        ax.set_ylabel("")
     plt.close(figure)
     return figure
 
