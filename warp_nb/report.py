@@ -120,14 +120,15 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def scrubbed(notebook: NotebookNode) -> NotebookNode:
-    """The notebook without papermill's records and without paths of this machine."""
+    """The notebook without papermill's records, time stamps and paths of this machine."""
     from nbformat import from_dict
 
     notebook = from_dict(_each_string(notebook, scrub))
     notebook.metadata.pop("papermill", None)
     hidden = re.compile(rf"^(?:{'|'.join(HIDDEN_PARAMETERS)})\b.*\n?", re.MULTILINE)
     for cell in notebook.cells:
-        cell.metadata.pop("papermill", None)
+        for record in ("papermill", "execution"):
+            cell.metadata.pop(record, None)
         if cell.cell_type == "code":
             cell.outputs = settled(cell.outputs)
         if "injected-parameters" in cell.metadata.get("tags", []):
