@@ -98,7 +98,7 @@ def test_every_hostile_text_is_tamed_alone(text: str) -> None:
 
 def test_tables_and_pictures_survive_cleaning() -> None:
     source = '<table class="x"><tr><td colspan="2">да</td></tr></table><img src="data:image/png;base64,AA==">'
-    assert Outline(safe_html(source)).tags == ["table", "tr", "td", "img"]
+    assert Outline(safe_html(source)).tags == ["table", "tbody", "tr", "td", "img"]
     assert 'colspan="2"' in safe_html(source) and "data:image/png" in safe_html(source)
 
 
@@ -193,6 +193,16 @@ def results() -> dict[str, dict[str, Any]]:
     return {name: json.loads(json.dumps(one)) for name in report.EXPERIMENTS}
 
 
+def test_the_index_says_whether_the_original_order_of_kl_is_kept() -> None:
+    made = results()
+    for name, value in zip(report.EXPERIMENTS, (1e-7, 1e-5, 9.0, 0.1), strict=True):
+        made[name]["summary"]["kl_reference_policy"]["value"] = value
+    assert "в том же порядке, что в исходном отчёте: 1, 2, 4, 3." in report.kl_order(made)
+    made["exp4"]["summary"]["kl_reference_policy"]["value"] = 90.0
+    assert "в другом порядке, чем в исходном отчёте: 1, 2, 3, 4, а там 1, 2, 4, 3." in report.kl_order(made)
+    assert report.kl_order(made | {"exp1": {"status": "failed"}}) == ""
+
+
 def test_a_merged_result_is_ok_only_when_all_are(tmp_path: Path) -> None:
     for name, one in results().items():
         write_json(tmp_path / f"{name}.result.json", one)
@@ -259,8 +269,10 @@ def test_a_progress_bar_leaves_nothing_and_other_output_stays(tmp_path: Path) ->
     texts = ["\r 0%|  | 0/2", "\r50%|# | 1/2\r", "      \r"]
     bar = [nbformat.v4.new_output("stream", name="stderr", text=text) for text in texts]
     said = nbformat.v4.new_output("stream", name="stdout", text="first\r\nhalf\rwhole\n")
-    cell = nbformat.v4.new_code_cell("work()", outputs=[*bar, said])
+    records = {"execution": {"iopub.status.busy": "2026"}, "papermill": {"status": "completed"}}
+    cell = nbformat.v4.new_code_cell("work()", outputs=[*bar, said], metadata=records)
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "exp.ipynb")
     assert report.main(["--scrub", "--notebooks", str(tmp_path)]) == 0
-    (kept,) = nbformat.read(tmp_path / "exp.ipynb", as_version=4).cells[0].outputs
-    assert kept.text == "first\r\nwhole\n"
+    (left,) = nbformat.read(tmp_path / "exp.ipynb", as_version=4).cells
+    (kept,) = left.outputs
+    assert kept.text == "first\r\nwhole\n" and not left.metadata

@@ -293,6 +293,7 @@ def index(task: str, results: dict[str, dict[str, Any]], curves: dict[str, bytes
 <tbody>
 {rows}
 </tbody></table></div>
+<p>{kl_order(results)}</p>
 <h2>Кривые</h2>
 {pictures}
 <h2>Подробно</h2>
@@ -300,6 +301,23 @@ def index(task: str, results: dict[str, dict[str, Any]], curves: dict[str, bytes
 {links}</ul>
 {index_footer(results)}"""
     return page(f"WARP: эксперименты 1–4, задача {task}", body)
+
+
+def kl_order(results: dict[str, dict[str, Any]]) -> str:
+    """Do the experiments keep the original's order of KL(sft‖warp)? Nothing while one has no result."""
+    if any(result["status"] != OK for result in results.values()):
+        return ""
+    numbers = [int(name[3:]) for name in results]
+    ours = sorted(numbers, key=lambda n: results[f"exp{n}"]["summary"]["kl_reference_policy"]["value"])
+    theirs = sorted(numbers, key=lambda n: ROWS[n].kl_reference_policy)
+    here, there = (", ".join(map(str, order)) for order in (ours, theirs))
+    kept = f"в том же порядке, что в исходном отчёте: {here}"
+    other = f"в другом порядке, чем в исходном отчёте: {here}, а там {there}"
+    return (
+        f"По возрастанию KL(sft‖warp) эксперименты стоят {kept if ours == theirs else other}. Сами значения KL и не "
+        "обязаны совпасть: там другая модель, а от размера пакета и длины продолжения, которых отчёт не называет, "
+        "KL последовательности зависит прямо."
+    )
 
 
 def index_row(name: str, result: dict[str, Any]) -> str:
