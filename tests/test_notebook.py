@@ -11,6 +11,7 @@ from synthetic import result as synthetic
 from warp_nb import notebook
 from warp_nb.config import ExperimentConfig
 from warp_nb.evaluation import Estimate
+from warp_nb.formatting import format_number
 from warp_nb.weights import write_json
 
 BORDERS = {"low": 0.0, "middle": 10.0}
@@ -50,6 +51,15 @@ def test_facts_name_failed_checks_of_the_instrument_and_not_of_the_text() -> Non
     planted = synthetic(runs={"scored_after_end": 3.0, "empty_completions": 0.9}, gate={"spread": 1e-6})
     assert {"completions-nonempty", "nothing-scored-after-end"} <= planted.failed()
     assert notebook.facts(planted)["не пройдены"] == ["nothing-scored-after-end", "reward-gate-spread"]
+
+
+def test_limits_warn_of_the_rounding_that_bf16_adds_to_the_curves() -> None:
+    assert "bfloat16" not in notebook.limits(synthetic()).data
+    found = synthetic(dtype="bfloat16")
+    text = notebook.limits(found).data
+    assert "ошибка округления" in text
+    assert format_number(found.history["kl"].median(), 2) in text
+    assert format_number(found.summary["kl_policy_reference"].value, 2) in text
 
 
 def test_limits_follow_the_parameters_and_the_task() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,18 @@ def conclusion(result: ExperimentResult) -> Markdown:
     return Markdown("\n\n".join(conclude(result)))
 
 
+def rounding(dtype: str, on_curves: Iterable[float], measured: float) -> list[str]:
+    """What bf16 adds to the KL of the curves, which no policy made; nothing in fp32."""
+    if dtype != "bfloat16":
+        return []
+    middle = format_number(median(on_curves), 2)
+    return [
+        "Обучение шло в bfloat16, и к KL на кривых прибавляется ошибка округления: у почти неподвижной политики видна "
+        f"только она. На кривых медиана KL до якоря {middle} ната, а итоговая KL(warp‖sft), посчитанная в float32, — "
+        f"{format_number(measured, 2)} ната. Судите о сдвиге по таблице, а не по кривым."
+    ]
+
+
 def limits(result: ExperimentResult) -> Markdown:
     """What the conclusion does not reach, from the parameters and the task."""
     from IPython.display import Markdown
@@ -122,6 +135,7 @@ def limits(result: ExperimentResult) -> Markdown:
         f"температуру ({format_number(config.temperature)}) и задачу исходный отчёт не называет: они выбраны нами.",
         f"Одно обучение — I·M·T = {config.I}·{config.M}·{config.T} = {steps} {plural(steps, 'шаг', 'шага', 'шагов')}: "
         "вывод относится к этой настройке, а не к WARP вообще.",
+        *rounding(config.dtype, result.history["kl"], result.summary["kl_policy_reference"].value),
     ]
     return Markdown("\n".join(f"- {point}" for point in points))
 
