@@ -70,7 +70,7 @@ def test_memory_is_that_of_real_tensors() -> None:
     assert memory["gradients"] == sum(p.grad.nbytes for p in model.parameters())
     assert memory["two moments of Adam"] == sum(v.nbytes for v in moments)
     assert memory["policy, anchor, θ_sft"] == 3 * sum(p.nbytes for p in model.parameters())
-    assert memory["logits"] == cost.LOGITS_ALIVE * torch.empty(B, C, V).nbytes
+    assert memory["logits"] == (cost.LOGITS_ALIVE + cost.SLICES_ALIVE) * torch.empty(B, C, V).nbytes
 
 
 def test_activations_are_about_what_autograd_saves() -> None:

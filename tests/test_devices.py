@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
 import torch
 
 from warp_nb import devices
@@ -74,3 +76,40 @@ def test_auto_is_bf16_for_a_large_policy_on_hardware_that_is_good_at_it(machine:
     machine(bf16=False)
     assert training_dtype("auto", policy(devices.LARGE)) == "float32"
     assert training_dtype("bfloat16", policy(1)) == "bfloat16" and training_dtype("float32", policy(10**9)) == "float32"
+
+
+@pytest.mark.parametrize("kind", [tiny.gpt2, tiny.llama])
+def test_attention_in_fp32_gives_what_transformers_own_gives(kind: Any) -> None:
+    """Logits and gradients of a padded batch: equal in fp32, nearer to them in bf16 than torch's own kernel."""
+    ids, mask = torch.arange(18).view(3, 6), torch.ones(3, 6, dtype=torch.long)
+    mask[0, :3] = 0
+    found = {}
+    for name, dtype in (("own", "float32"), ("own", "bfloat16"), ("theirs", "float32"), ("theirs", "bfloat16")):
+        model = kind(39, seed=1)
+        if name == "own":
+            devices.prepare_attention(model, "bfloat16")
+            assert model.config._attn_implementation == "fp32"
+        with devices.arithmetic(dtype, torch.device("cpu")):
+            logits = model(ids, attention_mask=mask).logits
+        logits[mask.bool()].float().square().mean().backward()
+        found[name, dtype] = torch.cat(
+            [logits[mask.bool()].float().flatten()] + [p.grad.flatten() for p in model.parameters()]
+        )
+    exact = found["theirs", "float32"]
+    assert torch.allclose(found["own", "float32"], exact, atol=1e-5, rtol=1e-4)
+    own, theirs = ((found[name, "bfloat16"] - exact).norm().item() for name in ("own", "theirs"))
+    assert 0 < own < 1.2 * theirs < 0.1 * exact.norm().item()
+
+
+def test_attention_stays_as_it_is_elsewhere() -> None:
+    plain, eager = tiny.llama(39), tiny.llama(39)
+    eager.set_attn_implementation("eager")
+    devices.prepare_attention(plain, "float32")
+    devices.prepare_attention(eager, "bfloat16")
+    assert (plain.config._attn_implementation, eager.config._attn_implementation) == ("sdpa", "eager")
+
+
+def test_freed_memory_is_kept_with_glibc_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices.keep_freed_memory.__wrapped__() == (platform.libc_ver()[0] == "glibc")
+    monkeypatch.setattr(devices.sys, "platform", "darwin")
+    assert not devices.keep_freed_memory.__wrapped__()

@@ -10,7 +10,8 @@ import pytest
 import tiny
 import torch
 from scipy.stats import ttest_1samp
-from test_rollout import FOUR, exact_kl
+from test_rollout import FOUR
+from test_scoring import exact_kl
 
 from warp_nb.evaluation import (
     MEASURES,
@@ -23,7 +24,7 @@ from warp_nb.evaluation import (
     pareto_front,
     token_nll,
 )
-from warp_nb.rollout import completion_logits
+from warp_nb.scoring import completion_logits
 from warp_nb.tasks import Task
 from warp_nb.weights import fingerprint, snapshot
 
@@ -59,7 +60,7 @@ def test_distinct_bigrams_and_nll_by_hand() -> None:
     assert [*map(distinct_share, bigrams)] == [0.5, 1.0, 1.0] and distinct_share([*bigrams[0], *bigrams[2]]) == 0.4
     policy = tiny.gpt2(4)
     with torch.no_grad():
-        found = token_nll(completion_logits(policy, given, 1.0), given)
+        found = token_nll(completion_logits(policy, given), given)
         loss = policy(torch.tensor([[0, 1, 2]]), labels=torch.tensor([[-100, 1, 2]])).loss.item()
     assert found[2] == pytest.approx(loss, rel=1e-5)
 

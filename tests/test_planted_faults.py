@@ -183,7 +183,7 @@ def test_pad_counted_as_completion(monkeypatch: Patch) -> None:
             ),
         )
         with torch.no_grad():
-            logits = policy_gradient.completion_logits(policy, everything, CONFIG.temperature)
+            logits = policy_gradient.completion_logits(policy, everything)
         return replace(everything, sampled_log_probs=policy_gradient.token_log_probs(logits, everything))
 
     monkeypatch.setattr(policy_gradient, "sample", padded)

@@ -12,7 +12,8 @@ import tiny
 import torch
 from scipy.stats import chisquare
 
-from warp_nb.rollout import Rollout, completion_logits, encode_prompts, sample, token_kl, token_log_probs
+from warp_nb.rollout import Rollout, encode_prompts, sample
+from warp_nb.scoring import completion_logits, token_log_probs
 
 FOUR = ["a", "b", "c"]
 MODELS = {"gpt2": tiny.gpt2, "llama": tiny.llama}
@@ -87,7 +88,7 @@ def test_a_padded_batch_gives_what_each_prompt_gives_alone(kind: str) -> None:
     policy = MODELS[kind](len(words))
     prompts = ["the", "the film was", "it was the best movie we saw", "story of it"]
     found = draw(policy, words, prompts, 8, temperature=0.8)
-    scored = token_log_probs(completion_logits(policy, found, 0.8), found)
+    scored = token_log_probs(completion_logits(policy, found), found, 0.8)
     for index, prompt in enumerate(prompts):
         keep = found.completion_mask[index]
         completion = found.ids[index, -found.width :][keep].tolist()
@@ -111,7 +112,7 @@ def test_a_completion_stops_at_the_end_token_which_is_scored() -> None:
         assert text == " ".join(FOUR[token] for token in row[:end] if token != 3)
         lengths.add(kept)
     assert len(lengths) > 4 and 1 in lengths
-    scored = token_log_probs(completion_logits(policy, found, 1.0), found)
+    scored = token_log_probs(completion_logits(policy, found), found)
     ended = (found.ids[:, 2:] == 3) & found.completion_mask
     assert (scored[ended] < -0.5).all()
 
@@ -130,7 +131,7 @@ def test_tokenizers_without_special_tokens_and_with_them(special: dict[str, bool
     width = found.ids.shape[1] - found.width
     assert found.ids[0, :width].tolist() == prompt
     assert found.attention_mask[1, :width].tolist() == [0] * (1) + [1] * (width - 1)
-    scored = token_log_probs(completion_logits(policy, found, 1.0), found)
+    scored = token_log_probs(completion_logits(policy, found), found)
     assert torch.allclose(scored, found.sampled_log_probs, atol=1e-5)
     if not special.get("end", True):
         assert found.completion_mask.all() and found.width == 5
@@ -147,93 +148,3 @@ def test_prompts_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"prompt of 30 tokens, at most 24 fit beside the completion: 'the the"):
         draw(tiny.gpt2(len(words)), words, ["the " * 30], 8)
     assert draw(tiny.gpt2(len(words)), words, ["the " * 24], 8).ids.shape[1] <= 32
-
-
-# log-probabilities
-
-
-@pytest.mark.parametrize("kind", MODELS)
-def test_log_probs_against_the_models_own_loss(kind: str) -> None:
-    words = tiny.tokenizer()
-    policy = MODELS[kind](len(words))
-    found = draw(policy, words, ["the film", "the film was", "we saw it with"], 8)
-    total = token_log_probs(completion_logits(policy, found, 1.0), found).sum().item()
-    labels = found.ids.clone()
-    labels[:, : -found.width] = -100
-    labels[:, -found.width :][~found.completion_mask] = -100
-    positions = (found.attention_mask.cumsum(1) - 1).clamp_min(0)
-    with torch.no_grad():
-        out = policy(found.ids, attention_mask=found.attention_mask, position_ids=positions, labels=labels)
-    assert total == pytest.approx(-out.loss.item() * int(found.completion_mask.sum()), rel=1e-5)
-
-
-def test_what_stands_in_the_padding_changes_nothing() -> None:
-    words = tiny.tokenizer()
-    policy = tiny.gpt2(len(words))
-    found = draw(policy, words, ["the", "the film was the best"], 6)
-    ids = torch.where(found.attention_mask.bool(), found.ids, 7)
-    other = Rollout(
-        ids, found.attention_mask, found.completion_mask, found.sampled_log_probs, found.prompts, found.completions
-    )
-    first, second = (token_log_probs(completion_logits(policy, r, 1.0), r) for r in (found, other))
-    assert torch.allclose(first, second, atol=1e-6)
-
-
-def test_float64_policies_are_scored_in_float64() -> None:
-    policy = tiny.gpt2(4).double()
-    assert completion_logits(policy, tiny.rollout([0, 1], [[2]]), 1.0).dtype == torch.float64
-
-
-# KL
-
-
-def exact_kl(p: Any, q: Any, prompt: list[int], temperature: float) -> float:
-    """KL over every completion of up to three of four tokens, by the definition."""
-    total = 0.0
-    for row in tiny.sequences(4, 3, end=3):
-        log_p, log_q = (sum(alone(model, prompt, row, temperature)) for model in (p, q))
-        total += math.exp(log_p) * (log_p - log_q)
-    return total
-
-
-@pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_sequence_kl_against_brute_force_over_all_completions(temperature: float) -> None:
-    p, q = tiny.gpt2(4, seed=1), tiny.gpt2(4, seed=2)
-    rows = list(tiny.sequences(4, 3, end=3))
-    every = tiny.rollout([0, 1], rows)
-    with torch.no_grad():
-        logits_p, logits_q = (completion_logits(model, every, temperature) for model in (p, q))
-    chance = token_log_probs(logits_p, every).sum(1).exp()
-    estimate = token_kl(logits_p, logits_q, every).sum(1)
-    wanted = exact_kl(p, q, [0, 1], temperature)
-    assert chance.sum().item() == pytest.approx(1, abs=1e-5)
-    assert (chance * estimate).sum().item() == pytest.approx(wanted, rel=1e-5)
-    assert wanted > 0.05
-
-
-def test_sequence_kl_against_a_large_sample() -> None:
-    words, p, q = tiny.tokenizer(FOUR), tiny.gpt2(4, seed=1), tiny.gpt2(4, seed=2)
-    found = draw(p, words, ["a b"] * 8000, 3)
-    with torch.no_grad():
-        logits_p, logits_q = (completion_logits(model, found, 1.0) for model in (p, q))
-    rao = token_kl(logits_p, logits_q, found).sum(1).double()
-    plain = (token_log_probs(logits_p, found) - token_log_probs(logits_q, found)).sum(1).double()
-    wanted = exact_kl(p, q, [0, 1], 1.0)
-    for values in (rao, plain):
-        error = values.std().item() / math.sqrt(len(values))
-        assert abs(values.mean().item() - wanted) < 3 * error < 0.1 * wanted
-    assert rao.var() < plain.var()
-
-
-def test_token_kl_against_torch_and_between_equal_models() -> None:
-    p, q = tiny.gpt2(4, seed=1), tiny.gpt2(4, seed=2)
-    found = tiny.rollout([0], [[1, 2], [3]])
-    with torch.no_grad():
-        logits_p, logits_q = (completion_logits(model, found, 1.0) for model in (p, q))
-    mine = token_kl(logits_p, logits_q, found)
-    theirs = torch.nn.functional.kl_div(
-        logits_q.log_softmax(2), logits_p.log_softmax(2), reduction="none", log_target=True
-    ).sum(2)
-    assert torch.allclose(mine[found.completion_mask], theirs[found.completion_mask], atol=1e-6)
-    assert mine[1, 1] == 0 and theirs[1, 1] > 0
-    assert token_kl(logits_p, logits_p, found).abs().max() < 1e-6

@@ -50,7 +50,10 @@ VARIETY_RATIO = 0.5
 PERPLEXITY_RATIO = 2.0
 """Every token half as likely under the reference as its own text is, or twice as likely."""
 SAMPLING_GAP = {"float32": 0.01, "bfloat16": 0.5}
-"""Nats a token: a temperature of 0.9 against 1.0 shifts rare tokens by 0.5 and more; bf16 rounds logits by 0.1."""
+"""Nats a token: a temperature of 0.9 against 1.0 shifts rare tokens by 0.5 and more; bf16 rounds logits by 0.1.
+
+Of a step the worst token counts, of a run the median step: a fault is there in every step, while in bf16 single
+tokens of a wrecked policy go apart by many nats in some."""
 
 TEXT = {
     "reward-gate-accuracy": (
@@ -127,7 +130,7 @@ TEXT = {
     ),
     "sampling-scoring": (
         "Сэмплирование и оценка видят одну политику",
-        "наибольшее расхождение логарифма вероятности токена не больше "
+        "расхождение логарифма вероятности худшего токена, медиана по шагам прогона: не больше "
         f"{format_number(SAMPLING_GAP['float32'])} нат (в bf16 — {format_number(SAMPLING_GAP['bfloat16'])})",
         "Разные температуры, top-k, dropout или позиции при порождении и при оценке.",
     ),

@@ -11,11 +11,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from warp_nb.scoring import LARGE_SLICE
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHUNK = 32  # prompts of the evaluation at once, as in evaluation.py
-LOGITS_ALIVE = 7  # fp32 [B, C, V] at the peak, in `token_kl`: logits and log-softmax of both, exp, difference, product
+LOGITS_ALIVE = 3  # [B, C, V] at the peak: the policy's, the anchor's, the gradient
+SLICES_ALIVE = 4  # fp32 slices of them (scoring.py), in `token_kl`: log-softmax of both, difference, a temporary
 ACTIVATIONS = 30  # numbers kept for the backward pass a token, layer and channel: what autograd saves of GPT-2's block
 REWARD_PARAMETERS = 66_954_241  # DistilBERT with one output
 
@@ -92,7 +95,7 @@ def step_work(sizes: Sizes, batch: int, prompt: int, completion: int, bf16: bool
     number, cast = (2, 6 * sizes.products) if bf16 else (4, 0)
     weights = number * sizes.products
     cached = 2 * number * sizes.layers * sizes.kv_width * batch
-    tokens, logits = prompt + completion - 1, 4 * batch * completion * sizes.vocabulary
+    tokens, logits = prompt + completion - 1, number * batch * completion * sizes.vocabulary
     spans = range(prompt + 1, prompt + completion)
     forward = forward_flops(sizes, batch, tokens, tokens, completion)
     decode = sum(forward_flops(sizes, batch, 1, keys, 1) for keys in spans)
@@ -123,18 +126,19 @@ def seconds(work: dict[str, Work], flop_per_s: float, bytes_per_s: float) -> flo
 
 
 def step_memory(sizes: Sizes, batch: int, prompt: int, completion: int, bf16: bool = False) -> dict[str, int]:
-    """Bytes on the device at the peak of a step, in `token_kl` while the last step's gradients are still there.
+    """Bytes on the device at the peak of a step, at the end of the backward pass.
 
     Activations are estimated: 30 fp32 numbers a token, layer and channel (bf16 is not counted smaller, and
     attention's own matrices are left out). bf16 adds the cast copies of the multiplied weights.
     """
     model, tokens = 4 * sizes.parameters, prompt + completion - 1
+    logits = batch * completion * sizes.vocabulary
     return {
         "policy, anchor, θ_sft": 3 * model,
         "gradients": model,
         "two moments of Adam": 2 * model,
         "reward model": 4 * REWARD_PARAMETERS,
-        "logits": LOGITS_ALIVE * 4 * batch * completion * sizes.vocabulary,
+        "logits": LOGITS_ALIVE * (2 if bf16 else 4) * logits + SLICES_ALIVE * 4 * min(logits, LARGE_SLICE),
         "activations, estimated": ACTIVATIONS * 4 * sizes.width * sizes.layers * batch * tokens,
         "bf16 copies of weights": 2 * sizes.products if bf16 else 0,
     }

@@ -15,7 +15,8 @@ import torch
 from warp_nb.algorithm import final_front
 from warp_nb.average import StateDict
 from warp_nb.policy_gradient import derive_seed
-from warp_nb.rollout import Rollout, completion_logits, sample, token_kl, token_log_probs
+from warp_nb.rollout import Rollout, sample
+from warp_nb.scoring import completion_logits, token_kl, token_log_probs
 from warp_nb.tasks import Task, call_reward
 from warp_nb.weights import snapshot
 
@@ -132,9 +133,9 @@ def evaluate(
         for side, sampler, other in (("reference", reference, policy), ("policy", policy, reference)):
             noise = torch.Generator().manual_seed(derive_seed(seed, start))
             rollout = sample(sampler, task.tokenizer, chunk, max_new_tokens, temperature, noise)
-            logits, others = (completion_logits(model, rollout, temperature) for model in (sampler, other))
-            columns.setdefault(f"kl_{side}", []).extend(token_kl(logits, others, rollout).sum(1).tolist())
-            under_reference = (logits if sampler is reference else others) * temperature
+            logits, others = (completion_logits(model, rollout) for model in (sampler, other))
+            columns.setdefault(f"kl_{side}", []).extend(token_kl(logits, others, rollout, temperature).sum(1).tolist())
+            under_reference = logits if sampler is reference else others
             columns.setdefault(f"nll_{side}", []).extend(token_nll(under_reference, rollout))
             bigrams.setdefault(side, []).extend(found := completion_bigrams(rollout))
             columns.setdefault(f"distinct_{side}", []).extend(map(distinct_share, found))

@@ -1,7 +1,7 @@
-"""Sampling completions, their log-probabilities and per-token KL (Algorithm 1, lines 6 and 7).
+"""Sampling completions (Algorithm 1, line 6).
 
-Everything runs in eval mode at one temperature, over the whole vocabulary: no top-k, no
-top-p, no dropout. A completion is its tokens up to and including the end-of-text token.
+In eval mode, at one temperature, over the whole vocabulary: no top-k, no top-p, no dropout.
+A completion is its tokens up to and including the end-of-text token.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from warp_nb.average import wide
+from warp_nb.decoder import decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,18 +95,10 @@ def sample(
     ids, mask = ids.to(device), mask.to(device)
     prompt_width, alive = ids.shape[1], torch.ones(len(prompts), dtype=torch.bool, device=device)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
-    step_ids, cache, masks, log_probs = ids, None, [], []
+    step_ids, masks, log_probs = ids, [], []
+    forward = decoder(policy, len(prompts), prompt_width + max_new_tokens)
     for _ in range(max_new_tokens):
-        out = policy(
-            input_ids=step_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache = out.past_key_values
-        logits = out.logits[:, -1]
+        logits = forward(step_ids, mask, positions)
         scores = (logits.to(wide(logits)) / temperature).log_softmax(-1)
         token = _draw(scores, generator)
         token = torch.where(alive, token, pad_id(tokenizer))
@@ -130,33 +123,3 @@ def _draw(log_probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     cumulative = log_probs.exp().cumsum(1)
     drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])
     return drawn[:, 0].clamp_max(log_probs.shape[1] - 1)
-
-
-def completion_logits(policy: PreTrainedModel, rollout: Rollout, temperature: float) -> torch.Tensor:
-    """Logits / temperature that predict each completion token, fp32 (fp64 of an fp64 policy) [B, C, V]."""
-    positions = (rollout.attention_mask.cumsum(1) - 1).clamp_min(0)
-    out = policy(
-        input_ids=rollout.ids[:, :-1],
-        attention_mask=rollout.attention_mask[:, :-1],
-        position_ids=positions[:, :-1],
-        use_cache=False,
-        logits_to_keep=rollout.width,
-    )
-    return out.logits.to(wide(out.logits)) / temperature
-
-
-def token_log_probs(logits: torch.Tensor, rollout: Rollout) -> torch.Tensor:
-    """log pi of every completion token, fp32 [B, C], nats; 0 where the completion has ended."""
-    tokens = rollout.ids[:, -rollout.width :]
-    chosen = logits.gather(2, tokens[:, :, None])[:, :, 0] - logits.logsumexp(2)
-    return chosen.masked_fill(~rollout.completion_mask, 0.0)
-
-
-def token_kl(logits_p: torch.Tensor, logits_q: torch.Tensor, rollout: Rollout) -> torch.Tensor:
-    """KL(p || q) of the next-token distributions along the completions, [B, C], nats.
-
-    Exact over the whole vocabulary at every token; its sum over a completion drawn from p is a
-    Rao-Blackwellised, unbiased estimate of the sequence-level KL(p || q).
-    """
-    log_p, log_q = logits_p.log_softmax(2), logits_q.log_softmax(2)
-    return (log_p.exp() * (log_p - log_q)).sum(2).masked_fill(~rollout.completion_mask, 0.0)
