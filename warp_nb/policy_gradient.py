@@ -146,13 +146,13 @@ def train_run(
         rewards = torch.tensor(scores, dtype=torch.float32, device=device)
         with arithmetic(config.dtype, device):
             loss, measured = policy_gradient_loss(policy, anchor, rollout, rewards, config)  # line 7
-        optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in policy.parameters() if p.grad is not None]).item()
         if not math.isfinite(loss.item()) or not math.isfinite(norm):
             raise FloatingPointError(f"loss {loss.item()}, gradient norm {norm} at {where}; lower lr (-p lr 1e-5)")
         optimizer.param_groups[0]["lr"] = learning_rate(config, step)
         optimizer.step()  # line 8
+        optimizer.zero_grad()
         if config.anchor == "ema":
             ema_update_(anchor, policy, config.mu)  # line 9
             probe.follow(policy, config.mu)
