@@ -234,11 +234,6 @@ def test_progress_is_called_with_every_row() -> None:
     assert [(row["run"], row["step"]) for row in rows] == [(m, t) for m in (1, 2) for t in (1, 2, 3)]
 
 
-def test_an_executor_is_refused_for_now() -> None:
-    with pytest.raises(ValueError, match="executor must be None"):
-        quick(CONFIG, executor=object())
-
-
 # a folder of runs
 
 

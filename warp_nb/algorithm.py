@@ -1,19 +1,18 @@
 """`warp()`: I iterations of M runs, merge, LITI (Algorithm 1); the front over eta.
 
-A run (i, m) is a job of its own: it reads `init_{i}.safetensors` and the configuration, and
-leaves `run_{i}_{m}.safetensors` and `run_{i}_{m}.json`. `warp()` only orchestrates: a job
-whose files are there is loaded and not repeated.
+A run (i, m) is a job of its own (`parallel`): it reads `init_{i}.safetensors` and the
+configuration, and leaves `run_{i}_{m}.safetensors` and `run_{i}_{m}.json`. `warp()` only
+orchestrates: a job whose files are there is loaded and not repeated.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -21,12 +20,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from warp_nb.assets import file_sha256
 from warp_nb.average import StateDict, angles, liti, merge, tied_to
 from warp_nb.config import WarpConfig
-from warp_nb.policy_gradient import Row, RunResult, train_run
-from warp_nb.tasks import Task, describe_reward
-from warp_nb.weights import fingerprint, load_weights, save_weights, snapshot, write_json
+from warp_nb.parallel import (
+    Job,
+    default_threads,
+    device_name,
+    differences,
+    load_run,
+    make_run,
+    pickled_rebuild,
+    send,
+    task_facts,
+)
+from warp_nb.policy_gradient import Row, RunResult
+from warp_nb.tasks import Task
+from warp_nb.weights import save_weights, snapshot, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,19 +66,27 @@ def warp(
     config: WarpConfig,
     task: Task,
     out_dir: str | Path | None = None,
-    executor: None = None,
+    executor: Executor | None = None,
     progress: bool | Progress = True,
 ) -> WarpResult:
     """Run Algorithm 1 on `task`; θ_sft is `task.policy`, which is not changed.
 
     With `out_dir` finished runs are kept there and not repeated by a second call. `progress`
     is True (a bar), False, or a function called with every history row.
-    Raises ValueError when `out_dir` holds runs of another configuration, θ_sft, reward or prompts.
+
+    `executor` does an iteration's runs side by side, with the same bits at the same `config.threads`:
+    `process_pool(workers)`, or Dask's `client.get_executor(pure=False, retries=2)`, with `out_dir` on a
+    disk that all workers share. Its workers make the task by `task.rebuild`; rows of `progress` come
+    when a run ends. Where `config.threads` is 0, a run has its share of torch's own number: 1/M.
+
+    Raises ValueError when `out_dir` holds runs of another configuration, θ_sft, reward or prompts, and
+    for an executor of threads or a task without `rebuild`; RuntimeError when a worker lacks the files
+    of the folder, makes another task, or dies with its pool.
     """
     import pandas as pd
 
-    if executor is not None:
-        raise ValueError("executor must be None: runs are done one after the other in this process")
+    rebuild, device = pickled_rebuild(executor, task), device_name(task.policy.device)
+    config = config.replace(threads=config.threads or default_threads(executor, config.M))
     with tempfile.TemporaryDirectory() as scratch, reporting(progress, config.I * config.M * config.T) as on_step:
         folder = Path(out_dir) if out_dir else Path(scratch)
         claim(folder, config, task)
@@ -79,8 +96,10 @@ def warp(
         merges: list[Row] = []
         init = merged = snapshot(task.policy)  # line 1
         for iteration in range(1, config.I + 1):  # line 2
-            save_weights(folder / f"init_{iteration}.safetensors", init)
-            results = [run_job(folder, config, task, iteration, run, on_step) for run in range(1, config.M + 1)]  # 3
+            start = str(folder.absolute()), iteration
+            sha256 = save_weights(folder / f"init_{iteration}.safetensors", init)
+            jobs = [Job(*start, run, sha256, device, rebuild) for run in range(1, config.M + 1)]  # line 3
+            results = do_jobs(jobs, config, task, executor, on_step)  # lines 4 to 9
             states = [result.state for result in results]
             merged = merge(init, states, config.merge, config.merge_by)  # line 11
             updated = liti(init, merged, config.eta)  # line 12
@@ -95,34 +114,41 @@ def warp(
         return WarpResult(policy, merged, *frames)
 
 
-def run_job(
-    folder: Path, config: WarpConfig, task: Task, iteration: int, run: int, on_step: Progress = lambda row: None
-) -> RunResult:
-    """Run (i, m) from its files, or load it where it was finished (facts: loaded = 1)."""
-    like, start = task.policy.state_dict(), folder / f"init_{iteration}.safetensors"
-    weights, record = folder / f"run_{iteration}_{run}.safetensors", folder / f"run_{iteration}_{run}.json"
-    if record.exists():
-        saved = json.loads(record.read_text())
-        if saved["init_sha256"] == file_sha256(start):
-            for row in saved["history"]:
-                on_step(row)
-            return RunResult(load_weights(weights, like), saved["history"], denull(saved["facts"]) | {"loaded": 1.0})
-    with torch_threads(config.threads):
-        result = train_run(task, config, load_weights(start, like), iteration, run, on_step)
-    save_weights(weights, result.state)
-    write_json(record, {"history": result.history, "facts": result.facts, "init_sha256": file_sha256(start)})
+def do_jobs(
+    jobs: Sequence[Job], config: WarpConfig, task: Task, executor: Executor | None, on_step: Progress
+) -> list[RunResult]:
+    """The runs in the order of `jobs`: loaded where finished, else made here or by `executor`.
+
+    Raises RuntimeError when a job is reported done and its result is not in the folder or not whole.
+    """
+    like = task.policy.state_dict()
+    # a listing: a network disk may go on saying for a minute that a name once looked up is not there
+    present = {path.name for path in Path(jobs[0].folder).iterdir()}
+    results: dict[Job, RunResult] = {}
+    for job in jobs:
+        loaded = load_run(job, like) if job.record.name in present else None
+        if loaded is not None:
+            results[job] = reported(loaded, on_step)
+        elif executor is None:
+            results[job] = make_run(job, config, task, on_step)
+    if executor is not None:
+        for job in send(executor, [job for job in jobs if job not in results]):
+            made = load_run(job, like)
+            if made is None:
+                raise RuntimeError(
+                    f"run {job.run} of iteration {job.iteration} was reported done, but {job.weights} and its record "
+                    f"are not here or do not agree by sha256; pass an out_dir on a disk that all workers share"
+                )
+            made.facts["loaded"] = 0.0
+            results[job] = reported(made, on_step)
+    return [results[job] for job in jobs]
+
+
+def reported(result: RunResult, on_step: Progress) -> RunResult:
+    """`result`, its history told row by row."""
+    for row in result.history:
+        on_step(row)
     return result
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """`count` CPU threads of torch inside (0: as many as it has), the former number after."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def final_front(sft: StateDict, merged: StateDict, etas: Sequence[float]) -> list[StateDict]:
@@ -137,25 +163,13 @@ def claim(folder: Path, config: WarpConfig, task: Task) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
-    mine = config.model_dump(include=set(WarpConfig.model_fields))
-    mine |= {"task_name": task.name, "policy_sha256": fingerprint(task.policy.state_dict())}
-    mine |= {"prompts_sha256": hashlib.sha256("\0".join(task.train_prompts).encode()).hexdigest()}
-    mine |= {"reward": describe_reward(task.reward), "threads": config.threads or torch.get_num_threads()}
-    mine = json.loads(json.dumps(mine))
+    mine = config.model_dump(include=set(WarpConfig.model_fields)) | task_facts(task)
     if not path.exists():
         write_json(path, mine)
         return
-    theirs = json.loads(path.read_text())
-    differing = [f"{k}: {theirs.get(k)!r} there, {mine.get(k)!r} here" for k in mine if theirs.get(k) != mine.get(k)]
+    differing = differences(json.loads(path.read_text()), mine)
     if differing:
-        raise ValueError(
-            f"{folder} holds a run of another configuration ({'; '.join(differing)}); pass another out_dir"
-        )
-
-
-def denull(facts: dict[str, Any]) -> Row:
-    """Facts read back from JSON, None as NaN again."""
-    return {name: math.nan if value is None else value for name, value in facts.items()}
+        raise ValueError(f"{folder} holds a run of another configuration ({differing}); pass another out_dir")
 
 
 def pairwise_angles(

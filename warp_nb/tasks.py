@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ class Task:
     """Whose held-out part the reward's gate is measured on."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What is known of the policy beside its size: `perplexity_before`, `perplexity_after` its SFT, per word."""
+    rebuild: Callable[[str], Task] | None = None
+    """device -> this task, made anew in a worker of `warp`'s executor: a function of a module, or a partial of one."""
 
     def __post_init__(self) -> None:
         if self.policy.training:
@@ -113,6 +116,7 @@ def load_task(name: str, device: str | None = None) -> Task:
         name=name,
         reviews=source,
         facts=facts,
+        rebuild=partial(load_task, name),
     )
 
 

@@ -6,8 +6,11 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,13 +35,28 @@ def fingerprint(state: StateDict) -> str:
     return digest.hexdigest()
 
 
-def save_weights(path: Path, state: StateDict) -> None:
-    """Write the distinct tensors of `state` to `path` (temporary name, fsync, rename)."""
-    temporary = path.with_name(f".{path.name}.new")
-    save_file({name: state[name].contiguous() for name in first_names(state).values()}, temporary)
-    with open(temporary, "rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`: fsync and rename to `path` at the end, deleted after an error.
+
+    The name is this writer's own, so two writers of one file cannot mix: the last one's is left, whole.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.new")
+    try:
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_weights(path: Path, state: StateDict) -> str:
+    """Write the distinct tensors of `state` to `path` atomically; the sha256 of the file written."""
+    with replacing(path) as temporary:
+        save_file({name: state[name].contiguous() for name in first_names(state).values()}, temporary)
+        with open(temporary, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def load_weights(path: Path, like: StateDict) -> StateDict:
@@ -54,12 +72,9 @@ def load_weights(path: Path, like: StateDict) -> StateDict:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; NaN and infinities as null, so that any reader takes it."""
-    temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "w", encoding="utf-8") as handle:
-        json.dump(plain(value), handle, ensure_ascii=False, indent=1, allow_nan=False)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        text = json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def plain(value: Any) -> Any:
