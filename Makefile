@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reports notebooks test quick browser lint lab readme badges clean
+.PHONY: help setup reports notebooks test quick browser lint bench lab readme badges clean
 
 help: ## print this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -49,6 +49,9 @@ quick: $(VENV)/.ready-dev ## the tests that take under two minutes
 
 browser: $(VENV)/.ready-dev ## the pages in headless Chromium
 	$(BIN)/python -m pytest -m browser
+
+bench: $(VENV)/.ready-dev ## speed and memory against peers and the floor -> benchmarks/README.md
+	$(BIN)/python -m benchmarks
 
 lab: $(VENV)/.ready ## JupyterLab on the notebooks
 	$(BIN)/python -m jupyter lab notebooks

@@ -1,0 +1,1 @@
+"""Speed and memory against peers and the physical floor: `make bench`, results in README.md of this folder."""

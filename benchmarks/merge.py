@@ -1,0 +1,161 @@
+"""Part merge: SLERP of two SmolLM2-sized runs from disk to disk, against mergekit's nuslerp.
+
+Both read three safetensors models, merge tensor by tensor (mergekit's way) and write the result;
+the results are compared. In-process: libraries imported, warm. CLI: a fresh process each time.
+SLERP, LITI and the front of Algorithm 1, which mergekit has not, are a figure of our own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Figure, alone, compare_units
+from benchmarks.sides import Side, Turns, fresh, interleave, once
+
+NAMES = ("base", "first", "second")
+NOISE = 1e-3
+
+
+def run(
+    say: Callable[[str], None],
+    task: str,
+    pairs: int,
+    cli_pairs: int,
+    etas: list[float],
+    targets: dict[str, float],
+    threads: int,
+) -> Figure:
+    """In-process pairs, CLI pairs, the check of equality, then our whole line 11 to the front."""
+    with tempfile.TemporaryDirectory() as folder:
+        where = {"folder": folder, "threads": threads}
+        once("benchmarks.merge:prepare", folder=folder, task=task)
+        with Side("benchmarks.merge:ours", **where) as ours, Side("benchmarks.merge:mergekit", **where) as theirs:
+            found = compare_units("SLERP", "mergekit nuslerp", *interleave(ours, theirs, pairs, say), targets)
+        difference = once("benchmarks.merge:largest_difference", folder=folder)["difference"]
+        mine, other = [], []
+        for pair in range(1, cli_pairs + 1):
+            mine.append(fresh(sys.executable, "-m", "benchmarks.merge", folder))
+            other.append(fresh(*cli(folder)))
+            say(f"CLI, pair {pair}/{cli_pairs}: ours {mine[-1]['seconds']:.2f} s, theirs {other[-1]['seconds']:.2f} s")
+        found += compare_units("SLERP, a fresh process", "mergekit-yaml", mine, other, targets)
+        with Side("benchmarks.merge:whole", etas=etas, **where) as side:
+            units = [side.unit() for _ in range(pairs)]
+    title = f"SLERP, LITI and a front of {len(etas)} etas, read and written"
+    own = [alone(title, "s", [unit["seconds"] for unit in units])]
+    own.append(alone(f"{title}: peak memory", "bytes", [unit["peak_rss"] for unit in units]))
+    return {"comparisons": found, "alone": own, "largest_difference": difference}
+
+
+def prepare(turns: Turns, folder: str, task: str) -> None:
+    """Three models and the recipe in `folder`: the task's policy, and two copies moved by noise."""
+    import torch
+
+    from benchmarks import work
+
+    policy, _ = work.load(task)
+    generator = torch.Generator().manual_seed(0)
+    start = [value.detach().clone() for value in policy.parameters()]
+    for name in NAMES:
+        if name != "base":
+            with torch.no_grad():
+                for value, base in zip(policy.parameters(), start, strict=True):
+                    value.copy_(base + NOISE * torch.randn(base.shape, generator=generator))
+        policy.save_pretrained(Path(folder) / name)
+    (Path(folder) / "recipe.yml").write_text(json.dumps(recipe(folder)))  # JSON is YAML
+    turns.next()
+
+
+def recipe(folder: str) -> dict[str, Any]:
+    """mergekit's recipe: SLERP of the task vectors at 0.5, tensor by tensor."""
+    models = [{"model": str(Path(folder) / name), "parameters": {"weight": 0.5}} for name in NAMES[1:]]
+    base = str(Path(folder) / "base")
+    return {"merge_method": "nuslerp", "base_model": base, "models": models, "dtype": "float32"}
+
+
+def slerp_files(folder: Path) -> Any:
+    """Read three models, merge the two around their base by tensor, write the result and return base and merged."""
+    from safetensors.torch import load_file
+
+    from warp_nb.average import merge
+    from warp_nb.weights import save_weights
+
+    base, *runs = (load_file(folder / name / "model.safetensors") for name in NAMES)
+    merged = merge(base, runs, by="tensor")
+    save_weights(folder / "ours.safetensors", merged)
+    return base, merged
+
+
+def ours(turns: Turns, folder: str, threads: int) -> None:
+    """A unit is one `slerp_files`."""
+    import torch
+
+    torch.set_num_threads(threads)
+    while True:
+        slerp_files(Path(folder))
+        turns.next()
+
+
+def mergekit(turns: Turns, folder: str, threads: int) -> None:
+    """A unit is one `run_merge` without tokenizer and model card."""
+    import torch
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    torch.set_num_threads(threads)
+    options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
+    while True:
+        run_merge(MergeConfiguration.model_validate(recipe(folder)), str(Path(folder) / "theirs"), options)
+        turns.next()
+
+
+def cli(folder: str) -> list[str]:
+    """mergekit's command for the same merge."""
+    command = shutil.which("mergekit-yaml", path=str(Path(sys.executable).parent))
+    if command is None:
+        raise RuntimeError("mergekit-yaml is not beside this Python; install the dev extra: pip install -e '.[dev]'")
+    recipe_file, out = str(Path(folder) / "recipe.yml"), str(Path(folder) / "theirs-cli")
+    return [command, recipe_file, out, "--no-copy-tokenizer", "--no-write-model-card", "--quiet"]
+
+
+def largest_difference(turns: Turns, folder: str) -> None:
+    """Answers with the largest difference of a weight; RuntimeError when the two merges do not agree."""
+    import torch
+    from safetensors.torch import load_file
+
+    mine = load_file(Path(folder) / "ours.safetensors")
+    theirs: dict[str, torch.Tensor] = {}
+    for path in (Path(folder) / "theirs").glob("*.safetensors"):
+        theirs |= load_file(path)
+    for name in mine:
+        if not torch.allclose(mine[name], theirs[name], rtol=1e-5, atol=1e-6):
+            raise RuntimeError(f"{name} differs between our merge and mergekit's; not the same work")
+    turns.next(difference=max((mine[name] - theirs[name]).abs().max().item() for name in mine))
+
+
+def whole(turns: Turns, folder: str, threads: int, etas: list[float]) -> None:
+    """A unit: read, SLERP, LITI, the front; the merge, the next initialisation and the front's models are written."""
+    import torch
+
+    from warp_nb.algorithm import final_front
+    from warp_nb.average import liti
+    from warp_nb.weights import save_weights
+
+    torch.set_num_threads(threads)
+    path = Path(folder)
+    while True:
+        base, merged = slerp_files(path)
+        save_weights(path / "init.safetensors", liti(base, merged, 0.5))
+        for place, state in enumerate(final_front(base, merged, etas)):
+            save_weights(path / f"front_{place}.safetensors", state)
+        turns.next()
+
+
+if __name__ == "__main__":
+    slerp_files(Path(sys.argv[1]))

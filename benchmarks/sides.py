@@ -1,0 +1,158 @@
+"""A side of a comparison: a process of its own that does one unit of work whenever it is asked.
+
+Both sides live at once and work in turns, so pairs are interleaved, the peak memory of each is
+its own, and neither pays for the other's imports. `python -m benchmarks.sides MODULE:FUNCTION
+SETTINGS` is the child: it calls the function with `Turns` and the settings (JSON). The function
+prepares, warms up, and calls `turns.next()` after the warm-up and after every unit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+ROOT = Path(__file__).resolve().parents[1]
+MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
+
+
+class Over(Exception):
+    """Raised in a side by `Turns.next` when no more units are wanted."""
+
+
+class Turns:
+    """A side's end: tells what the last unit took and waits to be asked for the next."""
+
+    def __init__(self, source: TextIO, sink: TextIO) -> None:
+        self.source, self.sink = source, sink
+        self.started = time.perf_counter()
+
+    def next(self, **figures: Any) -> None:
+        """Answer with seconds since the last return, peak memory so far (bytes) and `figures`; return when asked."""
+        answer = {"seconds": time.perf_counter() - self.started, "peak_rss": peak_rss(), **figures}
+        print(json.dumps(answer), file=self.sink, flush=True)
+        if not self.source.readline():
+            raise Over
+        self.started = time.perf_counter()
+
+
+class Side:
+    """The parent's end. `warmup` is the first answer, given when the side is ready."""
+
+    def __init__(self, function: str, **settings: Any) -> None:
+        self.function, self.errors = function, tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by close()
+        command = [sys.executable, "-m", "benchmarks.sides", function, json.dumps(settings)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=self.errors, text=True)
+        assert self.process.stdin and self.process.stdout
+        self.questions, self.answers = self.process.stdin, self.process.stdout
+        try:
+            self.warmup = self._answer()
+        except BaseException:
+            self.process.kill()
+            self.close()
+            raise
+
+    def unit(self) -> dict[str, Any]:
+        """Have one unit done: its seconds, the peak memory since the start, the side's own figures."""
+        self.questions.write("\n")
+        self.questions.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        line = self.answers.readline()
+        if not line:
+            code = self.process.wait()
+            self.errors.seek(0)
+            raise RuntimeError(f"side {self.function} ended with exit code {code}:\n{self.errors.read()[-2000:]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """Tell the side that it is over and wait for its end."""
+        with suppress(BrokenPipeError):
+            self.questions.close()
+        self.process.wait()
+        self.answers.close()
+        self.errors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.process.kill()
+        self.close()
+
+
+def interleave(
+    ours: Side, theirs: Side, count: int, say: Callable[[str], None], title: str = "pair"
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """`count` pairs of units: ours, theirs, ours, theirs …; `say` is told of every pair under `title`."""
+    mine, other = [], []
+    for pair in range(1, count + 1):
+        mine.append(ours.unit())
+        other.append(theirs.unit())
+        say(f"{title} {pair}/{count}: ours {mine[-1]['seconds']:.2f} s, theirs {other[-1]['seconds']:.2f} s")
+    return mine, other
+
+
+def once(function: str, **settings: Any) -> dict[str, Any]:
+    """What a side answers when it is ready: for work that is no pair."""
+    with Side(function, **settings) as side:
+        return side.warmup
+
+
+def fresh(*command: str) -> dict[str, float]:
+    """Seconds and peak memory (bytes, of the largest process it waited for) of a program run to its end.
+
+    Raises RuntimeError with the end of its error output when it fails.
+    """
+    with tempfile.TemporaryFile("w+") as errors:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = code = os.waitstatus_to_exitcode(status)
+        if code:
+            errors.seek(0)
+            raise RuntimeError(f"{' '.join(command)} ended with exit code {code}:\n{errors.read()[-2000:]}")
+    return {"seconds": seconds, "peak_rss": usage.ru_maxrss * MAXRSS_BYTES}
+
+
+def peak_rss() -> int:
+    """Largest resident memory of this process so far, bytes.
+
+    Linux hands a parent's `ru_maxrss` on to its children, so VmHWM is read where there is one.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES
+
+
+def main() -> None:
+    """The child: standard output is kept for the answers, whatever else is printed goes to standard error."""
+    name, settings = sys.argv[1], json.loads(sys.argv[2])
+    sink = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    module, _, function = name.partition(":")
+    with suppress(Over):
+        getattr(import_module(module), function)(Turns(sys.stdin, sink), **settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Part startup: what a fresh process needs to import the package, and to finish its first step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from benchmarks.figures import Figure, alone, compare
+from benchmarks.sides import fresh
+
+IMPORTS = {
+    "import warp_nb": "import warp_nb",
+    "import torch": "import torch",
+    "Python alone": "pass",
+}
+FIRST_STEP = {
+    "first step of small": "from benchmarks.startup import first_step; first_step()",
+    "import of torch and transformers' Llama": "import torch; from transformers import AutoTokenizer, LlamaForCausalLM",
+}
+
+
+def run(say: Callable[[str], None], rounds: int, step_rounds: int, target: float, threads: int) -> Figure:
+    """Every command in turn, `rounds` times; the first in each table is ours, the others are its peers."""
+    found, own = [], []
+    for commands, count in ((IMPORTS, rounds), (FIRST_STEP, step_rounds)):
+        times: dict[str, list[float]] = {title: [] for title in commands}
+        for number in range(count + 1):  # the first round fills the disk cache
+            for title, code in commands.items():
+                seconds = fresh(sys.executable, "-c", code)["seconds"]
+                if number:
+                    times[title].append(seconds)
+                    say(f"{title}, {number}/{count}: {seconds:.2f} s")
+        mine, *peers = times
+        found += [compare(mine, "s", peer, times[mine], times[peer]) for peer in peers]
+        own.append(alone(mine, "s", times[mine], target if commands is IMPORTS else None))
+    return {"comparisons": found, "alone": own}
+
+
+def first_step() -> None:
+    """What a reader's first step costs: task small with its own reward, loaded from the cache."""
+    from warp_nb import WarpConfig, load_task
+    from warp_nb.policy_gradient import train_run
+
+    task = load_task("small")
+    train_run(task, WarpConfig(T=1, batch_size=32), task.policy.state_dict(), 1, 1)
