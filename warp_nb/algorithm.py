@@ -11,7 +11,7 @@ import copy
 import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import combinations
@@ -35,7 +35,7 @@ from warp_nb.parallel import (
 )
 from warp_nb.policy_gradient import Row, RunResult
 from warp_nb.tasks import Task
-from warp_nb.weights import save_weights, snapshot, write_json
+from warp_nb.weights import load_weights, save_weights, snapshot, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,28 +90,38 @@ def warp(
     with tempfile.TemporaryDirectory() as scratch, reporting(progress, config.I * config.M * config.T) as on_step:
         folder = Path(out_dir) if out_dir else Path(scratch)
         claim(folder, config, task)
-        history: list[Row] = []
-        runs: list[Row] = []
-        geometry: list[dict[str, Any]] = []
-        merges: list[Row] = []
+        tables: dict[str, list[Row]] = {name: [] for name in ("history", "geometry", "runs", "merges")}
         init = merged = snapshot(task.policy)  # line 1
         for iteration in range(1, config.I + 1):  # line 2
+            path = folder / f"init_{iteration}.safetensors"
+            sha256 = save_weights(path, init)
+            init = merged = load_weights(path, init)  # from here on read from the disk, like the runs' weights
             start = str(folder.absolute()), iteration
-            sha256 = save_weights(folder / f"init_{iteration}.safetensors", init)
             jobs = [Job(*start, run, sha256, device, rebuild) for run in range(1, config.M + 1)]  # line 3
             results = do_jobs(jobs, config, task, executor, on_step)  # lines 4 to 9
-            states = [result.state for result in results]
-            merged = merge(init, states, config.merge, config.merge_by)  # line 11
-            updated = liti(init, merged, config.eta)  # line 12
-            history += [row for result in results for row in result.history]
-            runs += [result.facts for result in results]
-            geometry += pairwise_angles(init, states, config, iteration)
-            merges.append({"iteration": iteration} | merge_facts(init, states, merged, updated))
-            init = updated
+            init, merged, rows = merge_runs(init, results, config, iteration)  # lines 11 and 12
+            for name in tables:
+                tables[name] += rows[name]
+            del results
         policy = copy.deepcopy(task.policy).eval()
         policy.load_state_dict(init)
-        frames = [pd.DataFrame(rows) for rows in (history, geometry, runs, merges)]
-        return WarpResult(policy, merged, *frames)
+        return WarpResult(policy, merged, **{name: pd.DataFrame(rows) for name, rows in tables.items()})
+
+
+def merge_runs(
+    init: StateDict, results: Sequence[RunResult], config: WarpConfig, iteration: int
+) -> tuple[StateDict, StateDict, dict[str, list[Row]]]:
+    """Lines 11 and 12: (the next θ_init, θ_slerp, the iteration's rows of each table of `WarpResult`)."""
+    states = [result.state for result in results]
+    merged = merge(init, states, config.merge, config.merge_by)  # line 11
+    updated = liti(init, merged, config.eta)  # line 12
+    rows: dict[str, list[Row]] = {
+        "history": [row for result in results for row in result.history],
+        "geometry": pairwise_angles(init, states, config, iteration),
+        "runs": [result.facts for result in results],
+        "merges": [{"iteration": iteration} | merge_facts(init, states, merged, updated)],
+    }
+    return updated, merged, rows
 
 
 def do_jobs(
@@ -124,31 +134,36 @@ def do_jobs(
     like = task.policy.state_dict()
     # a listing: a network disk may go on saying for a minute that a name once looked up is not there
     present = {path.name for path in Path(jobs[0].folder).iterdir()}
-    results: dict[Job, RunResult] = {}
-    for job in jobs:
-        loaded = load_run(job, like) if job.record.name in present else None
-        if loaded is not None:
-            results[job] = reported(loaded, on_step)
-        elif executor is None:
-            results[job] = make_run(job, config, task, on_step)
-    if executor is not None:
-        for job in send(executor, [job for job in jobs if job not in results]):
-            made = load_run(job, like)
-            if made is None:
-                raise RuntimeError(
-                    f"run {job.run} of iteration {job.iteration} was reported done, but {job.weights} and its record "
-                    f"are not here or do not agree by sha256; pass an out_dir on a disk that all workers share"
-                )
-            made.facts["loaded"] = 0.0
-            results[job] = reported(made, on_step)
+    found = {job: load_run(job, like) for job in jobs if job.record.name in present}
+    results = {job: result for job, result in found.items() if result is not None}
+    for result in results.values():
+        tell(result, on_step)
+    missing = [job for job in jobs if job not in results]
+    for job in send(executor, missing) if executor else make_here(missing, config, task, on_step):
+        made = load_run(job, like)
+        if made is None:
+            raise RuntimeError(
+                f"run {job.run} of iteration {job.iteration} was reported done, but {job.weights} and its record "
+                f"are not here or do not agree by sha256; pass an out_dir on a disk that all workers share"
+            )
+        made.facts["loaded"] = 0.0
+        results[job] = made
+        if executor:
+            tell(made, on_step)
     return [results[job] for job in jobs]
 
 
-def reported(result: RunResult, on_step: Progress) -> RunResult:
-    """`result`, its history told row by row."""
+def make_here(jobs: Sequence[Job], config: WarpConfig, task: Task, on_step: Progress) -> Iterator[Job]:
+    """Do the jobs in this process; each comes back when its files are written."""
+    for job in jobs:
+        make_run(job, config, task, on_step)
+        yield job
+
+
+def tell(result: RunResult, on_step: Progress) -> None:
+    """The history of a run, row by row."""
     for row in result.history:
         on_step(row)
-    return result
 
 
 def final_front(sft: StateDict, merged: StateDict, etas: Sequence[float]) -> list[StateDict]:

@@ -182,7 +182,8 @@ def _products(first: list[torch.Tensor], second: list[torch.Tensor]) -> tuple[fl
 
 
 def _largest(pieces: list[torch.Tensor]) -> float:
-    return max((piece.abs().max().item() for piece in pieces if piece.numel()), default=0.0)
+    """The largest absolute entry; 0 of nothing."""
+    return max((torch.linalg.vector_norm(piece, math.inf).item() for piece in pieces if piece.numel()), default=0.0)
 
 
 def first_names(state: StateDict) -> dict[object, str]:

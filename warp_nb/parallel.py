@@ -89,7 +89,7 @@ def load_run(job: Job, like: StateDict) -> RunResult | None:
     return RunResult(load_weights(job.weights, like), saved["history"], facts | {"loaded": 1.0})
 
 
-def make_run(job: Job, config: WarpConfig, task: Task, on_step: Callable[[Row], None] = lambda row: None) -> RunResult:
+def make_run(job: Job, config: WarpConfig, task: Task, on_step: Callable[[Row], None] = lambda row: None) -> None:
     """Train the run from its start and write its two files.
 
     Raises RuntimeError when the start is missing or is not the one the job was given for.
@@ -108,7 +108,6 @@ def make_run(job: Job, config: WarpConfig, task: Task, on_step: Callable[[Row], 
         )
     hashes = {"init_sha256": job.init_sha256, "weights_sha256": save_weights(job.weights, result.state)}
     write_json(job.record, {"history": result.history, "facts": result.facts} | hashes)
-    return result
 
 
 @contextmanager
