@@ -144,13 +144,12 @@ def step_memory(sizes: Sizes, batch: int, prompt: int, completion: int, bf16: bo
     }
 
 
-def host_memory(sizes: Sizes, I: int, M: int) -> int:  # noqa: E741
-    """Bytes of the snapshots that `warp()` holds in the computer's own memory at most.
+def host_memory(sizes: Sizes, M: int) -> int:
+    """Bytes of the snapshots in the computer's own memory at most: init, M runs, merged, updated, at the merge.
 
-    I = 1: init, M runs, merged, updated. Later the last run of an iteration ends beside the M states before
-    it: init and its copy read from the file, merged, 2 M runs.
+    While a run is trained they are on the disk.
     """
-    return 4 * sizes.parameters * (M + 3 if I == 1 else 2 * M + 3)
+    return 4 * sizes.parameters * (M + 3)
 
 
 GPUS = (
@@ -169,8 +168,8 @@ def markdown_table(prompt: int = 13, completion: int = 24, steps: int = 40, n_pr
     small, large = (step_memory(GPT2, batch, prompt, completion, bf16=True) for batch in (16, 64))
     lines += [f"| {name} | {small[name] / 1e9:.2f} | {large[name] / 1e9:.2f} |" for name in small]
     lines.append(f"| sum on the GPU | {sum(small.values()) / 1e9:.2f} | {sum(large.values()) / 1e9:.2f} |")
-    host = f"{host_memory(GPT2, 2, 2) / 1e9:.2f}"
-    lines += [f"| snapshots in the computer's memory (I = 2, M = 2) | {host} | {host} |", ""]
+    host = f"{host_memory(GPT2, 2) / 1e9:.2f}"
+    lines += [f"| snapshots in the computer's memory (M = 2) | {host} | {host} |", ""]
     head = f"step of 16, ms | step of 64, ms | {steps} steps of 16 and the evaluation, s"
     lines += [f"| at least | dtype | {head} |", "|---|---|---|---|---|"]
     fp32 = {gpu: rate for gpu, kind, rate, _ in GPUS if kind == "fp32"}
