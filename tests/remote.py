@@ -7,10 +7,12 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import tiny
@@ -68,7 +70,26 @@ def identified(device: str) -> Task:
 
 def refused(device: str) -> Task:
     """No task at all."""
-    raise LookupError("rebuild was called")
+    raise LookupError(f"rebuild was called for {device}")
+
+
+ACTIVE: list[int] = []
+"""How many calls of `lonely` there were at once, in this process."""
+_INSIDE: set[int] = set()
+
+
+def lonely(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+    """Constant; long enough for another thread to come in."""
+    _INSIDE.add(get_ident())
+    time.sleep(0.05)
+    ACTIVE.append(len(_INSIDE))
+    _INSIDE.discard(get_ident())
+    return [1.0] * len(completions)
+
+
+def alone(device: str) -> Task:
+    """The tiny task, its reward `lonely`."""
+    return tiny.task(reward=lonely, rebuild=alone)
 
 
 class Inline(Executor):

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from importlib import util
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,20 @@ def test_the_sha256_of_a_save_is_the_files(tmp_path: Path) -> None:
     assert save_weights(path, snapshot(tiny.gpt2(20))) == file_sha256(path)
 
 
+def test_threads_of_one_worker_take_turns() -> None:
+    """A worker of Dask may have several; torch's settings are one."""
+
+    class Threads(Executor):
+        """Not refused by name, as Dask's is not."""
+
+        def __init__(self) -> None:
+            self.submit = ThreadPoolExecutor(2).submit  # type: ignore[method-assign]
+
+    remote.ACTIVE.clear()
+    run(ONE, remote.alone("cpu"), executor=Threads())
+    assert remote.ACTIVE == [1, 1]
+
+
 # refusals, before any work
 
 
@@ -335,6 +350,29 @@ def test_gpus_are_handed_out_in_turn() -> None:
         round_robin("cuda", 0, 0)
 
 
+@pytest.mark.parametrize(("number", "device"), [(1, "cuda:0"), (5, "cuda:1"), (6, "cuda:2")])
+def test_a_worker_makes_the_task_on_its_turns_gpu(
+    number: int, device: str, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(LookupError, match=f"rebuild was called for {device}"):
+        work(Job(job.folder, 1, number, job.init_sha256, "cuda", pickle.dumps(remote.refused)))
+
+
 def test_the_first_gpu_is_cuda_without_a_number() -> None:
     named = {"cpu": "cpu", "cuda": "cuda", "cuda:0": "cuda", "cuda:2": "cuda:2", "mps:0": "mps"}
     assert {device: device_name(torch.device(device)) for device in named} == named
+
+
+# the page
+
+
+def test_the_page_shows_the_kept_figures() -> None:
+    root = Path(__file__).resolve().parents[1]
+    spec = util.spec_from_file_location("benchmark_of_parallel", root / "benchmarks" / "parallel.py")
+    benchmark = util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    kept = json.loads(benchmark.KEPT.read_text(encoding="utf-8"))
+    assert f"<!-- parallel -->\n{benchmark.table(kept)}\n<!-- /parallel -->" in benchmark.PAGE.read_text(
+        encoding="utf-8"
+    )
