@@ -132,8 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed = str(error)
             break
         write(chosen.results, results)
-    if chosen.results == RESULTS:
-        subprocess.run([sys.executable, "-m", "benchmarks.page"], cwd=HERE.parent, check=True)
+        if chosen.results == RESULTS:
+            subprocess.run([sys.executable, "-m", "benchmarks.page"], cwd=HERE.parent, check=True)
     if failed:
         print(failed, file=sys.stderr)
     return 1 if failed else 0

@@ -94,9 +94,9 @@ def floor_table(results: Results) -> str:
         for row in part["phases"]:
             cells = rows.setdefault(row["phase"], [row["phase"]])
             seconds = {key: 1e3 * value for key, value in row["seconds"].items()}
-            told = verdict(row["ratio"], row.get("target"), at_least=False)
+            told = verdict(row["ratio"] or 0.0, row.get("target"), at_least=False)
             cells += [bracketed(seconds), number(1e3 * row["floor"])]
-            cells.append(number(row["ratio"]) + (f" ({told})" if told else ""))
+            cells.append(f"{number(row['ratio'])}{f' ({told})' if told else ''}" if row["ratio"] else "")
     lines = [table(head, list(rows.values())), ""]
     for name, part in parts.items():
         rates, shape = part["rates"], part["shape"]

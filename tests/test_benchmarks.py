@@ -217,18 +217,23 @@ def test_phases_of_a_planted_step() -> None:
     ]
     wanted = {"prefill": 2, "decode": 4, "forward": 5, "anchor": 4, "backward": 8, "optimizer": 1.5, "ema": 0.25}
     assert floor.phases(events) == wanted
+    whole = floor.with_rest(floor.phases(events), 31.0)
+    assert whole["step"] == 31.0 and whole[floor.REST] == pytest.approx(31 - sum(wanted.values()))
     with pytest.raises(ValueError, match=r"no longer calls ema; adapt WRAPPED"):
         floor.phases(events[:-1])
 
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_phases_have_the_operations_and_bytes_of_the_step(bf16: bool) -> None:
-    sizes, shape = sizes_of(tiny.llama(50)), (4, 6, 8)
+    model, shape = tiny.llama(50), (4, 6, 8)
+    sizes = sizes_of(model)
     work = step_work(sizes, *shape, bf16)
     for rates in ({"flop_per_s": 1.0, "bytes_per_s": math.inf}, {"flop_per_s": math.inf, "bytes_per_s": 1.0}):
         found = floor.phase_floors(sizes, *shape, bf16, rates)
         assert set(found) == set(floor.PHASES)
         assert sum(found.values()) == pytest.approx(seconds(work, rates["flop_per_s"], rates["bytes_per_s"]))
+        assert found["forward"] == found["anchor"]
+    assert found["ema"] == 3 * sum(value.nbytes for value in model.parameters())
 
 
 def test_a_floor_is_made_of_the_best_rates() -> None:
@@ -269,6 +274,8 @@ def planted() -> dict[str, Any]:
         {"phase": name, "seconds": figures.spread([0.4]), "floor": 0.1, "ratio": 4.0, "target": 3.0}
         for name in ("decode", "step")
     ]
+    rest = {"phase": floor.REST, "seconds": figures.spread([0.0123]), "floor": 0.0, "ratio": None}
+    phases.insert(1, rest)
     shape = {"batch": 32, "prompt": 13, "completion": 24}
     rates = {"flop_per_s": 1.5e11, "bytes_per_s": 4e10}
     grown = {"what": "T", "sizes": [1, 2, 4], "seconds": [1, 2, 4], "exponent": figures.spread([1.0, 1.1])}
@@ -286,6 +293,7 @@ def test_the_page_says_what_was_measured() -> None:
         "| a step | 500 ms | peer | 2.40 s | 4.80 [4.00, 6.25] times as fast | ≥ 4.00: met | 3 |",
         "| a step, memory | 3.00 GB | peer | 4.00 GB | 0.750 [0.750, 0.750] of the peer's | ≤ 0.700: missed | 1 |",
         "| decode | 400 [400, 400] | 100 | 4.00 (≤ 3.00: missed) |",
+        "| the rest | 12.3 [12.3, 12.3] | 0.000 |  |",
         "| T | 1, 2, 4 | 1.00 s, 2.00 s, 4.00 s | 1.05 [1.00, 1.10] |",
         "| evaluation | 13.0 s | 12.0 s to 14.0 s | 2 | 6.50 s, ratio 2.00 | ≤ 20.0: met |",
         "| growth | 2026-01-02T03:04:05+00:00 | Example, 2 processors, 8 GB, Linux x86_64 | python 3.12, torch 2.9 |",
