@@ -263,6 +263,7 @@ def test_products_are_those_of_the_policys_linear_layers() -> None:
 def planted() -> dict[str, Any]:
     about = {
         "date": "2026-01-02T03:04:05+00:00",
+        "seconds": 75.5,
         "used_by_others": 0.012,
         "machine": {"cpu": "Example", "processors": 2, "memory_gb": 8, "system": "Linux x86_64"},
         "versions": {"python": "3.12", "torch": "2.9"},
@@ -282,7 +283,7 @@ def planted() -> dict[str, Any]:
     return {
         "step-small": about | {"comparisons": compared},
         "floor-small": about | {"phases": phases, "rates": rates, "shape": shape},
-        "growth": about | {"exponents": [grown]},
+        "growth": about | {"machine": about["machine"] | {"cpu": "Another"}, "exponents": [grown]},
         "evaluation": about | {"alone": [figures.alone("evaluation", "s", [12.0, 14.0], target=20.0, floor=6.5)]},
     }
 
@@ -295,8 +296,10 @@ def test_the_page_says_what_was_measured() -> None:
         "| decode | 400 [400, 400] | 100 | 4.00 (≤ 3.00: missed) |",
         "| the rest | 12.3 [12.3, 12.3] | 0.000 |  |",
         "| T | 1, 2, 4 | 1.00 s, 2.00 s, 4.00 s | 1.05 [1.00, 1.10] |",
-        "| evaluation | 13.0 s | 12.0 s to 14.0 s | 2 | 6.50 s, ratio 2.00 | ≤ 20.0: met |",
-        "| growth | 2026-01-02T03:04:05+00:00 | Example, 2 processors, 8 GB, Linux x86_64 | python 3.12, torch 2.9 |",
+        "| evaluation | 13.0 s | 12.0 s to 14.0 s | 2 | 6.50 s, ratio 2.00 | ≤ 20.0 s: met |",
+        "step-small, floor-small, evaluation: Example, 2 processors, 8 GB, Linux x86_64, python 3.12, torch 2.9.",
+        "growth: Another, 2 processors, 8 GB, Linux x86_64, python 3.12, torch 2.9.",
+        "| growth | 2026-01-02T03:04:05+00:00 | 75.5 s | 1.2% |",
         "`floor-small`: 150 GFLOP/s, 40.0 GB/s; 32 × (13 + 24) tokens.",
     ):
         assert row in text
