@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -159,6 +160,15 @@ def test_a_failed_program_is_told_with_its_error() -> None:
     assert sides.fresh(sys.executable, "-c", "pass")["peak_rss"] > 1e6
     with pytest.raises(RuntimeError, match=r"exit code 3(.|\n)*no such luck"):
         sides.fresh(sys.executable, "-c", "import sys; print('no such luck'); sys.exit(3)")
+
+
+def test_the_process_that_asks_stays_small() -> None:
+    names = ", ".join(f"benchmarks.{module}" for module, _ in bench.PARTS.values())
+    code = (
+        f"import sys, benchmarks.__main__, {names}; print(sorted({{'torch', 'pandas', 'warp_nb'}} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=sides.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_unequal_work_is_refused() -> None:
