@@ -29,12 +29,12 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "step-small": (
         "step",
         STEP_SMALL
-        | {"dtype": "float32", "steps": 4, "warmup": 4, "pairs": 7, "checkpointing_pairs": 3, "targets": {"s": 4.0}},
+        | {"dtype": "float32", "steps": 4, "warmup": 4, "pairs": 7, "checkpointing_pairs": 2, "targets": {"s": 4.0}},
     ),
     "step-smollm": (
         "step",
         STEP_SMOLLM
-        | {"dtype": "bfloat16", "steps": 1, "warmup": 2, "pairs": 7, "checkpointing_pairs": 3}
+        | {"dtype": "bfloat16", "steps": 1, "warmup": 2, "pairs": 5, "checkpointing_pairs": 2}
         | {"targets": {"s": 3.0, "bytes": 0.7}},
     ),
     "floor-small": ("floor", STEP_SMALL | {"dtype": "float32", "steps": 12, "warmup": 4, "target": None}),
@@ -51,8 +51,8 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "growth": (
         "growth",
-        {"threads": THREADS, "rounds": 3, "loops": {"T": [4, 8, 16], "M": [1, 2, 4], "I": [1, 2, 4]}}
-        | {"steps": {"batch": [8, 16, 32, 64], "completion": [12, 24, 48, 96]}, "widths": [128, 256, 384, 576]},
+        {"threads": THREADS, "rounds": 3, "loops": {"T": [2, 4, 8], "M": [1, 2, 4], "I": [1, 2, 4]}}
+        | {"steps": {"batch": [4, 8, 16, 32], "completion": [8, 16, 32, 64]}, "widths": [128, 256, 384, 512]},
     ),
     "startup": ("startup", {"rounds": 9, "step_rounds": 3, "target": 0.3, "threads": THREADS}),
     "reports": ("reports", {"task": "smollm", "target": 720.0}),
@@ -132,8 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed = str(error)
             break
         write(chosen.results, results)
-    if chosen.results == RESULTS:
-        subprocess.run([sys.executable, "-m", "benchmarks.page"], cwd=HERE.parent, check=True)
+        if chosen.results == RESULTS:
+            subprocess.run([sys.executable, "-m", "benchmarks.page"], cwd=HERE.parent, check=True)
     if failed:
         print(failed, file=sys.stderr)
     return 1 if failed else 0

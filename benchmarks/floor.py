@@ -9,6 +9,7 @@ replaced by ones that note when they begin and end, so the algorithm carries no 
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ WRAPPED = {
 }
 """Event -> the module and the name in it that a step of `train_run` calls."""
 PHASES = ("prefill", "decode", "forward", "anchor", "backward", "optimizer", "ema")
+REST = "the rest"
 REPEATS = 7
 LARGE, SQUARE = 1 << 28, 4096
 
@@ -60,12 +62,13 @@ def run(say: Callable[[str], None], target: float | None, **settings: Any) -> Fi
     say("rates, then steps")
     found = once("benchmarks.floor:measure", **settings)
     rates = found["rates"]
-    rows = []
-    for phase in (*PHASES, "step"):
+    floors = found["floors"] | {REST: 0.0, "step": sum(found["floors"].values())}
+    rows: list[Figure] = []
+    for phase, floor in floors.items():
         took = [step[phase] for step in found["steps"]]
-        floor = found["floors"].get(phase) or sum(found["floors"].values())
-        rows.append({"phase": phase, "seconds": spread(took), "floor": floor, "ratio": median(took) / floor})
-        say(f"{phase:>9}: {median(took):8.4f} s, floor {floor:8.4f} s, ratio {median(took) / floor:5.1f}")
+        ratio = median(took) / floor if floor else None
+        rows.append({"phase": phase, "seconds": spread(took), "floor": floor, "ratio": ratio})
+        say(f"{phase:>9}: {median(took):8.4f} s, floor {floor:8.4f} s, ratio {ratio or math.nan:5.1f}")
     rows[-1]["target"] = target
     return {"rates": rates, "phases": rows, "shape": found["shape"]}
 
@@ -96,7 +99,7 @@ def measure(
 
         def on_step(row: dict[str, float]) -> None:
             now = time.perf_counter()
-            found.append(phases(events) | {"step": now - mark[0]})
+            found.append(with_rest(phases(events), now - mark[0]))
             events.clear()
             mark[0] = time.perf_counter()
 
@@ -185,6 +188,11 @@ def phases(events: list[Event]) -> dict[str, float]:
         "optimizer": total("norm", "optimizer"),
         "ema": total("ema"),
     }
+
+
+def with_rest(parts: dict[str, float], step: float) -> dict[str, float]:
+    """The phases, what no phase explains (tokenising, the reward's call, checks), and the whole step."""
+    return parts | {REST: step - sum(parts.values()), "step": step}
 
 
 def phase_floors(

@@ -73,7 +73,7 @@ def random_task(like: Task, width: int) -> Task:
         return dataclasses.replace(like, policy=LlamaForCausalLM(config).eval(), name="random")
 
 
-def warp_seconds(task: Task, I: int = 1, M: int = 1, T: int = 4) -> float:  # noqa: E741
+def warp_seconds(task: Task, I: int = 1, M: int = 1, T: int = 2) -> float:  # noqa: E741
     """Seconds of `warp` with 8 × 12 tokens a step."""
     import time
 
@@ -84,7 +84,7 @@ def warp_seconds(task: Task, I: int = 1, M: int = 1, T: int = 4) -> float:  # no
     return time.perf_counter() - start
 
 
-def step_seconds(task: Task, batch: int = 16, completion: int = 12) -> float:
+def step_seconds(task: Task, batch: int = 8, completion: int = 12) -> float:
     """Median seconds of SETTLED steps."""
     from warp_nb import WarpConfig
     from warp_nb.policy_gradient import train_run

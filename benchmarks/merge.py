@@ -140,21 +140,25 @@ def largest_difference(turns: Turns, folder: str) -> None:
 
 
 def whole(turns: Turns, folder: str, threads: int, etas: list[float]) -> None:
-    """A unit: read, SLERP, LITI, the front; the merge, the next initialisation and the front's models are written."""
+    """A unit is one `front_files`."""
     import torch
 
+    torch.set_num_threads(threads)
+    while True:
+        front_files(Path(folder), etas)
+        turns.next()
+
+
+def front_files(folder: Path, etas: list[float]) -> None:
+    """Read, SLERP, LITI, the front; the merge, the next initialisation and the front's models are written."""
     from warp_nb.algorithm import final_front
     from warp_nb.average import liti
     from warp_nb.weights import save_weights
 
-    torch.set_num_threads(threads)
-    path = Path(folder)
-    while True:
-        base, merged = slerp_files(path)
-        save_weights(path / "init.safetensors", liti(base, merged, 0.5))
-        for place, state in enumerate(final_front(base, merged, etas)):
-            save_weights(path / f"front_{place}.safetensors", state)
-        turns.next()
+    base, merged = slerp_files(folder)
+    save_weights(folder / "init.safetensors", liti(base, merged, 0.5))
+    for place, state in enumerate(final_front(base, merged, etas)):
+        save_weights(folder / f"front_{place}.safetensors", state)
 
 
 if __name__ == "__main__":

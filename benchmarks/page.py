@@ -43,12 +43,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def verdict(value: float, target: float | None, at_least: bool) -> str:
+def verdict(value: float, target: float | None, at_least: bool, unit: str = "") -> str:
     """The target and whether it is met; empty without one."""
     if target is None:
         return ""
     met = value >= target if at_least else value <= target
-    return f"{'≥' if at_least else '≤'} {number(target)}: {'met' if met else 'missed'}"
+    told = amount(target, unit) if unit else number(target)
+    return f"{'≥' if at_least else '≤'} {told}: {'met' if met else 'missed'}"
 
 
 def comparisons(results: Results) -> Iterator[Figure]:
@@ -94,9 +95,9 @@ def floor_table(results: Results) -> str:
         for row in part["phases"]:
             cells = rows.setdefault(row["phase"], [row["phase"]])
             seconds = {key: 1e3 * value for key, value in row["seconds"].items()}
-            told = verdict(row["ratio"], row.get("target"), at_least=False)
+            told = verdict(row["ratio"] or 0.0, row.get("target"), at_least=False)
             cells += [bracketed(seconds), number(1e3 * row["floor"])]
-            cells.append(number(row["ratio"]) + (f" ({told})" if told else ""))
+            cells.append(f"{number(row['ratio'])}{f' ({told})' if told else ''}" if row["ratio"] else "")
     lines = [table(head, list(rows.values())), ""]
     for name, part in parts.items():
         rates, shape = part["rates"], part["shape"]
@@ -130,21 +131,23 @@ def alone_table(results: Results) -> str:
             median, low, high = (amount(row[key], row["unit"]) for key in ("median", "low", "high"))
             least = row["floor"]
             floor = f"{amount(least, row['unit'])}, ratio {number(row['median'] / least)}" if least else ""
-            told = verdict(row["median"], row["target"], at_least=False)
+            told = verdict(row["median"], row["target"], at_least=False, unit=row["unit"])
             cells = [row["what"], median, f"{low} to {high}", str(row["count"])]
             rows.append([*cells, floor, told])
     return table(["what", "median", "spread", "times", "floor", "target"], rows)
 
 
-def conditions_table(results: Results) -> str:
-    """When, where and with which versions each part was measured."""
-    rows = []
+def conditions(results: Results) -> str:
+    """The machine and versions (a line for every distinct one), then when each part was measured."""
+    rows, places = [], dict[str, list[str]]()
     for name, part in results.items():
         machine = part["machine"]
         where = f"{machine['cpu']}, {machine['processors']} processors, {machine['memory_gb']} GB, {machine['system']}"
-        versions = ", ".join(f"{package} {version}" for package, version in part["versions"].items())
-        rows.append([name, part["date"], where, versions, f"{part['used_by_others']:.1%}"])
-    return table(["part", "date (UTC)", "machine", "versions", "used by others meanwhile"], rows)
+        where += "".join(f", {package} {version}" for package, version in part["versions"].items())
+        places.setdefault(where, []).append(name)
+        rows.append([name, part["date"], amount(part["seconds"], "s"), f"{part['used_by_others']:.1%}"])
+    lines = [f"{', '.join(names)}: {where}.\n" for where, names in places.items()]
+    return "\n".join([*lines, table(["part", "begun", "took", "used by others meanwhile"], rows)])
 
 
 def tables(results: Results) -> str:
@@ -157,7 +160,7 @@ def tables(results: Results) -> str:
     for title, key, make in sections:
         if any(part.get(key) for part in results.values()):
             texts.append(f"## {title}\n\n{make(results)}")
-    texts.append(f"## Measured when and where\n\n{conditions_table(results)}")
+    texts.append(f"## Measured when and where\n\n{conditions(results)}")
     return "\n\n".join(texts) + "\n"
 
 
@@ -189,14 +192,20 @@ def draw(results: Results, path: Path) -> None:
 
 
 def draw_ratios(ax: Any, timed: list[Figure]) -> None:
-    """A bar a comparison: how many times as fast ours is."""
+    """A point a comparison, with its spread: how many times as fast ours is."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     for place, figure in enumerate(timed):
         found = figure["ratio"]
         reach = [[found["median"] - found["low"]], [found["high"] - found["median"]]]
-        ax.barh(place, found["median"], color=OURS, xerr=reach, capsize=3)
+        ax.errorbar(found["median"], place, xerr=reach, color=OURS, marker="o", capsize=3)
         if figure["target"]:
-            ax.plot([figure["target"]] * 2, [place - 0.45, place + 0.45], color=PEER, lw=3)
+            ax.plot([figure["target"]] * 2, [place - 0.3, place + 0.3], color=PEER, lw=3)
     ax.axvline(1, color="black", lw=1)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_yticks(range(len(timed)), [f"{figure['what']}\nagainst {figure['peer']}" for figure in timed], fontsize=7)
     ax.invert_yaxis()
     ax.set_xlabel("times as fast as the peer (orange: target)")

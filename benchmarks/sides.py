@@ -118,7 +118,8 @@ def once(function: str, **settings: Any) -> dict[str, Any]:
 def fresh(*command: str) -> dict[str, float]:
     """Seconds and peak memory (bytes, of the largest process it waited for) of a program run to its end.
 
-    Raises RuntimeError with the end of its error output when it fails.
+    Linux counts this process's own peak as the program's, so it must stay small: sides import torch, it does not.
+    Raises RuntimeError with the end of the program's output when it fails.
     """
     with tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()

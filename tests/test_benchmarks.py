@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -161,6 +162,15 @@ def test_a_failed_program_is_told_with_its_error() -> None:
         sides.fresh(sys.executable, "-c", "import sys; print('no such luck'); sys.exit(3)")
 
 
+def test_the_process_that_asks_stays_small() -> None:
+    names = ", ".join(f"benchmarks.{module}" for module, _ in bench.PARTS.values())
+    code = (
+        f"import sys, benchmarks.__main__, {names}; print(sorted({{'torch', 'pandas', 'warp_nb'}} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=sides.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_unequal_work_is_refused() -> None:
     same = {"prompt_tokens": 13.0, "tokens": 24.0}
     step.same_work(same, same | {"tokens": 23.9})
@@ -217,18 +227,23 @@ def test_phases_of_a_planted_step() -> None:
     ]
     wanted = {"prefill": 2, "decode": 4, "forward": 5, "anchor": 4, "backward": 8, "optimizer": 1.5, "ema": 0.25}
     assert floor.phases(events) == wanted
+    whole = floor.with_rest(floor.phases(events), 31.0)
+    assert whole["step"] == 31.0 and whole[floor.REST] == pytest.approx(31 - sum(wanted.values()))
     with pytest.raises(ValueError, match=r"no longer calls ema; adapt WRAPPED"):
         floor.phases(events[:-1])
 
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_phases_have_the_operations_and_bytes_of_the_step(bf16: bool) -> None:
-    sizes, shape = sizes_of(tiny.llama(50)), (4, 6, 8)
+    model, shape = tiny.llama(50), (4, 6, 8)
+    sizes = sizes_of(model)
     work = step_work(sizes, *shape, bf16)
     for rates in ({"flop_per_s": 1.0, "bytes_per_s": math.inf}, {"flop_per_s": math.inf, "bytes_per_s": 1.0}):
         found = floor.phase_floors(sizes, *shape, bf16, rates)
         assert set(found) == set(floor.PHASES)
         assert sum(found.values()) == pytest.approx(seconds(work, rates["flop_per_s"], rates["bytes_per_s"]))
+        assert found["forward"] == found["anchor"]
+    assert found["ema"] == 3 * sum(value.nbytes for value in model.parameters())
 
 
 def test_a_floor_is_made_of_the_best_rates() -> None:
@@ -258,6 +273,7 @@ def test_products_are_those_of_the_policys_linear_layers() -> None:
 def planted() -> dict[str, Any]:
     about = {
         "date": "2026-01-02T03:04:05+00:00",
+        "seconds": 75.5,
         "used_by_others": 0.012,
         "machine": {"cpu": "Example", "processors": 2, "memory_gb": 8, "system": "Linux x86_64"},
         "versions": {"python": "3.12", "torch": "2.9"},
@@ -269,13 +285,15 @@ def planted() -> dict[str, Any]:
         {"phase": name, "seconds": figures.spread([0.4]), "floor": 0.1, "ratio": 4.0, "target": 3.0}
         for name in ("decode", "step")
     ]
+    rest = {"phase": floor.REST, "seconds": figures.spread([0.0123]), "floor": 0.0, "ratio": None}
+    phases.insert(1, rest)
     shape = {"batch": 32, "prompt": 13, "completion": 24}
     rates = {"flop_per_s": 1.5e11, "bytes_per_s": 4e10}
     grown = {"what": "T", "sizes": [1, 2, 4], "seconds": [1, 2, 4], "exponent": figures.spread([1.0, 1.1])}
     return {
         "step-small": about | {"comparisons": compared},
         "floor-small": about | {"phases": phases, "rates": rates, "shape": shape},
-        "growth": about | {"exponents": [grown]},
+        "growth": about | {"machine": about["machine"] | {"cpu": "Another"}, "exponents": [grown]},
         "evaluation": about | {"alone": [figures.alone("evaluation", "s", [12.0, 14.0], target=20.0, floor=6.5)]},
     }
 
@@ -286,9 +304,12 @@ def test_the_page_says_what_was_measured() -> None:
         "| a step | 500 ms | peer | 2.40 s | 4.80 [4.00, 6.25] times as fast | ≥ 4.00: met | 3 |",
         "| a step, memory | 3.00 GB | peer | 4.00 GB | 0.750 [0.750, 0.750] of the peer's | ≤ 0.700: missed | 1 |",
         "| decode | 400 [400, 400] | 100 | 4.00 (≤ 3.00: missed) |",
+        "| the rest | 12.3 [12.3, 12.3] | 0.000 |  |",
         "| T | 1, 2, 4 | 1.00 s, 2.00 s, 4.00 s | 1.05 [1.00, 1.10] |",
-        "| evaluation | 13.0 s | 12.0 s to 14.0 s | 2 | 6.50 s, ratio 2.00 | ≤ 20.0: met |",
-        "| growth | 2026-01-02T03:04:05+00:00 | Example, 2 processors, 8 GB, Linux x86_64 | python 3.12, torch 2.9 |",
+        "| evaluation | 13.0 s | 12.0 s to 14.0 s | 2 | 6.50 s, ratio 2.00 | ≤ 20.0 s: met |",
+        "step-small, floor-small, evaluation: Example, 2 processors, 8 GB, Linux x86_64, python 3.12, torch 2.9.",
+        "growth: Another, 2 processors, 8 GB, Linux x86_64, python 3.12, torch 2.9.",
+        "| growth | 2026-01-02T03:04:05+00:00 | 75.5 s | 1.2% |",
         "`floor-small`: 150 GFLOP/s, 40.0 GB/s; 32 × (13 + 24) tokens.",
     ):
         assert row in text
