@@ -15,6 +15,7 @@ import torch
 from warp_nb.algorithm import final_front
 from warp_nb.average import StateDict
 from warp_nb.policy_gradient import derive_seed
+from warp_nb.reference import ReferenceSide
 from warp_nb.rollout import Rollout, sample
 from warp_nb.scoring import completion_logits, token_kl, token_log_probs
 from warp_nb.tasks import Task, call_reward
@@ -128,14 +129,19 @@ def evaluate(
     columns: dict[str, list[float]] = {}
     texts: dict[str, list[str]] = {}
     bigrams: dict[str, list[list[tuple[int, int]]]] = {}
+    reference_side = ReferenceSide(reference, task.tokenizer, max_new_tokens, temperature)
     for start in range(0, n_prompts, CHUNK):
-        chunk = prompts[start : start + CHUNK]
-        for side, sampler, other in (("reference", reference, policy), ("policy", policy, reference)):
-            noise = torch.Generator().manual_seed(derive_seed(seed, start))
-            rollout = sample(sampler, task.tokenizer, chunk, max_new_tokens, temperature, noise)
-            logits, others = (completion_logits(model, rollout) for model in (sampler, other))
+        chunk, noise_seed = prompts[start : start + CHUNK], derive_seed(seed, start)
+        for side, other in (("reference", policy), ("policy", reference)):
+            if side == "reference":
+                rollout, logits = reference_side.rollout(chunk, noise_seed)
+            else:
+                noise = torch.Generator().manual_seed(noise_seed)
+                rollout = sample(policy, task.tokenizer, chunk, max_new_tokens, temperature, noise)
+                logits = completion_logits(policy, rollout)
+            others = completion_logits(other, rollout)
             columns.setdefault(f"kl_{side}", []).extend(token_kl(logits, others, rollout, temperature).sum(1).tolist())
-            under_reference = logits if sampler is reference else others
+            under_reference = logits if side == "reference" else others
             columns.setdefault(f"nll_{side}", []).extend(token_nll(under_reference, rollout))
             bigrams.setdefault(side, []).extend(found := completion_bigrams(rollout))
             columns.setdefault(f"distinct_{side}", []).extend(map(distinct_share, found))

@@ -112,9 +112,14 @@ def sample(
         if not alive.any():
             break
     completion_mask = torch.stack(masks, 1)
-    texts = [row[keep].tolist() for row, keep in zip(ids[:, prompt_width:], completion_mask, strict=True)]
-    completions = tokenizer.batch_decode(texts, skip_special_tokens=True)
+    completions = completion_texts(tokenizer, ids, completion_mask)
     return Rollout(ids, mask, completion_mask, torch.stack(log_probs, 1), list(prompts), completions)
+
+
+def completion_texts(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, completion_mask: torch.Tensor) -> list[str]:
+    """The completions at the end of `ids` [B, P + C] as text, without special tokens."""
+    completed = zip(ids[:, -completion_mask.shape[1] :], completion_mask, strict=True)
+    return tokenizer.batch_decode([row[keep].tolist() for row, keep in completed], skip_special_tokens=True)
 
 
 def _draw(log_probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
