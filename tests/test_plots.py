@@ -33,7 +33,7 @@ def test_training_curves_are_named_as_in_the_original_and_hold_the_data(ax):
     wanted = found[(found["iteration"] == 1) & (found["run"] == 2)]
     assert np.array_equal(ax.lines[1].get_ydata(), wanted["reward"])
     assert list(ax.lines[1].get_xdata()) == [1, 2, 3, 4, 5, 6, 7]
-    assert ax.get_xlabel() == "шаг t" and "награда" in ax.get_ylabel()
+    assert ax.get_xlabel() == "шаг t" and "награда" in ax.get_title(loc="left")
     assert len(ax.collections) == 0
 
 
@@ -50,7 +50,7 @@ def test_the_spread_over_seeds_is_a_band(ax):
 def test_a_single_step_is_still_visible(ax):
     plots.training_curves(ax, result(T=1).history, "kl")
     assert all(line.get_marker() not in ("None", None, "") for line in ax.lines)
-    assert "нат на последовательность" in ax.get_ylabel()
+    assert "нат на последовательность" in ax.get_title(loc="left")
 
 
 def test_unknown_column_is_refused(ax):

@@ -12,7 +12,7 @@ from warp_nb.config import ExperimentConfig
 from warp_nb.devices import training_dtype
 from warp_nb.experiment import ExperimentResult, machine
 from warp_nb.formatting import format_number, plural
-from warp_nb.plots import geometry, summary_forest, training_curves
+from warp_nb.plots import BLOCK_INCHES, geometry, summary_forest, training_curves
 from warp_nb.report import EXPERIMENTS, OK, ROOT, read_result, reports_of
 from warp_nb.tables import table
 from warp_nb.tasks import Task, describe, resolve
@@ -85,8 +85,6 @@ def curves(result: ExperimentResult) -> Figure:
     figure, axes = plt.subplots(3, 1, figsize=(WIDTH, 8.4), dpi=DPI, layout="constrained")
     for ax, column in zip(axes, ("objective", "reward", "kl"), strict=True):
         training_curves(ax, result.history, column)
-        ax.set_title(ax.get_ylabel(), loc="left", fontsize="medium")
-        ax.set_ylabel("")
     plt.close(figure)
     return figure
 
@@ -95,9 +93,14 @@ def outcome(result: ExperimentResult) -> Figure:
     """Held-out rewards with intervals, and the angles between the runs' task vectors."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 6), dpi=DPI, layout="constrained")
+    blocks = result.geometry["block"].nunique() if len(result.geometry) else 0
+    heights = [3.0, max(3.0, 0.5 + BLOCK_INCHES * blocks)]
+    figure, axes = plt.subplots(
+        2, 1, figsize=(WIDTH, sum(heights)), dpi=DPI, layout="constrained", height_ratios=heights
+    )
     summary_forest(axes[0], result.summary)
     geometry(axes[1], result.geometry)
+    axes[1].tick_params(axis="y", labelsize="medium" if heights[1] == 3.0 else "small")
     plt.close(figure)
     return figure
 

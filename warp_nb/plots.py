@@ -19,6 +19,8 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 BAND = 0.18
+BLOCK_INCHES = 0.17
+"""Height of a block's line in `geometry` at which the names do not overlap."""
 COLUMNS = {
     "objective": "максимизируемый функционал r_β",
     "reward": "награда r(x, y)",
@@ -165,11 +167,12 @@ def _decimal_commas(axis: Axis) -> None:
     axis.set_major_formatter(RussianFormatter())
 
 
-def _dressed(ax: Axes, xlabel: str, ylabel: str, title: str) -> Axes:
+def _dressed(ax: Axes, xlabel: str, name: str, title: str) -> Axes:
+    """Labels, grid and legend; what is drawn stands above, where a long name has room."""
     from matplotlib.ticker import MaxNLocator
 
     ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
+    ax.set_title(name, loc="left", fontsize="medium")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _decimal_commas(ax.yaxis)
     ax.grid(alpha=0.3)

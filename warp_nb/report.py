@@ -269,7 +269,7 @@ def index(task: str, results: dict[str, dict[str, Any]], curves: dict[str, bytes
     head = "<tr>" + "".join(
         f"<th>{title}</th>"
         for title in (
-            "Эксперимент", "Что меняется", "Награда SFT", "Награда WARP", "Разность",
+            "№", "Что меняется", "Награда SFT", "Награда WARP", "Разность",
             "KL(sft‖warp)", "KL(warp‖sft)", "Проверки",
         )
     ) + "</tr>"  # fmt: skip
@@ -329,8 +329,9 @@ def index_row(name: str, result: dict[str, Any]) -> str:
         return f'<tr><th>{number}</th><td>{change}</td><td class="failed" colspan="6">{escape(reason)}</td></tr>\n'
     cells = "".join(f"<td>{interval(result['summary'][measure])}</td>" for measure in ROWS[number].measures())
     setting = f"<small>{escape(index_setting(number, result['config']))}</small>"
+    what = f'<td class="change">{change}<br>{setting}</td>'
     checks = index_checks(result["checks"])
-    return f'<tr><th><a href="{name}.html">{number}</a></th><td>{change}<br>{setting}</td>{cells}{checks}</tr>\n'
+    return f'<tr><th><a href="{name}.html">{number}</a></th>{what}{cells}{checks}</tr>\n'
 
 
 def index_setting(number: int, config: dict[str, Any]) -> str:
