@@ -165,8 +165,8 @@ def test_experiment_1_agrees_when_nothing_moved_and_contradicts_the_coinciding_c
 @pytest.mark.parametrize(
     ("held_out", "words"),
     [
-        (NOTHING | UP, "противоречат: награда выросла и при таком lr"),
-        (NOTHING | DOWN, "противоречат: награда при таком lr изменилась"),
+        (NOTHING | UP | {"kl_policy_reference": equal(1.0)}, "противоречат: награда выросла и при таком lr"),
+        (NOTHING | DOWN | {"kl_policy_reference": equal(1.0)}, "противоречат: награда при таком lr изменилась"),
         (NOTHING | {"kl_policy_reference": equal(1.0)}, "согласны лишь отчасти: политика сдвинулась, а рост награды"),
         (NOTHING | WIDE | {"kl_policy_reference": equal(1.0)}, "не доказан и не исключён"),
         (NOTHING, "согласуются: политика почти не сдвинулась"),
@@ -278,3 +278,19 @@ def test_prose_is_clean_russian(found):
         assert paragraph.endswith(".") and "  " not in paragraph and "nan" not in paragraph and "None" not in paragraph
         assert not re.search(r"\d\.\d", paragraph), "decimal point instead of a comma"
         assert not re.search(r"(?<![\w‖-])-\d", paragraph.replace("1e-", "")), "hyphen instead of a minus"
+
+
+def test_a_change_that_so_small_a_kl_cannot_make_is_called_chance():
+    """Three trainings of experiment 2 gave it: KL of 9e-6 nats and an interval just below zero."""
+    near = {"kl_reference_policy": around(8.8e-6, 3e-6), "kl_policy_reference": around(8.9e-6, 3e-6)}
+    for value in (-0.052, 0.052):
+        said = text(original(2, near | {"reward_difference": around(value, 0.048)}))
+        assert "Интервал изменения награды не содержит нуля" in said and "Это случайность выборки" in said
+        assert "Наши данные с ним согласуются" in said
+        assert not any(word in said for word in ("противоречат: награда", "снизилась", "выросла"))
+    bound = re.search(r"примерно на (\S+) \(разброс", said)
+    assert bound and float(bound[1].replace(",", ".")) == pytest.approx(
+        original(2).gate.spread * math.sqrt(2 * 8.9e-6), rel=0.1
+    )
+    far = {"kl_reference_policy": around(0.5, 0.01), "kl_policy_reference": around(0.5, 0.01)}
+    assert "снизилась: −0,052" in text(original(2, far | {"reward_difference": around(-0.052, 0.048)}))

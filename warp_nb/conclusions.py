@@ -87,7 +87,30 @@ def say_reward(result: ExperimentResult) -> str:
         return f"Изменение награды измерено без интервала, судить о нём нельзя: {measured}."
     if not change.excludes_zero:
         return f"Изменение награды на отложенных началах неотличимо от нуля: {measured}."
+    if not believable_change(result).excludes_zero:
+        return (
+            f"Интервал изменения награды не содержит нуля: {measured}. Но политика сдвинулась слишком мало: при таком "
+            f"KL средняя награда может измениться самое большее примерно на {format_number(reward_bound(result), 1)} "
+            "(разброс награды, умноженный на √(2·KL)). Это случайность выборки: из двадцати таких интервалов в среднем "
+            "один не накрывает верного значения."
+        )
     return f"Награда на отложенных началах {'выросла' if change.value > 0 else 'снизилась'}: {measured}."
+
+
+def reward_bound(result: ExperimentResult) -> float:
+    """How far the mean reward can be from θ_sft's at the measured KL, to first order.
+
+    |E_p r - E_q r| <= sd(r) * sqrt(chi²(p, q)), and chi² is 2 KL for near p and q; sd(r) is the gate's spread.
+    """
+    return result.gate.spread * math.sqrt(2 * max(0.0, _farther(result)))
+
+
+def believable_change(result: ExperimentResult) -> Estimate:
+    """The change of the reward; an interval around zero where it is more than twice what the KL allows."""
+    change = result.summary["reward_difference"]
+    if change.excludes_zero and abs(change.value) > 2 * reward_bound(result):
+        return Estimate(change.value, -abs(change.value), abs(change.value))
+    return change
 
 
 def say_distance(result: ExperimentResult) -> str:
@@ -126,7 +149,7 @@ def say_text(result: ExperimentResult) -> str:
     }
     words = ", ".join(words for name, words in faults.items() if name in failed)
     text = f"Качество текста пострадало ({words}): {measured}."
-    if result.summary["reward_difference"].low > 0:
+    if believable_change(result).low > 0:
         text += " Награда при этом выросла: её модель хвалит и такой текст, поэтому рост награды здесь не улучшение."
     return text
 
@@ -221,12 +244,12 @@ def _farther(result: ExperimentResult) -> float:
 
 def _unmoved(result: ExperimentResult) -> bool:
     """Reward indistinguishable from before and KL tiny."""
-    return not result.summary["reward_difference"].excludes_zero and _farther(result) < KL_TINY
+    return not believable_change(result).excludes_zero and _farther(result) < KL_TINY
 
 
 def _too_small(result: ExperimentResult) -> str:
     """The verdict on «lr is too small»."""
-    change = result.summary["reward_difference"]
+    change = believable_change(result)
     if change.low > 0:
         return "Наши данные ему противоречат: награда выросла и при таком lr."
     if change.high < 0:
@@ -273,7 +296,7 @@ def _second(result: ExperimentResult) -> list[str]:
 def _third(result: ExperimentResult) -> list[str]:
     """lr too large."""
     claims = [_too_large(result)]
-    if result.summary["reward_difference"].excludes_zero:
+    if believable_change(result).excludes_zero:
         row = ROWS[3]
         claims.append(
             f"В отчёте награда при KL(sft‖warp) = {fixed(row.kl_reference_policy, 1)} изменилась лишь "
@@ -285,7 +308,7 @@ def _third(result: ExperimentResult) -> list[str]:
 
 def _too_large(result: ExperimentResult) -> str:
     """The verdict on «lr is too large»."""
-    change, far = result.summary["reward_difference"], _farther(result)
+    change, far = believable_change(result), _farther(result)
     if text_broken(result):
         return "Наши данные с ним согласны: текст испорчен."
     if change.high < 0:
@@ -332,7 +355,7 @@ def _iterations(history: pd.DataFrame) -> list[str]:
 
 def _fourth(result: ExperimentResult) -> list[str]:
     """Rewards grow while training; the merged policy's quality is not good."""
-    change, reward = result.summary["reward_difference"], slope(result.history, "reward")
+    change, reward = believable_change(result), slope(result.history, "reward")
     if reward is not None and reward.low > 0:
         claims = ["Рост награды по ходу обучения подтверждается."]
     elif reward is not None and reward.high < 0:

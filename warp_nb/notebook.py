@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from warp_nb.conclusions import broken_instrument, conclude
+from warp_nb.conclusions import believable_change, broken_instrument, conclude
 from warp_nb.config import ExperimentConfig
 from warp_nb.devices import training_dtype
 from warp_nb.experiment import ExperimentResult, machine
@@ -149,7 +149,7 @@ def facts(result: ExperimentResult) -> dict[str, Any]:
     A verdict less than three standard errors from a border is «у границы». «Не пройдены» are the checks
     of the instrument: those of the text depend on what was sampled.
     """
-    kl, change = result.summary["kl_policy_reference"], result.summary["reward_difference"]
+    kl, change = result.summary["kl_policy_reference"], believable_change(result)
     return {
         "шагов": len(result.history),
         "прогонов": len(result.runs),
