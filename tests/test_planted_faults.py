@@ -129,7 +129,19 @@ def test_a_policy_that_writes_one_sentence_after_every_prompt(monkeypatch: Patch
 
 
 def test_aliased_policies(monkeypatch: Patch) -> None:
-    """All runs train one module, and what they return is its memory."""
+    """Every run of an iteration comes back with the first one's weights."""
+    real, first = algorithm.load_run, {}
+
+    def alias(job: Any, like: Any) -> Any:
+        found = real(job, like)
+        return found and replace(found, state=first.setdefault(job.iteration, found.state))
+
+    monkeypatch.setattr(algorithm, "load_run", alias)
+    assert failed(run_experiment(CONFIG, tiny.task(), progress=False)) == {"runs-differ"}
+
+
+def test_runs_that_share_memory_are_kept_apart(monkeypatch: Patch) -> None:
+    """All runs train one module, and what they return is its memory: each is on the disk before the next begins."""
     task, shared = tiny.task(), {}
 
     def alias(value: Any) -> Any:
@@ -137,9 +149,12 @@ def test_aliased_policies(monkeypatch: Patch) -> None:
             return shared.setdefault("policy", copy.deepcopy(value))
         return copy.deepcopy(value)
 
+    healthy = run_experiment(CONFIG, task, progress=False)
     monkeypatch.setattr(policy_gradient, "copy", types.SimpleNamespace(deepcopy=alias))
     monkeypatch.setattr(policy_gradient, "snapshot", lambda module: module.state_dict())
-    assert failed(run_experiment(CONFIG, task, progress=False)) == {"runs-differ"}
+    found = run_experiment(CONFIG, task, progress=False)
+    assert failed(found) == failed(healthy) == set()
+    assert found.history.objective.tolist() == healthy.history.objective.tolist()
 
 
 def test_an_optimizer_that_moves_nothing(monkeypatch: Patch) -> None:
