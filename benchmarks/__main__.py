@@ -37,6 +37,7 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"dtype": "bfloat16", "steps": 1, "warmup": 2, "pairs": 5, "checkpointing_pairs": 2}
         | {"targets": {"s": 3.0, "bytes": 0.7}},
     ),
+    "choices": ("choices", STEP_SMOLLM | {"dtype": "bfloat16", "warmup": 2, "pairs": 3}),
     "floor-small": ("floor", STEP_SMALL | {"dtype": "float32", "steps": 12, "warmup": 4, "target": None}),
     "floor-smollm": ("floor", STEP_SMOLLM | {"dtype": "bfloat16", "steps": 5, "warmup": 2, "target": 3.0}),
     "floor-smollm-fp32": ("floor", STEP_SMOLLM | {"dtype": "float32", "steps": 5, "warmup": 2, "target": 1.6}),
@@ -48,6 +49,10 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
         "merge",
         {"task": "smollm", "threads": THREADS, "pairs": 5, "cli_pairs": 3, "etas": [0.3, 0.5, 0.8]}
         | {"targets": {"s": 5.0, "bytes": 0.5}},
+    ),
+    "parallel": (
+        "parallel",
+        {"pairs": 5, "T": 3, "lr": 1e-4, "warmup_steps": 0, "batch_size": 32, "max_new_tokens": 24},
     ),
     "growth": (
         "growth",

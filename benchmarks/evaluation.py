@@ -1,6 +1,7 @@
 """Part evaluation: the held-out evaluation of a policy beside its reference, and its floor.
 
 No peer does this work; the floor is `warp_nb.cost.evaluation_work` at rates measured in the same process.
+The reference's side was kept by an evaluation before, as it is in all experiments but the first.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from benchmarks.sides import Side, Turns
 
 
 def run(say: Callable[[str], None], repeats: int, **settings: object) -> Figure:
-    """`repeats` evaluations with a free reward."""
+    """`repeats` evaluations with a free reward, after one that keeps the reference's side."""
     with Side("benchmarks.evaluation:measure", **settings) as side:
         units = []
         for number in range(1, repeats + 1):
@@ -33,6 +34,7 @@ def measure(turns: Turns, task: str, n_prompts: int, completion: int, threads: i
     from benchmarks import work
     from benchmarks.floor import best_rates, machine_rates, products
     from warp_nb.cost import CHUNK, evaluation_work, seconds, sizes_of
+    from warp_nb.devices import LARGE
     from warp_nb.evaluation import evaluate
     from warp_nb.rollout import encode_prompts
 
@@ -45,8 +47,8 @@ def measure(turns: Turns, task: str, n_prompts: int, completion: int, threads: i
     prompt = encode_prompts(work_task.tokenizer, work_task.eval_prompts, 1 << 20)[0].shape[1]
     shapes = products(policy, min(CHUNK, n_prompts), prompt + completion - 1, completion)
     rates = best_rates([machine_rates(shapes, torch.float32, sizes.products)])
-    work_done = evaluation_work(sizes, n_prompts, prompt, completion)
-    turns.next(rates=rates, floor=seconds(work_done, rates["flop_per_s"], rates["bytes_per_s"]))
+    work_done = evaluation_work(sizes, n_prompts, prompt, completion, reference_kept=sizes.parameters >= LARGE)
+    floor = seconds(work_done, rates["flop_per_s"], rates["bytes_per_s"])
     while True:
         evaluate(policy, work_task.policy, work_task, n_prompts, 0, completion, 1.0)
-        turns.next()
+        turns.next(rates=rates, floor=floor)

@@ -79,6 +79,25 @@ def peers_table(results: Results) -> str:
     return table(["what", "ours", "peer", "peer's", "ratio", "target", "pairs"], rows)
 
 
+def choices_table(results: Results) -> str:
+    """The step as it is beside the step with one choice made the other way; the padding in its work."""
+    rows, lines = [], []
+    for part in results.values():
+        for figure in part.get("choices", []):
+            ours, theirs = (amount(spread(figure[side])["median"], "s") for side in ("ours", "theirs"))
+            ready = " / ".join(amount(figure[f"{side}_ready"], "s") for side in ("ours", "theirs"))
+            use = "yes" if figure["in_use"] else "no"
+            rows.append([figure["what"], use, ours, theirs, f"{bracketed(figure['ratio'])} times", ready])
+        if "padding" in part:
+            prompts, after = (f"{part['padding'][name]:.1%}" for name in ("prompt_padding", "after_the_end"))
+            lines.append(
+                f"Of the prompts' positions {prompts} are padding, of the sampled ones {after} stand after an "
+                "end-of-text token: so little can batches sorted by length and dropped finished sequences save here."
+            )
+    head = ["choice", "in use", "step as it is", "the other way", "the other way takes", "until the second step"]
+    return "\n".join([table(head, rows), "", *lines])
+
+
 def floors(results: Results) -> dict[str, Any]:
     """The parts that hold phases, by name."""
     return {name: part for name, part in results.items() if "phases" in part}
@@ -155,6 +174,7 @@ def tables(results: Results) -> str:
     if not results:
         return "Not measured yet.\n"
     sections = [("Against peers", "comparisons", peers_table), ("A step beside its floor", "phases", floor_table)]
+    sections += [("What the choices of a step save", "choices", choices_table)]
     sections += [("How cost grows", "exponents", growth_table), ("Figures of our own", "alone", alone_table)]
     texts = ["![Ratios to the peers; phases beside their floors](results.png)"]
     for title, key, make in sections:

@@ -16,9 +16,9 @@ import tiny
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import figures, floor, merge, page, sides, step
+from benchmarks import choices, figures, floor, merge, page, sides, step
 from benchmarks.machine import LIMIT, Clock, others, refuse_load
-from warp_nb import WarpConfig
+from warp_nb import WarpConfig, decoder, policy_gradient
 from warp_nb.cost import seconds, sizes_of, step_work
 from warp_nb.policy_gradient import train_run
 
@@ -267,6 +267,28 @@ def test_products_are_those_of_the_policys_linear_layers() -> None:
     assert set(floor.products(model, 3, 9, 4)) == seen
 
 
+# choices
+
+
+@pytest.mark.parametrize("other", sorted({*choices.MADE.values(), *choices.LEFT_OUT.values()} - {"fp32"}))
+def test_the_other_way_is_another_way_to_the_same_step(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, holders = WarpConfig(T=2, batch_size=4, max_new_tokens=3), (policy_gradient, decoder, decoder.LlamaDecoder)
+    task = tiny.task(policy=tiny.llama(len(tiny.tokenizer())))
+    plain = train_run(task, config, task.policy.state_dict(), 1, 1).history
+    for holder in holders:
+        for name, value in list(vars(holder).items()):
+            if not name.startswith("__"):
+                monkeypatch.setattr(holder, name, value)  # what is exchanged now is put back at the end
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
+    before = [dict(vars(holder)) for holder in holders]
+    getattr(choices, other)()
+    assert before != [dict(vars(holder)) for holder in holders]
+    found = train_run(task, config, task.policy.state_dict(), 1, 1).history
+    for row, wanted in zip(found, plain, strict=True):
+        for name in ("reward", "kl", "grad_norm"):
+            assert row[name] == pytest.approx(wanted[name], rel=1e-3, abs=1e-5)
+
+
 # the page
 
 
@@ -290,8 +312,12 @@ def planted() -> dict[str, Any]:
     shape = {"batch": 32, "prompt": 13, "completion": 24}
     rates = {"flop_per_s": 1.5e11, "bytes_per_s": 4e10}
     grown = {"what": "T", "sizes": [1, 2, 4], "seconds": [1, 2, 4], "exponent": figures.spread([1.0, 1.1])}
+    chosen = figures.compare("packing", "s", "unpacked", [1.0, 2.0], [4.0, 5.0])
+    chosen |= {"ours_ready": 3.0, "theirs_ready": 60.0, "in_use": True}
+    padding = {"prompt_padding": 0.01, "after_the_end": 0.002}
     return {
         "step-small": about | {"comparisons": compared},
+        "choices": about | {"choices": [chosen], "padding": padding},
         "floor-small": about | {"phases": phases, "rates": rates, "shape": shape},
         "growth": about | {"machine": about["machine"] | {"cpu": "Another"}, "exponents": [grown]},
         "evaluation": about | {"alone": [figures.alone("evaluation", "s", [12.0, 14.0], target=20.0, floor=6.5)]},
@@ -304,10 +330,12 @@ def test_the_page_says_what_was_measured() -> None:
         "| a step | 500 ms | peer | 2.40 s | 4.80 [4.00, 6.25] times as fast | ≥ 4.00: met | 3 |",
         "| a step, memory | 3.00 GB | peer | 4.00 GB | 0.750 [0.750, 0.750] of the peer's | ≤ 0.700: missed | 1 |",
         "| decode | 400 [400, 400] | 100 | 4.00 (≤ 3.00: missed) |",
+        "| packing | yes | 1.50 s | 4.50 s | 3.00 [2.50, 4.00] times | 3.00 s / 60.0 s |",
+        "Of the prompts' positions 1.0% are padding, of the sampled ones 0.2% stand after an end-of-text token",
         "| the rest | 12.3 [12.3, 12.3] | 0.000 |  |",
         "| T | 1, 2, 4 | 1.00 s, 2.00 s, 4.00 s | 1.05 [1.00, 1.10] |",
         "| evaluation | 13.0 s | 12.0 s to 14.0 s | 2 | 6.50 s, ratio 2.00 | ≤ 20.0 s: met |",
-        "step-small, floor-small, evaluation: Example, 2 processors, 8 GB, Linux x86_64, python 3.12, torch 2.9.",
+        "step-small, choices, floor-small, evaluation: Example, 2 processors, 8 GB, Linux x86_64, python 3.12, torch",
         "growth: Another, 2 processors, 8 GB, Linux x86_64, python 3.12, torch 2.9.",
         "| growth | 2026-01-02T03:04:05+00:00 | 75.5 s | 1.2% |",
         "`floor-small`: 150 GFLOP/s, 40.0 GB/s; 32 × (13 + 24) tokens.",

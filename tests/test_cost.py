@@ -111,6 +111,9 @@ def test_evaluation_counts_every_prompt() -> None:
     assert whole["decode"].flops == 80 * 2 * one["decode"].flops
     assert whole["anchor"].flops == 80 * 4 * one["anchor"].flops
     assert whole["decode"].bytes >= 3 * 2 * 23 * 4 * GPT2.products
+    kept = evaluation_work(GPT2, 80, 12, 24, reference_kept=True)
+    assert kept["decode"].flops * 2 == whole["decode"].flops and kept["anchor"].flops * 4 == whole["anchor"].flops * 3
+    assert kept["head"].flops == 80 * 24 * 2 * GPT2.width * GPT2.vocabulary
 
 
 def test_the_page_holds_the_tables() -> None:

@@ -7,16 +7,15 @@ arithmetic, element-wise arithmetic, kernel launches, Python, merging and files.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from warp_nb.evaluation import CHUNK
 from warp_nb.scoring import LARGE_SLICE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CHUNK = 32  # prompts of the evaluation at once, as in evaluation.py
 LOGITS_ALIVE = 3  # [B, C, V] at the peak: the policy's, the anchor's, the gradient
 SLICES_ALIVE = 4  # fp32 slices of them (scoring.py), in `token_kl`: log-softmax of both, difference, a temporary
 ACTIVATIONS = 30  # numbers kept for the backward pass a token, layer and channel: what autograd saves of GPT-2's block
@@ -108,15 +107,27 @@ def step_work(sizes: Sizes, batch: int, prompt: int, completion: int, bf16: bool
     }
 
 
-def evaluation_work(sizes: Sizes, n_prompts: int, prompt: int, completion: int) -> dict[str, Work]:
-    """One `evaluate`, fp32, in chunks of 32 prompts: 2 samplings and 4 scoring forwards a prompt."""
-    chunks = math.ceil(n_prompts / CHUNK)
-    total = {"prefill": Work(0, 0), "decode": Work(0, 0), "anchor": Work(0, 0)}
-    for index in range(chunks):
-        step = step_work(sizes, min(CHUNK, n_prompts - index * CHUNK), prompt, completion)
-        for name, times in (("prefill", 2), ("decode", 2), ("anchor", 4)):
-            old, new = total[name], step[name]
-            total[name] = Work(old.flops + times * new.flops, old.bytes + times * new.bytes)
+def evaluation_work(
+    sizes: Sizes, n_prompts: int, prompt: int, completion: int, reference_kept: bool = False
+) -> dict[str, Work]:
+    """One `evaluate`, fp32, in chunks of CHUNK prompts.
+
+    Both sides sample and are scored by both models. With `reference_kept` the reference's side is read from the
+    cache folder (`reference.py`): the policy samples, three forwards score, and the reference's head is multiplied.
+    """
+    total: dict[str, Work] = {}
+    for start in range(0, n_prompts, CHUNK):
+        batch = min(CHUNK, n_prompts - start)
+        step = step_work(sizes, batch, prompt, completion)
+        samplings, forwards = (1, 3) if reference_kept else (2, 4)
+        times = [("prefill", samplings), ("decode", samplings), ("anchor", forwards)]
+        found = {name: Work(count * step[name].flops, count * step[name].bytes) for name, count in times}
+        if reference_kept:
+            weights, logits = sizes.vocabulary * sizes.width, batch * completion * sizes.vocabulary
+            found["head"] = Work(2 * sizes.width * logits, 4 * (weights + logits))
+        for name, new in found.items():
+            old = total.get(name, Work(0, 0))
+            total[name] = Work(old.flops + new.flops, old.bytes + new.bytes)
     return total
 
 

@@ -92,8 +92,8 @@ class LlamaDecoder:
 
     def _pack(self, *weights: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """x [N, in] -> x @ [weights one under the other]^T, in the dtype of the arithmetic."""
-        weight = torch.cat([w.detach().to(self.dtype) for w in weights]) if len(weights) > 1 else weights[0].detach()
-        weight = weight.to(self.dtype)
+        cast = [weight.detach().to(self.dtype) for weight in weights]
+        weight = torch.cat(cast) if len(cast) > 1 else cast[0]
         if not _can_pack(self.dtype):
             return lambda x: F.linear(x, weight)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), self.batch)

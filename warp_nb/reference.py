@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from warp_nb.assets import cache_dir
 from warp_nb.devices import LARGE
 from warp_nb.rollout import Rollout, completion_texts, context_length, encode_prompts, sample
-from warp_nb.scoring import completion_logits, completion_positions
+from warp_nb.scoring import completion_logits, scored_inputs
 from warp_nb.weights import fingerprint, save_weights
 
 if TYPE_CHECKING:
@@ -54,14 +54,7 @@ class ReferenceSide:
 
     def _score_and_keep(self, path: Path, rollout: Rollout) -> torch.Tensor:
         """The logits; written to `path` when the head gives them again from the hidden states."""
-        out = self.reference(
-            input_ids=rollout.ids[:, :-1],
-            attention_mask=rollout.attention_mask[:, :-1],
-            position_ids=completion_positions(rollout),
-            use_cache=False,
-            logits_to_keep=rollout.width,
-            output_hidden_states=True,
-        )
+        out = self.reference(**scored_inputs(rollout), output_hidden_states=True)
         hidden = out.hidden_states[-1]
         if torch.equal(self._head(hidden, rollout.width), out.logits):
             tensors = {name: getattr(rollout, name) for name in ("ids", "attention_mask", "sampled_log_probs")}

@@ -25,19 +25,18 @@ LARGE_SLICE = 1 << 26
 
 def completion_logits(policy: PreTrainedModel, rollout: Rollout) -> torch.Tensor:
     """Logits that predict each completion token, [B, C, V] in the dtype of the arithmetic."""
-    out = policy(
-        input_ids=rollout.ids[:, :-1],
-        attention_mask=rollout.attention_mask[:, :-1],
-        position_ids=completion_positions(rollout),
-        use_cache=False,
-        logits_to_keep=rollout.width,
-    )
-    return out.logits
+    return policy(**scored_inputs(rollout)).logits
 
 
-def completion_positions(rollout: Rollout) -> torch.Tensor:
-    """Position of every token but the last, padding left out of the count, int64 [B, P + C - 1]."""
-    return (rollout.attention_mask.cumsum(1) - 1).clamp_min(0)[:, :-1]
+def scored_inputs(rollout: Rollout) -> dict[str, Any]:
+    """What a model is called with to predict every completion token from those before it."""
+    return {
+        "input_ids": rollout.ids[:, :-1],
+        "attention_mask": rollout.attention_mask[:, :-1],
+        "position_ids": (rollout.attention_mask.cumsum(1) - 1).clamp_min(0)[:, :-1],  # padding is not counted
+        "use_cache": False,
+        "logits_to_keep": rollout.width,
+    }
 
 
 def token_log_probs(logits: torch.Tensor, rollout: Rollout, temperature: float = 1.0) -> torch.Tensor:
