@@ -70,7 +70,8 @@ def run(say: Callable[[str], None], target: float | None, **settings: Any) -> Fi
         rows.append({"phase": phase, "seconds": spread(took), "floor": floor, "ratio": ratio})
         say(f"{phase:>9}: {median(took):8.4f} s, floor {floor:8.4f} s, ratio {ratio or math.nan:5.1f}")
     rows[-1]["target"] = target
-    return {"rates": rates, "phases": rows, "shape": found["shape"]}
+    memory = found["memory"] | {"measured peak": found["peak_rss"]}
+    return {"rates": rates, "phases": rows, "shape": found["shape"], "memory": memory}
 
 
 def measure(
@@ -82,7 +83,7 @@ def measure(
     from benchmarks import work
     from benchmarks.step import BETA, LR, MU
     from warp_nb import WarpConfig
-    from warp_nb.cost import sizes_of
+    from warp_nb.cost import sizes_of, step_memory
     from warp_nb.policy_gradient import train_run
     from warp_nb.rollout import encode_prompts
 
@@ -110,7 +111,9 @@ def measure(
     best = best_rates(rates)
     floors = phase_floors(sizes, batch, prompt, completion, dtype == "bfloat16", best)
     shape = {"batch": batch, "prompt": prompt, "completion": completion}
-    turns.next(rates=best, steps=found[warmup:], floors=floors, shape=shape)
+    memory = step_memory(sizes, batch, prompt, completion, dtype == "bfloat16")
+    del memory["reward model"]  # the reward here is free
+    turns.next(rates=best, steps=found[warmup:], floors=floors, shape=shape, memory=memory)
 
 
 @contextmanager

@@ -127,6 +127,14 @@ def floor_table(results: Results) -> str:
     return "\n".join(lines)
 
 
+def memory_table(results: Results) -> str:
+    """What is in memory at the peak of a step by `cost.step_memory`, beside the measured peak."""
+    parts = {name: part["memory"] for name, part in results.items() if "memory" in part}
+    names = list(dict.fromkeys(name for memory in parts.values() for name in memory))
+    rows = [[name, *(amount(memory.get(name, 0), "bytes") for memory in parts.values())] for name in names]
+    return table(["counted from sizes", *parts], rows)
+
+
 def growth_table(results: Results) -> str:
     """Cost ~ size^k."""
     rows = [
@@ -174,6 +182,7 @@ def tables(results: Results) -> str:
     if not results:
         return "Not measured yet.\n"
     sections = [("Against peers", "comparisons", peers_table), ("A step beside its floor", "phases", floor_table)]
+    sections += [("Where a step's memory goes", "memory", memory_table)]
     sections += [("What the choices of a step save", "choices", choices_table)]
     sections += [("How cost grows", "exponents", growth_table), ("Figures of our own", "alone", alone_table)]
     texts = ["![Ratios to the peers; phases beside their floors](results.png)"]

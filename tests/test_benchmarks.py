@@ -310,6 +310,7 @@ def planted() -> dict[str, Any]:
     rest = {"phase": floor.REST, "seconds": figures.spread([0.0123]), "floor": 0.0, "ratio": None}
     phases.insert(1, rest)
     shape = {"batch": 32, "prompt": 13, "completion": 24}
+    memory = {"gradients": 42e6, "measured peak": 1.21e9}
     rates = {"flop_per_s": 1.5e11, "bytes_per_s": 4e10}
     grown = {"what": "T", "sizes": [1, 2, 4], "seconds": [1, 2, 4], "exponent": figures.spread([1.0, 1.1])}
     chosen = figures.compare("packing", "s", "unpacked", [1.0, 2.0], [4.0, 5.0])
@@ -318,7 +319,7 @@ def planted() -> dict[str, Any]:
     return {
         "step-small": about | {"comparisons": compared},
         "choices": about | {"choices": [chosen], "padding": padding},
-        "floor-small": about | {"phases": phases, "rates": rates, "shape": shape},
+        "floor-small": about | {"phases": phases, "rates": rates, "shape": shape, "memory": memory},
         "growth": about | {"machine": about["machine"] | {"cpu": "Another"}, "exponents": [grown]},
         "evaluation": about | {"alone": [figures.alone("evaluation", "s", [12.0, 14.0], target=20.0, floor=6.5)]},
     }
@@ -333,6 +334,9 @@ def test_the_page_says_what_was_measured() -> None:
         "| packing | yes | 1.50 s | 4.50 s | 3.00 [2.50, 4.00] times | 3.00 s / 60.0 s |",
         "Of the prompts' positions 1.0% are padding, of the sampled ones 0.2% stand after an end-of-text token",
         "| the rest | 12.3 [12.3, 12.3] | 0.000 |  |",
+        "| counted from sizes | floor-small |",
+        "| gradients | 42.0 MB |",
+        "| measured peak | 1.21 GB |",
         "| T | 1, 2, 4 | 1.00 s, 2.00 s, 4.00 s | 1.05 [1.00, 1.10] |",
         "| evaluation | 13.0 s | 12.0 s to 14.0 s | 2 | 6.50 s, ratio 2.00 | ≤ 20.0 s: met |",
         "step-small, choices, floor-small, evaluation: Example, 2 processors, 8 GB, Linux x86_64, python 3.12, torch",
