@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ def run(
         where = {"folder": folder, "threads": threads}
         once("benchmarks.merge:prepare", folder=folder, task=task)
         with Side("benchmarks.merge:ours", **where) as ours, Side("benchmarks.merge:mergekit", **where) as theirs:
-            found = compare_units("SLERP", "mergekit nuslerp", *interleave(ours, theirs, pairs, say), targets)
+            pair_units = interleave(ours, theirs, pairs, say)
+        found = compare_units("SLERP", "mergekit nuslerp", *pair_units, targets)
+        writing = [unit["writing"] for unit in pair_units[0]]
         difference = once("benchmarks.merge:largest_difference", folder=folder)["difference"]
         mine, other = [], []
         for pair in range(1, cli_pairs + 1):
@@ -47,7 +50,8 @@ def run(
         with Side("benchmarks.merge:whole", etas=etas, **where) as side:
             units = [side.unit() for _ in range(pairs)]
     title = f"SLERP, LITI and a front of {len(etas)} etas, read and written"
-    own = [alone(title, "s", [unit["seconds"] for unit in units])]
+    own = [alone("of SLERP the writing: to the disk (fsync), under its name when whole", "s", writing)]
+    own.append(alone(title, "s", [unit["seconds"] for unit in units]))
     own.append(alone(f"{title}: peak memory", "bytes", [unit["peak_rss"] for unit in units]))
     return {"comparisons": found, "alone": own, "largest_difference": difference}
 
@@ -78,8 +82,11 @@ def recipe(folder: str) -> dict[str, Any]:
     return {"merge_method": "nuslerp", "base_model": base, "models": models, "dtype": "float32"}
 
 
-def slerp_files(folder: Path) -> Any:
-    """Read three models, merge the two around their base by tensor, write the result and return base and merged."""
+def slerp_files(folder: Path) -> tuple[Any, Any, float]:
+    """Read three models, merge the two around their base by tensor, write the result.
+
+    Returns base, merged and the seconds of writing.
+    """
     from safetensors.torch import load_file
 
     from warp_nb.average import merge
@@ -87,18 +94,22 @@ def slerp_files(folder: Path) -> Any:
 
     base, *runs = (load_file(folder / name / "model.safetensors") for name in NAMES)
     merged = merge(base, runs, by="tensor")
+    started = time.perf_counter()
     save_weights(folder / "ours.safetensors", merged)
-    return base, merged
+    return base, merged, time.perf_counter() - started
 
 
 def ours(turns: Turns, folder: str, threads: int) -> None:
     """A unit is one `slerp_files`."""
     import torch
 
+    from warp_nb.devices import keep_freed_memory
+
+    keep_freed_memory()  # as a run does before `warp` merges
     torch.set_num_threads(threads)
     while True:
-        slerp_files(Path(folder))
-        turns.next()
+        _, _, writing = slerp_files(Path(folder))
+        turns.next(writing=writing)
 
 
 def mergekit(turns: Turns, folder: str, threads: int) -> None:
@@ -155,7 +166,7 @@ def front_files(folder: Path, etas: list[float]) -> None:
     from warp_nb.average import liti
     from warp_nb.weights import save_weights
 
-    base, merged = slerp_files(folder)
+    base, merged, _ = slerp_files(folder)
     save_weights(folder / "init.safetensors", liti(base, merged, 0.5))
     for place, state in enumerate(final_front(base, merged, etas)):
         save_weights(folder / f"front_{place}.safetensors", state)

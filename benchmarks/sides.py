@@ -43,6 +43,7 @@ class Turns:
         print(json.dumps(answer), file=self.sink, flush=True)
         if not self.source.readline():
             raise Over
+        os.sync()  # what the other side wrote is on the disk before the clock starts
         self.started = time.perf_counter()
 
 

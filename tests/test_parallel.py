@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
-from importlib import util
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -268,11 +267,6 @@ def test_a_writer_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) ->
     assert path.read_text() == "1" and list(tmp_path.iterdir()) == [path]
 
 
-def test_the_sha256_of_a_save_is_the_files(tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    assert save_weights(path, snapshot(tiny.gpt2(20))) == file_sha256(path)
-
-
 def test_threads_of_one_worker_take_turns() -> None:
     """A worker of Dask may have several; torch's settings are one."""
 
@@ -362,17 +356,3 @@ def test_a_worker_makes_the_task_on_its_turns_gpu(
 def test_the_first_gpu_is_cuda_without_a_number() -> None:
     named = {"cpu": "cpu", "cuda": "cuda", "cuda:0": "cuda", "cuda:2": "cuda:2", "mps:0": "mps"}
     assert {device: device_name(torch.device(device)) for device in named} == named
-
-
-# the page
-
-
-def test_the_page_shows_the_kept_figures() -> None:
-    root = Path(__file__).resolve().parents[1]
-    spec = util.spec_from_file_location("benchmark_of_parallel", root / "benchmarks" / "parallel.py")
-    benchmark = util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    kept = json.loads(benchmark.KEPT.read_text(encoding="utf-8"))
-    assert f"<!-- parallel -->\n{benchmark.table(kept)}\n<!-- /parallel -->" in benchmark.PAGE.read_text(
-        encoding="utf-8"
-    )

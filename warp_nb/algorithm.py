@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from warp_nb.assets import file_sha256
 from warp_nb.average import StateDict, angles, liti, merge, tied_to
 from warp_nb.config import WarpConfig
 from warp_nb.parallel import (
@@ -94,9 +95,10 @@ def warp(
         init = merged = snapshot(task.policy)  # line 1
         for iteration in range(1, config.I + 1):  # line 2
             path = folder / f"init_{iteration}.safetensors"
-            sha256 = save_weights(path, init)
+            save_weights(path, init)
             init = merged = load_weights(path, init)  # from here on read from the disk, like the runs' weights
             start = str(folder.absolute()), iteration
+            sha256 = file_sha256(path)
             jobs = [Job(*start, run, sha256, device, rebuild) for run in range(1, config.M + 1)]  # line 3
             results = do_jobs(jobs, config, task, executor, on_step)  # lines 4 to 9
             init, merged, rows = merge_runs(init, results, config, iteration)  # lines 11 and 12

@@ -21,6 +21,8 @@ Method = Literal["slerp", "lerp"]
 By = Literal["layer", "tensor", "global"]
 NUMBERED = re.compile(r"^(.*?\.\d+)\.")
 PARALLEL = 1e-6
+SAFE = 1e-20
+"""Squared norms between this and its inverse are sums of fp32 squares that lost nothing: the least one is 1e-38."""
 
 
 @torch.no_grad()
@@ -75,7 +77,7 @@ def merge(init: StateDict, policies: Sequence[StateDict], method: Method = "sler
             else:
                 total = [torch.lerp(a, b, 1 / count) for a, b in zip(total, delta, strict=True)]
         for name, base, moved in zip(names, start, total, strict=True):
-            merged[name] = (base + moved).to(init[name].dtype)
+            merged[name] = moved.add_(base).to(init[name].dtype)
     return _complete(init, merged)
 
 
@@ -160,25 +162,38 @@ def _slerp_block(first: list[torch.Tensor], second: list[torch.Tensor], lam: flo
             weight_a = math.sin((1 - lam) * omega) / math.sin(omega)
             weight_b = math.sin(lam * omega) / math.sin(omega)
     return [
-        (a.to(wide(a)) * weight_a + b.to(wide(b)) * weight_b).to(a.dtype) for a, b in zip(first, second, strict=True)
+        a.to(wide(a)).mul(weight_a).add_(b.to(wide(b)), alpha=weight_b).to(a.dtype)
+        for a, b in zip(first, second, strict=True)
     ]
 
 
 def _products(first: list[torch.Tensor], second: list[torch.Tensor]) -> tuple[float, float, float]:
-    """(dot product, norm, norm) of two vectors given in pieces.
+    """(dot product, norm, norm) of two vectors given in pieces; sums of pieces run in float64.
 
-    Each piece is scaled by the vector's largest entry, so that squares of tiny task vectors do
-    not underflow, and sums of pieces run in float64.
+    Where a square is so small or large that fp32 has lost part of it, each vector is first divided by its
+    largest entry.
     """
+    dot, square_a, square_b = _sums(first, second)
+    if all(SAFE < square < 1 / SAFE for square in (square_a, square_b)):
+        return dot, math.sqrt(square_a), math.sqrt(square_b)
     scale_a, scale_b = _largest(first), _largest(second)
+    first, second = (
+        [piece.to(wide(piece)) / (scale or 1.0) for piece in pieces]
+        for pieces, scale in ((first, scale_a), (second, scale_b))
+    )
+    dot, square_a, square_b = _sums(first, second)
+    return dot * scale_a * scale_b, math.sqrt(square_a) * scale_a, math.sqrt(square_b) * scale_b
+
+
+def _sums(first: list[torch.Tensor], second: list[torch.Tensor]) -> tuple[float, float, float]:
+    """(first . second, first . first, second . second)."""
     dot = square_a = square_b = 0.0
     for a, b in zip(first, second, strict=True):
-        flat_a = a.reshape(-1).to(wide(a)) / (scale_a or 1.0)
-        flat_b = b.reshape(-1).to(wide(b)) / (scale_b or 1.0)
+        flat_a, flat_b = (piece.reshape(-1).to(wide(piece)) for piece in (a, b))
         dot += torch.dot(flat_a, flat_b).item()
         square_a += torch.dot(flat_a, flat_a).item()
         square_b += torch.dot(flat_b, flat_b).item()
-    return dot * scale_a * scale_b, math.sqrt(square_a) * scale_a, math.sqrt(square_b) * scale_b
+    return dot, square_a, square_b
 
 
 def _largest(pieces: list[torch.Tensor]) -> float:

@@ -106,7 +106,8 @@ def make_run(job: Job, config: WarpConfig, task: Task, on_step: Callable[[Row], 
         result = train_run(
             task, config, load_weights(job.start, task.policy.state_dict()), job.iteration, job.run, on_step
         )
-    hashes = {"init_sha256": job.init_sha256, "weights_sha256": save_weights(job.weights, result.state)}
+    save_weights(job.weights, result.state)
+    hashes = {"init_sha256": job.init_sha256, "weights_sha256": file_sha256(job.weights)}
     write_json(job.record, {"history": result.history, "facts": result.facts} | hashes)
 
 

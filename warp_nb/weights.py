@@ -51,12 +51,10 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def save_weights(path: Path, state: StateDict) -> str:
-    """Write the distinct tensors of `state` to `path` atomically; the sha256 of the file written."""
+def save_weights(path: Path, state: StateDict) -> None:
+    """Write the distinct tensors of `state` to `path` atomically."""
     with replacing(path) as temporary:
         save_file({name: state[name].contiguous() for name in first_names(state).values()}, temporary)
-        with open(temporary, "rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def load_weights(path: Path, like: StateDict) -> StateDict:
