@@ -41,7 +41,7 @@ def test_repaired(name: str, given: Any, wanted: Any) -> None:
         ("lr", "fast", ["lr = 'fast'", "number"]),
         ("lr", True, ["lr = True", "number"]),
         ("T", 10.5, ["T = 10.5", "integer", "-p T 10"]),
-        ("T", "10.5", ["T = 10.5", "integer"]),
+        ("T", "10.5", ["T = '10.5'", "integer"]),
         ("T", 0, ["T = 0", "greater than or equal to 1"]),
         ("T", None, ["T = None", "integer"]),
         ("M", True, ["M = True", "number"]),
@@ -54,7 +54,7 @@ def test_repaired(name: str, given: Any, wanted: Any) -> None:
         ("merge_by", "block", ["merge_by = 'block'", "'layer', 'tensor' or 'global'"]),
         ("optimizer", "lion", ["optimizer = 'lion'", "'adam', 'adamw' or 'sgd'"]),
         ("dtype", "float16", ["dtype = 'float16'", "'float32' or 'bfloat16'"]),
-        ("independent_seeds", "no way", ["independent_seeds = 'no way'", "boolean"]),
+        ("independent_seeds", "no way", ["independent_seeds = 'no way'", "True or False"]),
     ],
 )
 def test_refused_with_value_rule_and_remedy(name: str, given: Any, words: list[str]) -> None:

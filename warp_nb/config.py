@@ -40,14 +40,19 @@ class WarpConfig(BaseModel):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of training (evaluation is fp32)")
     independent_seeds: bool = Field(True, description="False gives all runs one seed: for the diagnosis only")
     seed: int = Field(0, ge=0, description="all randomness of the experiment derives from it")
-    threads: int = Field(0, ge=0, description="CPU threads of a run (they change bits); 0 is torch's own number")
+    save_every: int = Field(0, ge=0, description="steps between saved states of a run; 0: one when it is stopped")
+    threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads of a run (they change bits); 0 is torch's own number"
+    )
 
     @field_validator("*", mode="before")
     @classmethod
     def _plain(cls, value: Any, info: Any) -> Any:
         """Repair what papermill and YAML make of a number where that is unambiguous."""
         kind = cls.model_fields[info.field_name].annotation
-        if kind is bool and value in ("true", "false", "True", "False"):
+        if kind is bool and not isinstance(value, bool):
+            if value not in ("true", "false", "True", "False"):
+                raise ValueError(f"must be True or False, got {value!r}")
             return value in ("true", "True")
         if kind in (int, float) and isinstance(value, bool):
             raise ValueError(f"must be a number, got {value!r}")
@@ -73,7 +78,7 @@ class WarpConfig(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ValueError(explain(type(self), error)) from None
+            raise ValueError(explain(type(self), error, values)) from None
 
     def replace(self, **changes: Any) -> Self:
         """The same configuration with some fields changed, validated again."""
@@ -126,8 +131,8 @@ def injected(names: dict[str, Any]) -> set[str]:
     return found
 
 
-def explain(cls: type[BaseModel], error: ValidationError) -> str:
-    """One line a fault: name, value, rule, remedy."""
+def explain(cls: type[BaseModel], error: ValidationError, given: dict[str, Any]) -> str:
+    """One line a fault: name, value as it was given, rule, remedy."""
     lines = []
     for fault in error.errors():
         if not fault["loc"]:
@@ -137,7 +142,7 @@ def explain(cls: type[BaseModel], error: ValidationError) -> str:
         if name not in cls.model_fields:
             lines.append(f"unknown parameter {name}; known: {', '.join(cls.model_fields)}")
             continue
-        field, value = cls.model_fields[name], fault["input"]
+        field, value = cls.model_fields[name], given.get(name, fault["input"])
         rule = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         lines.append(f"{name} = {value!r} refused ({field.description}): {rule}; pass e.g. -p {name} {field.default}")
     return "\n".join(lines)
