@@ -59,6 +59,11 @@ HOSTILE = [
     "<iframe src='https://example.org'></iframe>",
     "<style>@import 'https://example.org/x.css'</style>",
     "![x](https://example.org/x.png)",
+    "</textarea></pre><script>alert(1)</script>",
+    "`x` ``` ~~~ <script>alert(1)</script>",
+    "\u202e<b onclick=alert(1)>gnp.exe",
+    "nul \x00<script\x00>alert(1)</script>",
+    "lone \ud800<script>alert(1)</script>",
     "```mermaid\n</pre><script>alert(1)</script>\n```",
 ]
 

@@ -65,3 +65,11 @@ def test_json_has_no_nan_and_no_half_written_file(tmp_path: Path) -> None:
         write_json(path, {"a": object()})
     assert json.loads(path.read_text(encoding="utf-8"))["2"] is None
     assert plain({"x": True}) == {"x": True}
+
+
+@pytest.mark.parametrize(
+    "text", ["<script>", "</textarea>", "$x$", "`", "\u202e", "\x00", "\ud800", "a\udfff\U0001f600"]
+)
+def test_json_gives_any_text_back(text: str, tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {text: [text]})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {text: [text]}

@@ -119,12 +119,27 @@ def notebook_html(notebook: nbformat.NotebookNode, title: str, footer: str = "")
         "report_footer": footer,
         "content_policy": CONTENT_POLICY,
     }
-    return exporter.from_notebook_node(notebook, resources=resources)[0]
+    whole = nbformat.from_dict(each_string(notebook, encodable))
+    return encodable(exporter.from_notebook_node(whole, resources=resources)[0])
+
+
+def each_string(value: Any, change: Any) -> Any:
+    """A nested value with `change` made to each text in it, keys left out."""
+    if isinstance(value, dict):
+        return {key: each_string(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [each_string(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def encodable(text: str) -> str:
+    """`text` with a question mark for every half character (a lone surrogate) that UTF-8 has not."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def page(title: str, body: str) -> str:
     """A page around `body`, HTML that is trusted."""
-    return (
+    return encodable(
         f'<!DOCTYPE html>\n<html lang="ru">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 from warp_nb.formatting import fixed, format_number, plural
 from warp_nb.original import ASSUMED_TASK, ROWS
-from warp_nb.weights import write_json
+from warp_nb.weights import replacing, write_json
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -123,7 +123,9 @@ def scrubbed(notebook: NotebookNode) -> NotebookNode:
     """The notebook without papermill's records, time stamps and paths of this machine."""
     from nbformat import from_dict
 
-    notebook = from_dict(_each_string(notebook, scrub))
+    from warp_nb.page import each_string
+
+    notebook = from_dict(each_string(notebook, scrub))
     notebook.metadata.pop("papermill", None)
     hidden = re.compile(rf"^(?:{'|'.join(HIDDEN_PARAMETERS)})\b.*\n?", re.MULTILINE)
     for cell in notebook.cells:
@@ -157,14 +159,6 @@ def scrub(text: str) -> str:
         if len(folder) > 1:
             text = text.replace(f"{folder}/", instead)
     return text
-
-
-def _each_string(value: Any, change: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _each_string(item, change) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_each_string(item, change) for item in value]
-    return change(value) if isinstance(value, str) else value
 
 
 def computer() -> dict[str, Any]:
@@ -211,8 +205,12 @@ def footer(result: dict[str, Any]) -> str:
 
 def loaded_runs(result: dict[str, Any]) -> list[tuple[str, str]]:
     """What was taken ready from an interrupted run, so that the duration is not read as that of all."""
-    loaded, total = sum(bool(row["loaded"]) for row in result["runs"]), len(result["runs"])
-    return [("Загружено", f"{loaded} из {total} прогонов были готовы, в длительность не входят")] if loaded else []
+    shares = [row["loaded"] for row in result["runs"]]
+    ready, begun = sum(share == 1 for share in shares), sum(0 < share < 1 for share in shares)
+    if not ready + begun:
+        return []
+    text = f"готовых прогонов: {ready} из {len(shares)}" + (f", начатых раньше: {begun}" if begun else "")
+    return [("Загружено", f"{text}; время их загруженных шагов в длительность не входит")]
 
 
 def _computer_text(about: dict[str, Any]) -> str:
@@ -439,15 +437,14 @@ def filled(readme: str, reports: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write a text file atomically, half characters as question marks."""
+    write_bytes(path, text.encode("utf-8", "replace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _result(folder: Path, name: str) -> Path:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,13 @@ from typing import Any
 from uuid import uuid4
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from warp_nb.average import StateDict, check_same, first_names, tied_to
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character of UTF-16, which UTF-8 has not."""
 
 
 def snapshot(module: torch.nn.Module) -> StateDict:
@@ -54,7 +59,15 @@ def replacing(path: Path) -> Iterator[Path]:
 def save_weights(path: Path, state: StateDict) -> None:
     """Write the distinct tensors of `state` to `path` atomically."""
     with replacing(path) as temporary:
-        save_file({name: state[name].contiguous() for name in first_names(state).values()}, temporary)
+        write_tensors(temporary, {name: state[name] for name in first_names(state).values()})
+
+
+def write_tensors(path: Path, tensors: StateDict, metadata: dict[str, str] | None = None) -> None:
+    """Write distinct tensors to `path`. Raises OSError when the disk does not take them."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written ({error})") from error
 
 
 def load_weights(path: Path, like: StateDict) -> StateDict:
@@ -69,9 +82,10 @@ def load_weights(path: Path, like: StateDict) -> StateDict:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN and infinities as null, so that any reader takes it."""
+    """Write JSON atomically; NaN and infinities as null, lone surrogates escaped, so that any reader takes it."""
     with replacing(path) as temporary:
         text = json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False)
+        text = SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
         temporary.write_text(text, encoding="utf-8")
 
 
