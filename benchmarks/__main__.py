@@ -29,12 +29,13 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "step-small": (
         "step",
         STEP_SMALL
-        | {"dtype": "float32", "steps": 4, "warmup": 4, "pairs": 7, "checkpointing_pairs": 2, "targets": {"s": 4.0}},
+        | {"dtype": "float32", "settle": 1, "steps": 4, "warmup": 4, "pairs": 7, "checkpointing_pairs": 2}
+        | {"targets": {"s": 4.0}},
     ),
     "step-smollm": (
         "step",
         STEP_SMOLLM
-        | {"dtype": "bfloat16", "steps": 1, "warmup": 2, "pairs": 5, "checkpointing_pairs": 2}
+        | {"dtype": "bfloat16", "settle": 1, "steps": 2, "warmup": 2, "pairs": 5, "checkpointing_pairs": 2}
         | {"targets": {"s": 3.0, "bytes": 0.7}},
     ),
     "choices": ("choices", STEP_SMOLLM | {"dtype": "bfloat16", "warmup": 2, "pairs": 3}),
@@ -54,6 +55,8 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
         "parallel",
         {"pairs": 5, "T": 3, "lr": 1e-4, "warmup_steps": 0, "batch_size": 32, "max_new_tokens": 24},
     ),
+    "states-small": ("states", STEP_SMALL | {"dtype": "float32", "steps": 5, "warmup": 3}),
+    "states-smollm": ("states", STEP_SMOLLM | {"dtype": "bfloat16", "steps": 5, "warmup": 2}),
     "growth": (
         "growth",
         {"threads": THREADS, "rounds": 3, "loops": {"T": [2, 4, 8], "M": [1, 2, 4], "I": [1, 2, 4]}}

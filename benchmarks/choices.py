@@ -55,11 +55,11 @@ def step(
     warmup: int,
     threads: int,
 ) -> None:
-    """The side: `train_run` as it is or the `other` way, answering after every step."""
+    """The side: `train_run` as it is or the `other` way; a turn is a step that settles and one that is timed."""
     import torch
 
     from benchmarks import work
-    from benchmarks.step import BETA, ENDLESS, LR, MU
+    from benchmarks.step import BETA, ENDLESS, LR, MU, in_turn
     from warp_nb import WarpConfig
     from warp_nb.policy_gradient import train_run
     from warp_nb.rollout import encode_prompts
@@ -76,7 +76,8 @@ def step(
 
     def on_step(row: dict[str, float]) -> None:
         if row["step"] >= warmup:
-            turns.next(prompt_padding=padding, after_the_end=1 - row["tokens"] / completion)
+            after = 1 - row["tokens"] / completion
+            in_turn(turns, int(row["step"]) - warmup, 1, 1, prompt_padding=padding, after_the_end=after)
 
     config = config.replace(batch_size=batch, max_new_tokens=completion)
     train_run(work_task, config, work_task.policy.state_dict(), 1, 1, on_step)

@@ -19,7 +19,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.figures import Figure, spread
-from benchmarks.sides import Turns, once
+from benchmarks.sides import Turns, forget_peak, once, peak_rss
 
 if TYPE_CHECKING:
     import torch
@@ -70,8 +70,7 @@ def run(say: Callable[[str], None], target: float | None, **settings: Any) -> Fi
         rows.append({"phase": phase, "seconds": spread(took), "floor": floor, "ratio": ratio})
         say(f"{phase:>9}: {median(took):8.4f} s, floor {floor:8.4f} s, ratio {ratio or math.nan:5.1f}")
     rows[-1]["target"] = target
-    memory = found["memory"] | {"measured peak": found["peak_rss"]}
-    return {"rates": rates, "phases": rows, "shape": found["shape"], "memory": memory}
+    return {"rates": rates, "phases": rows, "shape": found["shape"], "memory": found["memory"]}
 
 
 def measure(
@@ -94,6 +93,7 @@ def measure(
     shapes = products(work_task.policy, batch, prompt + completion - 1, completion)
     kind = getattr(torch, dtype)
     rates = [machine_rates(shapes, kind, sizes.products)]
+    forget_peak()
     found: list[dict[str, float]] = []
     with recorded() as events:
         mark = [time.perf_counter()]
@@ -107,12 +107,14 @@ def measure(
         config = WarpConfig(T=warmup + steps, lr=LR, warmup_steps=0, beta=BETA, mu=MU, dtype=dtype)
         config = config.replace(batch_size=batch, max_new_tokens=completion)
         train_run(work_task, config, work_task.policy.state_dict(), 1, 1, on_step)
+    peak = peak_rss()
     rates.append(machine_rates(shapes, kind, sizes.products))
     best = best_rates(rates)
     floors = phase_floors(sizes, batch, prompt, completion, dtype == "bfloat16", best)
     shape = {"batch": batch, "prompt": prompt, "completion": completion}
     memory = step_memory(sizes, batch, prompt, completion, dtype == "bfloat16")
     del memory["reward model"]  # the reward here is free
+    memory["measured peak"] = peak
     turns.next(rates=best, steps=found[warmup:], floors=floors, shape=shape, memory=memory)
 
 

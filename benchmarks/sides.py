@@ -44,6 +44,10 @@ class Turns:
         if not self.source.readline():
             raise Over
         os.sync()  # what the other side wrote is on the disk before the clock starts
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the clock of the unit anew: what came before it was work that settles."""
         self.started = time.perf_counter()
 
 
@@ -144,6 +148,12 @@ def peak_rss() -> int:
         (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES
+
+
+def forget_peak() -> None:
+    """Let `peak_rss` begin anew at what is resident now, where the system can (Linux)."""
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> None:

@@ -43,10 +43,19 @@ def same_work(mine: Figure, other: Figure, tolerance: float = 0.05) -> None:
             raise RuntimeError(f"{name}: {mine[name]} on our side, {other[name]} on the peer's; not the same work")
 
 
+def in_turn(turns: Turns, step: int, settle: int, steps: int, **figures: Any) -> None:
+    """A turn is `settle` steps that bring back what the other side displaced and `steps` that are timed."""
+    place = step % (settle + steps)
+    if place == 0:
+        turns.next(**figures)
+    elif place == settle:
+        turns.begin()
+
+
 def ours(
-    turns: Turns, task: str, batch: int, completion: int, dtype: str, steps: int, warmup: int, threads: int
+    turns: Turns, task: str, batch: int, completion: int, dtype: str, settle: int, steps: int, warmup: int, threads: int
 ) -> None:
-    """A run of `train_run`, answering after every `steps` steps."""
+    """A run of `train_run`, in turns of `settle` + `steps` steps."""
     import torch
 
     from benchmarks import work
@@ -62,8 +71,8 @@ def ours(
     )
 
     def on_step(row: dict[str, float]) -> None:
-        if row["step"] >= warmup and (row["step"] - warmup) % steps == 0:
-            turns.next(tokens=row["tokens"], prompt_tokens=width)
+        if row["step"] >= warmup:
+            in_turn(turns, int(row["step"]) - warmup, settle, steps, tokens=row["tokens"], prompt_tokens=width)
 
     train_run(work_task, config, work_task.policy.state_dict(), 1, 1, on_step)
 
@@ -74,6 +83,7 @@ def trl(
     batch: int,
     completion: int,
     dtype: str,
+    settle: int,
     steps: int,
     warmup: int,
     threads: int,
@@ -98,9 +108,9 @@ def trl(
 
     class Stepwise(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step >= warmup and (state.global_step - warmup) % steps == 0:
-                tokens = trainer._metrics["train"]["completions/mean_length"][-1]
-                turns.next(tokens=tokens, prompt_tokens=mask.sum(1).float().mean().item())
+            if state.global_step >= warmup:
+                tokens, width = trainer._metrics["train"]["completions/mean_length"][-1], mask.sum(1).float().mean()
+                in_turn(turns, state.global_step - warmup, settle, steps, tokens=tokens, prompt_tokens=width.item())
 
     with tempfile.TemporaryDirectory() as folder:
         config = RLOOConfig(
