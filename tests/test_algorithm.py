@@ -17,6 +17,7 @@ from warp_nb import policy_gradient
 from warp_nb.algorithm import final_front, warp
 from warp_nb.config import WarpConfig
 from warp_nb.evaluation import evaluate
+from warp_nb.parallel import record_sha256
 from warp_nb.rollout import sample
 from warp_nb.tasks import Task
 from warp_nb.weights import fingerprint, snapshot
@@ -254,7 +255,8 @@ def named(reward: Any, name: str) -> Any:
 def test_a_run_from_another_start_is_made_again(tmp_path: Path) -> None:
     quick(CONFIG, out_dir=tmp_path)
     record = tmp_path / "run_2_1.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"init_sha256": "0" * 64}))
+    other = json.loads(record.read_text()) | {"init_sha256": "0" * 64}
+    record.write_text(json.dumps(other | {"sha256": record_sha256(other)}))
     assert quick(CONFIG, out_dir=tmp_path).runs.loaded.tolist() == [1, 1, 0, 1]
 
 
@@ -300,7 +302,7 @@ def test_an_interrupted_call_is_continued_to_the_bit(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="power cut"):
         quick(CONFIG, tiny.task(reward=named(mortal, "opinion")), out_dir=tmp_path)
     again = quick(CONFIG, out_dir=tmp_path)
-    assert again.runs.loaded.tolist() == [1, 1, 0, 0]
+    assert again.runs.loaded.tolist() == [1, 1, 1 / 3, 0]
     assert fingerprint(again.policy.state_dict()) == fingerprint(quick(CONFIG).policy.state_dict())
 
 

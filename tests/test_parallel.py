@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -21,7 +22,7 @@ from distributed import Client, LocalCluster
 from warp_nb.algorithm import WarpResult, warp
 from warp_nb.assets import file_sha256
 from warp_nb.config import WarpConfig
-from warp_nb.parallel import Job, default_threads, device_name, finished, process_pool, round_robin, work
+from warp_nb.parallel import Job, default_threads, device_name, finished, process_pool, record_sha256, round_robin, work
 from warp_nb.tasks import Task, load_task
 from warp_nb.weights import fingerprint, replacing, save_weights, snapshot, write_json
 
@@ -95,7 +96,8 @@ def test_a_folder_begun_in_a_loop_is_continued_by_an_executor(tmp_path: Path, se
     (tmp_path / "run_1_2.json").unlink()
     (tmp_path / "run_2_1.safetensors").unlink()
     executor = remote.Inline()
-    result = run(CONFIG, remote.opinion("cpu"), tmp_path, executor=executor)
+    with pytest.warns(UserWarning, match=r"run_2_1\.safetensors is missing or damaged"):
+        result = run(CONFIG, remote.opinion("cpu"), tmp_path, executor=executor)
     assert result.runs.loaded.tolist() == [1, 0, 0, 1] and len(executor.sent) == 2
     assert everything(result) == everything(serial)
 
@@ -179,13 +181,17 @@ def test_a_result_that_does_not_fit_is_made_again(harm: str, job: Job) -> None:
     if harm == "weights":
         job.weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     elif harm == "start":
-        job.record.write_text(json.dumps(saved | {"init_sha256": "0" * 64}))
+        other = saved | {"init_sha256": "0" * 64}
+        job.record.write_text(json.dumps(other | {"sha256": record_sha256(other)}))
     elif harm == "no weights":
         job.weights.unlink()
     else:
         job.record.write_text("{")
-    assert finished(job) is None
-    work(job)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert finished(job) is None
+        work(job)
+    assert all("damaged" in str(warning.message) for warning in told) and bool(told) == (harm != "start")
     assert finished(job) is not None and job.weights.read_bytes() == whole
 
 

@@ -87,3 +87,15 @@ def test_an_evaluation_is_the_same_with_what_is_kept(kept: Path, monkeypatch: py
     assert len(list(kept.iterdir())) == 2  # two batches of prompts
     forbid(monkeypatch)
     assert evaluate(policy, task.policy, task, 40, 0, 5, 1.0) == first
+
+
+def test_what_is_kept_and_damaged_is_named_and_made_again(kept: Path) -> None:
+    policy = tiny.llama(len(tiny.tokenizer()))
+    made = side(policy).rollout(PROMPTS, 3)
+    (path,) = kept.iterdir()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=rf"{path.name} is damaged .*; it is made again"):
+        again = side(policy).rollout(PROMPTS, 3)
+    assert torch.equal(again[1], made[1]) and torch.equal(side(policy).rollout(PROMPTS, 3)[1], made[1])

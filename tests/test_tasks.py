@@ -31,14 +31,15 @@ def test_rewards_of_any_number_type_become_floats(values: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (None, "must return one number a completion"),
-        (1.0, "must return one number a completion"),
-        ([1.0, None], "must return one number a completion"),
-        ([1.0, "good"], "must return one number a completion"),
+        (None, "returned None; it must return a list of numbers, one a completion"),
+        (1.0, "returned 1.0; it must return a list of numbers, one a completion"),
+        ([1.0, None], "returned None for prompt 'second prompt'; every value must be one finite number"),
+        ([1.0, "0.5"], "returned '0.5' for prompt 'second prompt'; every value must be one finite number"),
+        ([[1.0], [2.0]], "returned [1.0] for prompt 'first prompt'; every value must be one finite number"),
         ([1.0], "returned 1 values for 2 completions"),
         ([1.0, 2.0, 3.0], "returned 3 values for 2 completions"),
-        ([1.0, math.nan], "returned nan for prompt 'second prompt'; it must be finite"),
-        ([math.inf, 1.0], "returned inf for prompt 'first prompt'; it must be finite"),
+        ([1.0, math.nan], "returned nan for prompt 'second prompt'; every value must be one finite"),
+        ([math.inf, 1.0], "returned inf for prompt 'first prompt'; every value must be one finite"),
     ],
 )
 def test_a_misbehaving_reward_is_named_with_its_place(values: Any, words: str) -> None:
@@ -47,12 +48,15 @@ def test_a_misbehaving_reward_is_named_with_its_place(values: Any, words: str) -
     assert "reward constant at step 3" in str(caught.value) and words in str(caught.value)
 
 
-def test_a_rewards_own_error_comes_through() -> None:
+def test_a_rewards_own_error_is_named_with_its_place() -> None:
     def broken(**kwargs: Any) -> list[float]:
         raise KeyError("its own fault")
 
-    with pytest.raises(KeyError, match="its own fault"):
-        call_reward(broken, ["p"], ["c"], "here")
+    with pytest.raises(
+        RuntimeError, match=r"reward broken at here raised KeyError: 'its own fault' \(first of 1"
+    ) as caught:
+        call_reward(broken, ["the film"], ["c"], "here")
+    assert isinstance(caught.value.__cause__, KeyError) and "'the film'" in str(caught.value)
 
 
 def test_an_object_with_call_is_a_reward() -> None:

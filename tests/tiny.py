@@ -94,10 +94,10 @@ def prompts(count: int, seed: int) -> list[str]:
 
 def task(reward: Callable[..., Any] = opinion, policy: Any = None, **changes: Any) -> Task:
     """A GPT-2 of 16 channels that knows no language, with 48 training and 64 held-out prompts."""
-    words = tokenizer()
     drawn = prompts(112, seed=0)
-    fields = {"train_prompts": drawn[:48], "eval_prompts": drawn[48:], "name": "tiny"} | changes
-    return Task(policy or gpt2(len(words), spread=0.05), words, reward, **fields)
+    fields = {"train_prompts": drawn[:48], "eval_prompts": drawn[48:], "name": "tiny", "tokenizer": tokenizer()}
+    fields |= changes
+    return Task(policy=policy or gpt2(len(fields["tokenizer"]), spread=0.05), reward=reward, **fields)
 
 
 def sequences(vocabulary: int, length: int, end: int) -> Iterator[list[int]]:

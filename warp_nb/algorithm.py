@@ -8,11 +8,11 @@ orchestrates: a job whose files are there is loaded and not repeated.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -23,20 +23,19 @@ import torch
 from warp_nb.assets import file_sha256
 from warp_nb.average import StateDict, angles, liti, merge, tied_to
 from warp_nb.config import WarpConfig
+from warp_nb.folder import claimed
 from warp_nb.parallel import (
     Job,
     default_threads,
     device_name,
-    differences,
     load_run,
     make_run,
     pickled_rebuild,
     send,
-    task_facts,
 )
 from warp_nb.policy_gradient import Row, RunResult
 from warp_nb.tasks import Task
-from warp_nb.weights import load_weights, save_weights, snapshot, write_json
+from warp_nb.weights import load_weights, save_weights, snapshot
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +57,7 @@ class WarpResult:
     geometry: pd.DataFrame
     """A row a block and pair of runs: iteration, run_a, run_b, block, cosine, omega (degrees), norm_a, norm_b."""
     runs: pd.DataFrame
-    """A row a run: facts for the checks (see `train_run`)."""
+    """A row a run: facts for the checks (see `train_run`); loaded is the share of its steps that was not made now."""
     merges: pd.DataFrame
     """A row an iteration: liti_ratio (should be eta), delta_cosine (largest over pairs of runs)."""
 
@@ -72,25 +71,29 @@ def warp(
 ) -> WarpResult:
     """Run Algorithm 1 on `task`; θ_sft is `task.policy`, which is not changed.
 
-    With `out_dir` finished runs are kept there and not repeated by a second call. `progress`
-    is True (a bar), False, or a function called with every history row.
+    With `out_dir` a second call goes on where the first one ended, however it ended, to the same bits: finished
+    runs are kept there and not repeated, one that an error or an interrupt stopped goes on at its next step, and
+    with `config.save_every` = k one that was killed loses less than k steps. `progress` is True (a bar), False, or
+    a function called with every history row.
 
     `executor` does an iteration's runs side by side, with the same bits at the same `config.threads`:
     `process_pool(workers)`, or Dask's `client.get_executor(pure=False, retries=2)`, with `out_dir` on a
     disk that all workers share. Its workers make the task by `task.rebuild`; rows of `progress` come
     when a run ends. Where `config.threads` is 0, a run has its share of torch's own number: 1/M.
 
-    Raises ValueError when `out_dir` holds runs of another configuration, θ_sft, reward or prompts, and
-    for an executor of threads or a task without `rebuild`; RuntimeError when a worker lacks the files
-    of the folder, makes another task, or dies with its pool.
+    Raises ValueError when `out_dir` holds runs of another configuration, θ_sft, reward or prompts or cannot be
+    written, and for an executor of threads or a task without `rebuild`; RuntimeError when another call is using
+    the folder, when both kept states of a run are damaged, and when a worker lacks the files of the folder,
+    makes another task, or dies with its pool.
     """
     import pandas as pd
 
     rebuild, device = pickled_rebuild(executor, task), device_name(task.policy.device)
     config = config.replace(threads=config.threads or default_threads(executor, config.M))
-    with tempfile.TemporaryDirectory() as scratch, reporting(progress, config.I * config.M * config.T) as on_step:
-        folder = Path(out_dir) if out_dir else Path(scratch)
-        claim(folder, config, task)
+    with ExitStack() as stack:
+        on_step = stack.enter_context(reporting(progress, config.I * config.M * config.T))
+        folder = Path(out_dir or stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(claimed(folder, config, task, alone=executor is None))
         tables: dict[str, list[Row]] = {name: [] for name in ("history", "geometry", "runs", "merges")}
         init = merged = snapshot(task.policy)  # line 1
         for iteration in range(1, config.I + 1):  # line 2
@@ -99,7 +102,8 @@ def warp(
             init = merged = load_weights(path, init)  # from here on read from the disk, like the runs' weights
             start = str(folder.absolute()), iteration
             sha256 = file_sha256(path)
-            jobs = [Job(*start, run, sha256, device, rebuild) for run in range(1, config.M + 1)]  # line 3
+            keep = bool(out_dir)
+            jobs = [Job(*start, run, sha256, device, rebuild, keep) for run in range(1, config.M + 1)]  # line 3
             results = do_jobs(jobs, config, task, executor, on_step)  # lines 4 to 9
             init, merged, rows = merge_runs(init, results, config, iteration)  # lines 11 and 12
             for name in tables:
@@ -139,6 +143,7 @@ def do_jobs(
     found = {job: load_run(job, like) for job in jobs if job.record.name in present}
     results = {job: result for job, result in found.items() if result is not None}
     for result in results.values():
+        result.facts["loaded"] = 1.0
         tell(result, on_step)
     missing = [job for job in jobs if job not in results]
     for job in send(executor, missing) if executor else make_here(missing, config, task, on_step):
@@ -148,7 +153,6 @@ def do_jobs(
                 f"run {job.run} of iteration {job.iteration} was reported done, but {job.weights} and its record "
                 f"are not here or do not agree by sha256; pass an out_dir on a disk that all workers share"
             )
-        made.facts["loaded"] = 0.0
         results[job] = made
         if executor:
             tell(made, on_step)
@@ -171,22 +175,6 @@ def tell(result: RunResult, on_step: Progress) -> None:
 def final_front(sft: StateDict, merged: StateDict, etas: Sequence[float]) -> list[StateDict]:
     """The output of Algorithm 1: {(1 - eta) * θ_sft + eta * θ_slerp^I}, a state dict an eta."""
     return [liti(sft, merged, eta) for eta in etas]
-
-
-def claim(folder: Path, config: WarpConfig, task: Task) -> None:
-    """Write what the runs depend on into `folder`, or check that it is what is already there.
-
-    Configuration, task, θ_sft, training prompts, what the reward says of itself, number of threads.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "config.json"
-    mine = config.model_dump(include=set(WarpConfig.model_fields)) | task_facts(task)
-    if not path.exists():
-        write_json(path, mine)
-        return
-    differing = differences(json.loads(path.read_text()), mine)
-    if differing:
-        raise ValueError(f"{folder} holds a run of another configuration ({differing}); pass another out_dir")
 
 
 def pairwise_angles(

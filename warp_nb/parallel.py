@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -29,10 +30,11 @@ import torch
 
 from warp_nb.assets import file_sha256
 from warp_nb.average import StateDict
+from warp_nb.checkpoint import RunStates
 from warp_nb.config import WarpConfig
 from warp_nb.policy_gradient import Row, RunResult, train_run
 from warp_nb.tasks import LOADERS, Task, describe_reward, load_task
-from warp_nb.weights import fingerprint, load_weights, save_weights, write_json
+from warp_nb.weights import fingerprint, load_weights, plain, save_weights, write_json
 
 ALONE = Lock()
 """One job at a time in a process: torch's number of threads belongs to the process."""
@@ -50,6 +52,8 @@ class Job:
     device: str = "cpu"
     rebuild: bytes = b""
     """`Task.rebuild`, pickled; empty where the job does not leave its process."""
+    resumable: bool = True
+    """Whether states between two steps are kept: not in a folder that is thrown away."""
 
     @property
     def start(self) -> Path:
@@ -62,6 +66,11 @@ class Job:
         return Path(self.folder) / f"run_{self.iteration}_{self.run}.safetensors"
 
     @property
+    def states(self) -> RunStates | None:
+        """Where the run is between two steps."""
+        return RunStates(self.weights.with_suffix(".state.safetensors"), self.init_sha256) if self.resumable else None
+
+    @property
     def record(self) -> Path:
         """History, facts and both sha256; written last."""
         return self.weights.with_suffix(".json")
@@ -71,26 +80,45 @@ class Job:
 
 
 def finished(job: Job) -> dict[str, Any] | None:
-    """The record of the job's run, or None unless it began at this start and its weights are what was written."""
+    """The record of the job's run, or None when it is to be made.
+
+    Warns when record or weights are there, of this start, and not what was written.
+    """
+    if not job.record.exists():
+        return None
     try:
         saved = json.loads(job.record.read_text(encoding="utf-8"))
-        same = saved.get("init_sha256") == job.init_sha256 and saved.get("weights_sha256") == file_sha256(job.weights)
-    except (FileNotFoundError, json.JSONDecodeError):
+        whole = saved["sha256"] == record_sha256(saved)
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        warnings.warn(f"{job.record} is damaged; the run is made again", stacklevel=2)
         return None
-    return saved if same else None
+    if saved["init_sha256"] != job.init_sha256:
+        return None
+    if not job.weights.exists() or saved["weights_sha256"] != file_sha256(job.weights):
+        warnings.warn(f"{job.weights} is missing or damaged (its sha256); the run is made again", stacklevel=2)
+        return None
+    return saved
+
+
+def record_sha256(record: dict[str, Any]) -> str:
+    """Over all of a record but its own `sha256`."""
+    rest = {name: value for name, value in record.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def load_run(job: Job, like: StateDict) -> RunResult | None:
-    """The finished run (facts: loaded = 1) with the ties of `like`, or None: see `finished`."""
+    """The finished run with the ties of `like`, or None: see `finished`."""
     saved = finished(job)
     if saved is None:
         return None
     facts = {name: math.nan if value is None else value for name, value in saved["facts"].items()}
-    return RunResult(load_weights(job.weights, like), saved["history"], facts | {"loaded": 1.0})
+    return RunResult(load_weights(job.weights, like), saved["history"], facts)
 
 
 def make_run(job: Job, config: WarpConfig, task: Task, on_step: Callable[[Row], None] = lambda row: None) -> None:
-    """Train the run from its start and write its two files.
+    """Train the run, from its start or from the state that an interrupted one left, and write its two files.
 
     Raises RuntimeError when the start is missing or is not the one the job was given for.
     """
@@ -103,12 +131,14 @@ def make_run(job: Job, config: WarpConfig, task: Task, on_step: Callable[[Row], 
             f"give every call of warp() a folder of its own, and let no one else write there"
         )
     with torch_threads(config.threads):
-        result = train_run(
-            task, config, load_weights(job.start, task.policy.state_dict()), job.iteration, job.run, on_step
-        )
+        init = load_weights(job.start, task.policy.state_dict())
+        result = train_run(task, config, init, job.iteration, job.run, on_step, job.states)
     save_weights(job.weights, result.state)
-    hashes = {"init_sha256": job.init_sha256, "weights_sha256": file_sha256(job.weights)}
-    write_json(job.record, {"history": result.history, "facts": result.facts} | hashes)
+    record = plain({"history": result.history, "facts": result.facts})
+    record |= {"init_sha256": job.init_sha256, "weights_sha256": file_sha256(job.weights)}
+    write_json(job.record, record | {"sha256": record_sha256(record)})
+    if job.states is not None:
+        job.states.clear()
 
 
 @contextmanager

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from warp_nb.average import StateDict, ema_update_, first_names
+from warp_nb.average import StateDict, ema_update_
+from warp_nb.checkpoint import RunStates, kept_on_error
 from warp_nb.config import WarpConfig
 from warp_nb.devices import arithmetic, keep_freed_memory, prepare_attention
+from warp_nb.facts import AnchorProbe, Row, displacement, scored_after_end
+from warp_nb.interrupts import interrupts_wait
 from warp_nb.rollout import Rollout, sample
 from warp_nb.scoring import completion_logits, token_kl, token_log_probs
 from warp_nb.tasks import Task, call_reward
@@ -23,10 +26,6 @@ from warp_nb.weights import snapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Row = dict[str, float]
-PROBE = 64
-HALF_ULP = 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,121 @@ def policy_gradient_loss(
     return loss, row
 
 
+class Run:
+    """Run (i, m) between two steps: all that the next step depends on, and what was measured so far."""
+
+    def __init__(self, task: Task, config: WarpConfig, init: StateDict, iteration: int, run: int) -> None:
+        self.task, self.config, self.iteration, self.run = task, config, iteration, run
+        self.seed = run_seed(config, iteration, run)
+        order, self.noise = (
+            torch.Generator().manual_seed(derive_seed(self.seed, name)) for name in ("prompts", "sampling")
+        )
+        self.policy = copy.deepcopy(task.policy).eval()  # line 4
+        self.policy.load_state_dict(init)
+        self.anchor = copy.deepcopy(self.policy if config.anchor == "ema" else task.policy).requires_grad_(False)
+        self.optimizer = build_optimizer(config, self.policy.requires_grad_(True))
+        self.device = next(self.policy.parameters()).device
+        keep_freed_memory()
+        for model in (self.policy, self.anchor):
+            prepare_attention(model, config.dtype)
+        self.batches = prompt_batches(task.train_prompts, config.batch_size, order)
+        self.probe = AnchorProbe(self.anchor)
+        self.history: list[Row] = []
+        self.facts: Row = {"scored_after_end": 0.0, "empty_completions": 0.0}
+        self.whole = True
+        """False while line 8 or 9 is changing the weights."""
+        self.restored = 0
+        """Steps that were not made here but read from a kept state."""
+
+    def step(self) -> Row:
+        """Lines 6 to 9, once; the row it adds to the history.
+
+        Raises what `train_run` raises. An error before line 8 leaves weights, moments, anchor and noise as they
+        were; the prompts of the step are used up.
+        """
+        started, step, config = time.perf_counter(), len(self.history) + 1, self.config
+        where, noise = f"iteration {self.iteration}, run {self.run}, step {step}", self.noise.get_state()
+        try:
+            rollout, measured = self._gradient(where)
+        except BaseException:
+            self.noise.set_state(noise)
+            self.optimizer.zero_grad()
+            raise
+        self.whole = False
+        self.optimizer.param_groups[0]["lr"] = learning_rate(config, step)
+        self.optimizer.step()  # line 8
+        self.optimizer.zero_grad()
+        if config.anchor == "ema":
+            ema_update_(self.anchor, self.policy, config.mu)  # line 9
+            self.probe.follow(self.policy, config.mu)
+        empty = sum(not text.strip() for text in rollout.completions) / len(rollout.completions)
+        self.facts["scored_after_end"] += scored_after_end(rollout, self.task.tokenizer.eos_token_id)
+        self.facts["empty_completions"] += empty / config.T
+        row = {"iteration": self.iteration, "run": self.run, "step": step} | measured
+        row |= {"lr": learning_rate(config, step), "seconds": time.perf_counter() - started}
+        self.history.append(row)
+        self.whole = True
+        return row
+
+    def _gradient(self, where: str) -> tuple[Rollout, Row]:
+        """Lines 6 and 7 and the gradient of line 8, all of it finite; what was sampled, what was measured."""
+        config, prompts = self.config, next(self.batches)
+        with arithmetic(config.dtype, self.device):  # line 6
+            rollout = sample(
+                self.policy, self.task.tokenizer, prompts, config.max_new_tokens, config.temperature, self.noise
+            )
+        scores = call_reward(self.task.reward, prompts, rollout.completions, where)
+        rewards = torch.tensor(scores, dtype=torch.float32, device=self.device)
+        with arithmetic(config.dtype, self.device):
+            loss, measured = policy_gradient_loss(self.policy, self.anchor, rollout, rewards, config)  # line 7
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None])
+        measured["grad_norm"] = norm.item()
+        wrong = [f"{name} {value}" for name, value in measured.items() if not math.isfinite(value)]
+        if wrong or not math.isfinite(loss.item()):
+            raise FloatingPointError(f"loss {loss.item()}, {', '.join(wrong)} at {where}; lower lr (-p lr 1e-5)")
+        return rollout, measured
+
+    def result(self, init: StateDict) -> RunResult:
+        """What the run leaves; `init` is what it began at."""
+        state = snapshot(self.policy)
+        facts = {"iteration": self.iteration, "run": self.run, "run_seed": self.seed} | self.facts
+        facts["loaded"] = self.restored / self.config.T
+        facts |= displacement(init, state) | self.probe.compare(self.anchor)
+        facts |= {"sampling_gap": median(row["sampling_gap"] for row in self.history)}
+        return RunResult(state, self.history, facts | {"seconds": sum(row["seconds"] for row in self.history)})
+
+    def tensors(self) -> StateDict:
+        """All that training changes, by name: weights, anchor, the optimizer's moments, noise, the anchor's probe."""
+        found = {f"policy.{name}": value.detach() for name, value in self.policy.named_parameters()}
+        if self.config.anchor == "ema":
+            found |= {f"anchor.{name}": value for name, value in self.anchor.named_parameters()}
+            found |= {"probe.expected": self.probe.expected, "probe.rounding": self.probe.rounding}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+        return found | {"noise": self.noise.get_state()}
+
+    @torch.no_grad()
+    def restore(self, tensors: StateDict, history: list[Row], facts: Row) -> None:
+        """Go on where `tensors`, `history` and `facts` of another Run of the same start were taken."""
+        models = {"policy": self.policy} | ({"anchor": self.anchor} if self.config.anchor == "ema" else {})
+        for prefix, model in models.items():
+            for name, value in model.named_parameters():
+                value.copy_(tensors[f"{prefix}.{name}"])
+        if self.config.anchor == "ema":
+            self.probe.expected, self.probe.rounding = (tensors[f"probe.{n}"].clone() for n in ("expected", "rounding"))
+        moments: dict[int, StateDict] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, moment = name.split(".")
+                moments.setdefault(int(index), {})[moment] = value.clone()
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        self.noise.set_state(tensors["noise"].cpu().clone())
+        self.history, self.facts, self.restored = list(history), dict(facts), len(history)
+        for _ in history:
+            next(self.batches)
+
+
 def train_run(
     task: Task,
     config: WarpConfig,
@@ -118,116 +232,25 @@ def train_run(
     iteration: int,
     run: int,
     on_step: Callable[[Row], None] = lambda row: None,
+    states: RunStates | None = None,
 ) -> RunResult:
     """Train θ^m from θ_init for T steps (lines 4 to 9).
 
-    Raises ValueError for a reward that misbehaves (see `call_reward`) and FloatingPointError
-    for a loss or gradient that is not finite, before the optimizer has used it.
+    With `states` it goes on from the last state kept there, keeps one every `config.save_every` steps, and one
+    when it ends before its time: by an error, or by SIGINT, which waits for the end of the step (a second one
+    does not). Raises ValueError or RuntimeError for a reward that misbehaves (see `call_reward`) and
+    FloatingPointError for a number that is not finite, before the optimizer has used it.
     """
-    seed = run_seed(config, iteration, run)
-    order, noise = (torch.Generator().manual_seed(derive_seed(seed, name)) for name in ("prompts", "sampling"))
-    policy = copy.deepcopy(task.policy).eval()  # line 4
-    policy.load_state_dict(init)
-    anchor = copy.deepcopy(policy if config.anchor == "ema" else task.policy).requires_grad_(False)
-    optimizer = build_optimizer(config, policy.requires_grad_(True))
-    device = next(policy.parameters()).device
-    keep_freed_memory()
-    for model in (policy, anchor):
-        prepare_attention(model, config.dtype)
-    batches = prompt_batches(task.train_prompts, config.batch_size, order)
-    probe, history, facts = AnchorProbe(anchor), [], {"scored_after_end": 0.0, "empty_completions": 0.0}
-    for step in range(1, config.T + 1):  # line 5
-        started = time.perf_counter()
-        where = f"iteration {iteration}, run {run}, step {step}"
-        prompts = next(batches)
-        with arithmetic(config.dtype, device):  # line 6
-            rollout = sample(policy, task.tokenizer, prompts, config.max_new_tokens, config.temperature, noise)
-        scores = call_reward(task.reward, prompts, rollout.completions, where)
-        rewards = torch.tensor(scores, dtype=torch.float32, device=device)
-        with arithmetic(config.dtype, device):
-            loss, measured = policy_gradient_loss(policy, anchor, rollout, rewards, config)  # line 7
-        loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in policy.parameters() if p.grad is not None]).item()
-        if not math.isfinite(loss.item()) or not math.isfinite(norm):
-            raise FloatingPointError(f"loss {loss.item()}, gradient norm {norm} at {where}; lower lr (-p lr 1e-5)")
-        optimizer.param_groups[0]["lr"] = learning_rate(config, step)
-        optimizer.step()  # line 8
-        optimizer.zero_grad()
-        if config.anchor == "ema":
-            ema_update_(anchor, policy, config.mu)  # line 9
-            probe.follow(policy, config.mu)
-        facts["scored_after_end"] += scored_after_end(rollout, task.tokenizer.eos_token_id)
-        facts["empty_completions"] += sum(not text.strip() for text in rollout.completions) / len(prompts) / config.T
-        row = {"iteration": iteration, "run": run, "step": step} | measured
-        row |= {"lr": learning_rate(config, step), "grad_norm": norm, "seconds": time.perf_counter() - started}
-        history.append(row)
-        on_step(row)
-    state = snapshot(policy)
-    facts |= {"iteration": iteration, "run": run, "run_seed": seed, "loaded": 0.0}
-    facts |= displacement(init, state) | probe.compare(anchor)
-    facts |= {"sampling_gap": median(row["sampling_gap"] for row in history)}
-    return RunResult(state, history, facts | {"seconds": sum(row["seconds"] for row in history)})
-
-
-def displacement(init: StateDict, state: StateDict) -> Row:
-    """Norm of the task vector, and the share of weights that did not change at all; tied weights count once."""
-    square, same, total = 0.0, 0, 0
-    for name in first_names(init).values():
-        value = state[name]
-        if value.is_floating_point():
-            start = init[name].to(value.device)
-            square += (value - start).double().square().sum().item()
-            same += int((value == start).sum())
-            total += value.numel()
-    return {"delta_norm": math.sqrt(square), "unmoved": same / total}
-
-
-def scored_after_end(rollout: Rollout, eos: int | None) -> float:
-    """Completion tokens in the mask that stand after the first end-of-text token; 0 when all is well."""
-    if eos is None:
-        return 0.0
-    ended = (rollout.ids[:, -rollout.width :] == eos).long()
-    after = (ended.cumsum(1) - ended) > 0
-    return float((rollout.completion_mask & after).sum())
-
-
-class AnchorProbe:
-    """Follows the EMA of a few weights of every parameter in float64, apart from `ema_update_`.
-
-    `rounding` bounds what fp32 may have lost: a step below half a unit in the last place can vanish
-    whole, a larger one loses at most that half.
-    """
-
-    def __init__(self, anchor: torch.nn.Module) -> None:
-        self.start = self.expected = self.read(anchor)
-        self.rounding = torch.zeros_like(self.start)
-
-    @staticmethod
-    def read(module: torch.nn.Module) -> torch.Tensor:
-        """The probed weights, float64 [n] on the CPU."""
-        pieces = [value.detach().reshape(-1)[:PROBE].cpu().double() for value in module.parameters()]
-        return torch.cat(pieces)
-
-    def follow(self, policy: torch.nn.Module, mu: float) -> None:
-        """One step of (1 - mu) * anchor + mu * policy."""
-        change = mu * (self.read(policy) - self.expected)
-        self.rounding += torch.minimum(change.abs(), HALF_ULP * self.expected.abs())
-        self.expected = self.expected + change
-
-    def compare(self, anchor: torch.nn.Module) -> Row:
-        """anchor_moved: norm of the probed displacement; anchor_error: error relative to the expected one.
-
-        What fp32 rounding explains is not counted. Where rounding may swallow the whole expected
-        displacement, an error beyond twice that is told relative to it, and a smaller one is NaN:
-        there a frozen anchor and a sound one are the same to fp32.
-        """
-        found, rounding = self.read(anchor), self.rounding.norm().item()
-        expected, error = (self.expected - self.start).norm().item(), (found - self.expected).norm().item()
-        moved = (found - self.start).norm().item()
-        if expected == 0:
-            relative = float(moved > 0)
-        elif expected > 2 * rounding:
-            relative = max(0.0, error - rounding) / expected
-        else:
-            relative = error / rounding if error > 2 * rounding else math.nan
-        return {"anchor_moved": moved, "anchor_error": relative}
+    here = Run(task, config, init, iteration, run)
+    if states is not None:
+        states.restore(here)
+        for row in here.history:
+            on_step(row)
+    with interrupts_wait() as interrupted, kept_on_error(here, states):
+        while len(here.history) < config.T:  # line 5
+            on_step(here.step())
+            if states is not None and config.save_every and len(here.history) % config.save_every == 0:
+                states.save(here)
+            if interrupted():
+                raise KeyboardInterrupt(f"stopped after step {len(here.history)} of {config.T}")
+    return here.result(init)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 
 from warp_nb.assets import cache_dir
 from warp_nb.devices import LARGE
 from warp_nb.rollout import Rollout, completion_texts, context_length, encode_prompts, sample
 from warp_nb.scoring import completion_logits, scored_inputs
-from warp_nb.weights import fingerprint, save_weights
+from warp_nb.sealed import DamagedFile, seal, unseal
+from warp_nb.weights import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +46,10 @@ class ReferenceSide:
         """(completions drawn with the noise of `seed`, the reference's logits of them [B, C, V])."""
         path = self._path(prompts, seed) if self.weights else None
         if path is not None and path.exists():
-            return self._load(path, prompts)
+            try:
+                return self._load(path, prompts)
+            except DamagedFile as error:
+                warnings.warn(f"{error}; it is made again", stacklevel=2)
         noise = torch.Generator().manual_seed(seed)
         rollout = sample(self.reference, self.tokenizer, prompts, self.max_new_tokens, self.temperature, noise)
         if path is None:
@@ -60,12 +64,12 @@ class ReferenceSide:
             tensors = {name: getattr(rollout, name) for name in ("ids", "attention_mask", "sampled_log_probs")}
             tensors |= {"completion_mask": rollout.completion_mask, "hidden": hidden}
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_weights(path, {name: tensor.cpu() for name, tensor in tensors.items()})
+            seal(path, {name: tensor.cpu() for name, tensor in tensors.items()}, None)
         return out.logits
 
     def _load(self, path: Path, prompts: list[str]) -> tuple[Rollout, torch.Tensor]:
         """What `_score_and_keep` wrote, on the reference's device."""
-        stored = {name: tensor.to(self.reference.device) for name, tensor in load_file(path).items()}
+        stored = {name: tensor.to(self.reference.device) for name, tensor in unseal(path)[0].items()}
         hidden, ids, mask = stored.pop("hidden"), stored["ids"], stored["completion_mask"]
         texts = completion_texts(self.tokenizer, ids, mask)
         rollout = Rollout(**stored, prompts=list(prompts), completions=texts)
@@ -79,6 +83,7 @@ class ReferenceSide:
         limit = context_length(self.reference) - self.max_new_tokens
         ids, mask = encode_prompts(self.tokenizer, prompts, limit)
         facts: dict[str, Any] = {
+            "layout": 2,
             "weights": self.weights,
             "prompts": [ids.tolist(), mask.tolist()],
             "special": [self.tokenizer.eos_token_id, self.tokenizer.pad_token_id],

@@ -62,20 +62,39 @@ class Task:
 def call_reward(reward: Reward, prompts: list[str], completions: list[str], where: str) -> list[float]:
     """The reward of each completion, checked: one finite number a completion.
 
-    Raises ValueError that names the function, `where` it was called and the first bad value.
+    Raises ValueError that names the function, `where` it was called, the first bad value and its prompt;
+    RuntimeError that names the same from the function's own error.
     """
     name = reward_name(reward)
-    given = reward(prompts=prompts, completions=completions)
+    called = f"reward {name} at {where}"
     try:
-        scores = [float(value) for value in given]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"reward {name} at {where} must return one number a completion: {error}") from error
-    if len(scores) != len(completions):
-        raise ValueError(f"reward {name} at {where} returned {len(scores)} values for {len(completions)} completions")
-    for prompt, score in zip(prompts, scores, strict=True):
-        if not math.isfinite(score):
-            raise ValueError(f"reward {name} at {where} returned {score} for prompt {prompt[:60]!r}; it must be finite")
-    return scores
+        given = reward(prompts=prompts, completions=completions)
+    except Exception as error:
+        raise RuntimeError(
+            f"{called} raised {type(error).__name__}: {error} (first of {len(prompts)} prompts: {prompts[0][:60]!r})"
+        ) from error
+    try:
+        values = list(given)
+    except TypeError:
+        raise ValueError(f"{called} returned {given!r}; it must return a list of numbers, one a completion") from None
+    if len(values) != len(completions):
+        raise ValueError(f"{called} returned {len(values)} values for {len(completions)} completions")
+    for prompt, value in zip(prompts, values, strict=True):
+        if not _is_finite_number(value):
+            raise ValueError(
+                f"{called} returned {value!r} for prompt {prompt[:60]!r}; every value must be one finite number"
+            )
+    return [float(value) for value in values]
+
+
+def _is_finite_number(value: Any) -> bool:
+    """Whether `value` is a number, or an array or tensor of no dimensions that holds one, and finite."""
+    if isinstance(value, str | bytes) or getattr(value, "shape", ()) != ():
+        return False
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def resolve(name: str, device: str = "") -> tuple[str, str, str]:
