@@ -24,7 +24,7 @@ from warp_nb import algorithm, checkpoint, sealed, weights
 from warp_nb.config import WarpConfig
 
 CONFIG = WarpConfig(
-    I=2, M=2, T=3, lr=1e-2, warmup_steps=2, beta=0.5, mu=0.1, eta=0.3, batch_size=4, max_new_tokens=5, threads=1
+    I=2, M=2, T=2, lr=1e-2, warmup_steps=2, beta=0.5, mu=0.1, eta=0.3, batch_size=4, max_new_tokens=5, threads=1
 )
 HOLDERS: dict[str, list[Any]] = {
     "replace": [os],

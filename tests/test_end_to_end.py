@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from test_notebooks import FOLDER, cells
@@ -31,6 +33,35 @@ def test_a_notebook_runs_from_any_folder_with_what_yaml_and_the_command_line_mak
     assert not [c for c in shown.cells if any(o.output_type == "error" for o in c.get("outputs", []))]
     text = json.dumps(shown, ensure_ascii=False)
     assert "Такого набора параметров в исходном отчёте нет" in text
+
+
+@pytest.mark.slow
+def test_a_notebook_whose_kernel_was_killed_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+    """SIGKILL of the kernel between two steps: papermill fails, the same command again ends as if nothing had been."""
+    (tmp_path / "p.yaml").write_text(SMALL_RUN + "M: 1\nT: 40\nsave_every: 1\n")
+
+    def command(out_dir: str, result_file: str) -> list[str]:
+        arguments = ["-f", "p.yaml", "-p", "task", "small", "-p", "out_dir", out_dir, "-p", "result_file", result_file]
+        return [sys.executable, "-m", "papermill", str(FOLDER / "exp.ipynb"), f"{result_file}.ipynb", *arguments]
+
+    with subprocess.Popen(
+        command("runs", "r.json"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as first:
+        while not list(tmp_path.rglob("*.state-before.safetensors")):
+            assert first.poll() is None, first.stderr.read()[-2000:]
+            time.sleep(0.01)
+        for child in psutil.Process(first.pid).children(recursive=True):
+            if "ipykernel_launcher" in " ".join(child.cmdline()):
+                child.kill()
+        assert first.wait(timeout=120) != 0 and "Kernel died" in first.stderr.read()
+    assert not (tmp_path / "r.json").exists()
+    for arguments in (("runs", "r.json"), ("", "whole.json")):
+        subprocess.run(command(*arguments), cwd=tmp_path, capture_output=True, check=True, timeout=600)
+    again, whole = (json.loads((tmp_path / name).read_text(encoding="utf-8")) for name in ("r.json", "whole.json"))
+    assert 0 < again["runs"][0]["loaded"] < 1 and whole["runs"][0]["loaded"] == 0
+    assert again["summary"] == whole["summary"] and len(again["history"]) == 40
+    for mine, other in zip(again["history"], whole["history"], strict=True):
+        assert mine | {"seconds": 0} == other | {"seconds": 0}
 
 
 @pytest.mark.parametrize(

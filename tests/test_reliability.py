@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,7 +75,7 @@ def killed(folder: Path, points: list[Any]) -> list[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("save_every", [0, 1, 2])
+@pytest.mark.parametrize("save_every", [0, 1])
 def test_killed_anywhere_it_goes_on_to_the_same_bits(save_every: int, tmp_path: Path) -> None:
     """SIGKILL of a real process before and after every rename, amid every write, in merges, rewards and updates."""
     ((ended, plain, _),) = killed(tmp_path / "runs", [["", 0, "", save_every]])
@@ -84,9 +86,10 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(save_every: int, tmp_path: 
         for name, count in plain["calls"].items()
         for when in times.get(name, ("before", "after"))
         for number in range(1, count + 1)
-        if save_every or number % 3 == 0
+        if save_every or number % 2 == 0
     ]
     found = killed(tmp_path / "runs", points)
+    print(f"killed at {len(points)} points, save_every = {save_every}")
     assert len(found) == len(points) > 20
     for point, (signalled, again, left) in zip(points, found, strict=True):
         assert signalled == signal.SIGKILL, point
@@ -251,28 +254,54 @@ def test_a_damaged_start_is_written_again(tmp_path: Path) -> None:
 # the disk
 
 
-def test_a_full_disk_leaves_the_old_state_and_no_other_file(tmp_path: Path) -> None:
-    """The system refuses to write more than a limit to a file: what a full disk looks like to a program."""
-    stopped(tmp_path, 2, save_every=1)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != ".lock"}
-    code = f"""
+FULL_DISK = f"""
 import resource, signal, sys
+from pathlib import Path
 sys.path[:0] = [{str(HERE)!r}]
 import tiny, test_reliability as t
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-task, config = tiny.task(), t.CONFIG.replace(save_every=1)
-size = ({str(tmp_path)!r} and (t.Path({str(tmp_path)!r}) / t.STATE).stat().st_size)
-resource.setrlimit(resource.RLIMIT_FSIZE, (size - 100, resource.RLIM_INFINITY))
-t.quick(config, task, out_dir={str(tmp_path)!r})
+folder, limit = Path(sys.argv[1]), int(sys.argv[2])
+before, task = t.contents(folder), tiny.task()
+if limit:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+try:
+    t.quick(t.CONFIG.replace(save_every=1), task, out_dir=folder)
+except OSError as error:
+    print("".join([str(error), *error.__notes__]))
+assert t.contents(folder) == before, sorted(path.name for path in folder.iterdir())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1 and "File too large" in done.stderr, done.stderr[-2000:]
-    assert "could not be kept" in done.stderr
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != ".lock"} == before
-    again = quick(CONFIG, out_dir=tmp_path)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but the lock."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "said"), [("limit", "File too large"), ("tmpfs", "No space left on device")])
+def test_a_full_disk_leaves_the_old_state_and_no_other_file(kind: str, said: str, tmp_path: Path) -> None:
+    """A file may not grow beyond a limit; a small disk, mounted in a namespace of its own."""
+    runs, disk = tmp_path / "runs", tmp_path / "disk"
+    stopped(runs, 2, save_every=1)
+    state = (runs / STATE).stat().st_size
+    if kind == "limit":
+        done = subprocess.run([sys.executable, "-c", FULL_DISK, runs, str(state - 100)], capture_output=True, text=True)
+    else:
+        private = ["unshare", "--user", "--map-root-user", "--mount"]
+        if shutil.which("unshare") is None or subprocess.run([*private, "true"], capture_output=True).returncode:
+            pytest.skip("this system mounts nothing without root; the limit stands for it")
+        disk.mkdir()
+        size = sum(path.stat().st_size + 4096 for path in runs.iterdir()) + state // 2
+        script = 'mount -t tmpfs -o size="$1" tmpfs "$2" && cp -a "$3/." "$2" && exec "$4" -c "$5" "$2" 0'
+        words = [str(size), disk, runs, sys.executable, FULL_DISK]
+        done = subprocess.run([*private, "sh", "-c", script, "sh", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert said in done.stdout and "could not be kept" in done.stdout, done.stdout
+    again = quick(CONFIG, out_dir=runs)
     assert again.runs.loaded.tolist() == [0.5]
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
@@ -309,6 +338,7 @@ def test_the_second_in_a_folder_is_told_of_the_first(tmp_path: Path) -> None:
     assert intruder.calls == CONFIG.T and not (tmp_path / "owner.json").exists()
 
 
+@pytest.mark.slow
 def test_another_process_is_refused_at_once_and_a_dead_ones_lock_is_gone(tmp_path: Path) -> None:
     code = f"""
 import sys; sys.path[:0] = [{str(HERE)!r}]
@@ -352,6 +382,7 @@ t.quick(task=tiny.task(reward=t.Opinion(2, wait)), out_dir={str(folder)!r})
     return time.monotonic() - started, error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signals", "steps"), [(1, 2), (2, 1)])
 def test_ctrl_c_ends_after_the_step_and_twice_at_once(signals: int, steps: int, tmp_path: Path) -> None:
     seconds, error = interrupted(tmp_path, signals)
@@ -555,7 +586,7 @@ def slope(values: list[float]) -> tuple[float, float]:
 
 @pytest.mark.slow
 def test_a_long_run_needs_no_more_than_a_short_one(tmp_path: Path) -> None:
-    """3,000 steps of a real policy, a state every 300: memory and open files by step, after the first 500."""
+    """2,000 steps of a real policy, a state every 200: memory and open files by step, after the first 400."""
     import psutil
 
     from warp_nb.tasks import SMALL, _load
@@ -569,9 +600,9 @@ def test_a_long_run_needs_no_more_than_a_short_one(tmp_path: Path) -> None:
         files.append(process.num_fds())
         sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
 
-    config = CONFIG.replace(T=3000, lr=1e-6, batch_size=2, max_new_tokens=2, save_every=300)
+    config = CONFIG.replace(T=2000, lr=1e-6, batch_size=2, max_new_tokens=2, save_every=200, threads=2)
     warp(config, task, tmp_path, progress=watch)
-    settled, handles = memory[500:], [float(count) for count in files[500:]]
+    settled, handles = memory[400:], [float(count) for count in files[400:]]
     growth, half = slope(settled)
     print(
         f"memory: {1e3 * growth:.2f} +- {1e3 * half:.2f} MB in 1,000 steps of {settled[0]:.0f} MB; files: {set(files)}"
@@ -579,7 +610,8 @@ def test_a_long_run_needs_no_more_than_a_short_one(tmp_path: Path) -> None:
     assert 1000 * (growth - half) < 0.01 * settled[0]
     assert slope(handles)[0] < 1e-3 and max(handles) <= min(handles) + 3
     state = max(path.stat().st_size for path in tmp_path.iterdir())
-    assert max(sizes) < 2 * 5 * state and max(sizes[2000:]) <= max(sizes[:1000]) + 1e6
+    history = 1000 * len(sizes)  # bytes: the rows of two states, which grow with the steps
+    assert max(sizes) < 2 * 5 * state and max(sizes[1000:]) <= max(sizes[:500]) + history
 
 
 # the page
@@ -596,11 +628,41 @@ def test_every_promise_has_its_test() -> None:
         assert f"\ndef {name}(" in (HERE / file).read_text(encoding="utf-8"), row
 
 
+PICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+UNSAFE = {"torch.load", "torch.save", "allow_pickle", "read_pickle", "to_pickle", "trust_remote_code", "weights_only"}
+
+
+def unsafe_names(source: str) -> set[str]:
+    """Modules that pickle, and names that do it or that run code from elsewhere, as `source` uses them."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
+            found |= PICKLING & {module.partition(".")[0] for module in modules}
+        elif isinstance(node, ast.Attribute):
+            found |= UNSAFE & {node.attr, ast.unparse(node)}
+        elif isinstance(node, ast.keyword):
+            found |= UNSAFE & {node.arg}
+    return found
+
+
 def test_nothing_that_is_exchanged_is_pickled() -> None:
-    """No module of the package reads or writes pickles, but for the recipe given to workers of one's own executor."""
-    found = {}
-    for path in (HERE.parent / "warp_nb").rglob("*.py"):
-        for word in ("pickle.", "torch.save", "torch.load", "joblib", "trust_remote_code=True", "weights_only=False"):
-            if word in path.read_text(encoding="utf-8"):
-                found.setdefault(path.name, set()).add(word)
-    assert found == {"parallel.py": {"pickle."}}
+    """Only the recipe of a task is, for the workers of one's own executor."""
+    package = sorted((HERE.parent / "warp_nb").rglob("*.py"))
+    found = {path.name: names for path in package if (names := unsafe_names(path.read_text(encoding="utf-8")))}
+    assert len(package) > 20 and found == {"parallel.py": {"pickle"}}
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "from pickle import loads",
+        "import joblib.memory",
+        "import torch\ntorch.load('x', weights_only=False)",
+        "numpy.load('x', allow_pickle=True)",
+        "pandas.read_pickle('x')",
+        "AutoModel.from_pretrained('x', trust_remote_code=True)",
+    ],
+)
+def test_a_planted_pickle_is_seen(planted: str) -> None:
+    assert unsafe_names(planted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,17 @@ def test_only_a_whole_run_counts(reports: Path) -> None:
     assert index.count("не закончен") >= 3 and "&lt;b&gt;bad&lt;/b&gt; lr" in index
     assert "exp1.html" in index and 'href="exp2.html"' not in index
     assert "Прогон не закончен: ValueError" in (reports / "exp2.html").read_text()
+    assert "(ячейка [4]: raise ValueError(" in index and "(ячейка [4]: import os)" in index
+
+
+@pytest.mark.slow
+def test_a_notebook_that_hangs_is_ended_and_the_report_says_where(tmp_path: Path) -> None:
+    write_notebook(tmp_path, "exp1", "import time\ntime.sleep(600)")
+    started = time.monotonic()
+    code = report.main(["exp1", "--notebooks", str(tmp_path), "--out", str(tmp_path), "--task", "x", "--timeout", "3"])
+    assert code == 1 and time.monotonic() - started < 60
+    index = (tmp_path / "x" / "index.html").read_text()
+    assert "CellTimeoutError" in index and "(ячейка [4]: import time)" in index
 
 
 @pytest.mark.slow

@@ -63,8 +63,10 @@ def runs_folder(name: str, notebooks: Path, folder: Path, parameters: dict[str, 
     return folder / ".runs" / f"{name}-{hashlib.sha256(settings.encode()).hexdigest()[:10]}"
 
 
-def run(name: str, notebooks: Path, folder: Path, parameters: dict[str, Any], command: str) -> str:
-    """Execute notebooks/<name>.ipynb into `folder`; the status of the run.
+def run(
+    name: str, notebooks: Path, folder: Path, parameters: dict[str, Any], command: str, timeout: int | None = None
+) -> str:
+    """Execute notebooks/<name>.ipynb into `folder`, at most `timeout` seconds a cell; the status of the run.
 
     Leaves <name>.ipynb, <name>.html and <name>.result.json, each put in place atomically. What the notebook
     says while it runs, its bars with the remaining time among it, goes to this process's stderr.
@@ -88,24 +90,39 @@ def run(name: str, notebooks: Path, folder: Path, parameters: dict[str, Any], co
                 kernel_name="python3",
                 progress_bar=False,
                 stderr_file=sys.stderr,
+                execution_timeout=timeout,
             )
         except PapermillExecutionError as stopped:
             error = f"{stopped.ename}: {stopped.evalue}"
         except Exception as stopped:  # a kernel that died or never started: papermill passes on many kinds
             error = f"{type(stopped).__name__}: {stopped}"
+        notebook = nbformat.read(executed, as_version=4) if executed.exists() else None
         result = read_result(written)
         if error or result["status"] != OK:
-            result = {"status": FAILED, "error": scrub(error or "the notebook wrote no result at its end")}
+            error = error or "тетрадь не записала результат в конце"
+            result = {"status": FAILED, "error": scrub(f"{error}{stopped_in(notebook)}")}
         result["run"] = {"command": command, "seconds": time.perf_counter() - started} | computer()
-        if executed.exists():
-            notebook = scrubbed(nbformat.read(executed, as_version=4))
-            write_text(folder / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
+        if notebook is not None:
+            write_text(folder / f"{name}.ipynb", nbformat.writes(scrubbed(notebook)) + "\n")
     write_json(result_path, result)
     if result["status"] == OK:
         shutil.rmtree(runs, ignore_errors=True)
         with suppress(OSError):  # another experiment's runs wait there
             runs.parent.rmdir()
     return str(result["status"])
+
+
+def stopped_in(notebook: NotebookNode | None) -> str:
+    """In brackets the last code cell that was begun, by its place and first line; nothing when none was.
+
+    Of papermill's records only the beginning of a cell is believed: a dead kernel's cells are all "completed".
+    """
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"] if notebook is not None else []
+    begun = [place for place, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    if not begun:
+        return ""
+    first = next((line for line in cells[begun[-1]].source.splitlines() if line.strip()), "")
+    return f" (ячейка [{begun[-1] + 1}]: {first})"
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -467,6 +484,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", help="folder of the notebooks")
     parser.add_argument("--seeds", type=int, default=0, help="trainings an experiment; 3 for the task small, else 1")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
+    parser.add_argument("--timeout", type=int, metavar="SECONDS", help="most a cell may take; no limit by default")
     parser.add_argument("--render", action="store_true", help="run nothing, make the pages again")
     parser.add_argument("--readme", action="store_true", help="run nothing, fill the tables of README.md")
     parser.add_argument("--scrub", action="store_true", help="run nothing, clean the outputs of notebooks/")
@@ -503,7 +521,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             words = ["python", "-m", "warp_nb.report", name, "--task", chosen.task, "--seeds", str(seeds)]
             words += [word for pair in chosen.parameters for word in ("-p", *pair)]
             print(f"{name}: running, task {chosen.task}, {seeds} trainings", flush=True)
-            status = run(name, chosen.notebooks, folder, parameters, shlex.join(words))
+            status = run(name, chosen.notebooks, folder, parameters, shlex.join(words), chosen.timeout)
             print(f"{name}: {status}", flush=True)
         render(name, folder)
     merged = summarise(chosen.task, folder)
