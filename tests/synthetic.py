@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,8 @@ import pandas as pd
 from warp_nb.checks import Check, run_checks
 from warp_nb.config import ExperimentConfig
 from warp_nb.evaluation import MEASURES, Estimate, Evaluation, mean_interval
+from warp_nb.experiment import ExperimentResult
+from warp_nb.results import EXPERIMENTS
 from warp_nb.reward_model import RewardGate
 
 GATE = RewardGate(pair_accuracy=0.86, n_pairs=400, spread=1.2, good_above_bad=1.0, swap_change=0.9)
@@ -133,3 +136,16 @@ def equal(value: float) -> Estimate:
 def around(value: float, half: float) -> Estimate:
     """An interval of the given half-width."""
     return Estimate(value, value - half, value + half)
+
+
+def record() -> dict[str, Any]:
+    """The JSON of an experiment that never ran."""
+    made = result()
+    shared = {name: getattr(made, name) for name in ExperimentResult.__dataclass_fields__ if hasattr(made, name)}
+    return ExperimentResult(**shared, seconds=12.0, peak_rss_mb=900.0).to_json()
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """Of all four experiments, as `report` keeps them."""
+    one = record() | {"run": {"command": "x", "seconds": 1.0, "cores": 2, "memory_gb": 8.0}}
+    return {name: json.loads(json.dumps(one)) for name in EXPERIMENTS}

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from test_report import HOSTILE, hostile_notebook
+from test_page import HOSTILE, hostile_notebook
 
 from warp_nb.page import notebook_html, page, stylesheet
 

@@ -13,7 +13,7 @@ from warp_nb.devices import training_dtype
 from warp_nb.experiment import ExperimentResult, machine
 from warp_nb.formatting import format_number, plural
 from warp_nb.plots import BLOCK_INCHES, geometry, summary_forest, training_curves
-from warp_nb.report import EXPERIMENTS, OK, ROOT, read_result, reports_of
+from warp_nb.results import EXPERIMENTS, OK, ROOT, read_result, reports_of, result_path
 from warp_nb.tables import table
 from warp_nb.tasks import Task, describe, resolve
 
@@ -54,7 +54,7 @@ def banner(config: ExperimentConfig, task: Task) -> HTML:
 def duration(config: ExperimentConfig, task: str, reports: Path = ROOT / "reports") -> dict[str, str]:
     """About how long it took elsewhere: a kept result of this task and length of text; nothing without one."""
     for name in EXPERIMENTS:
-        kept = read_result(reports_of(task, reports) / f"{name}.result.json")
+        kept = read_result(result_path(reports_of(task, reports), name))
         same = ("batch_size", "max_new_tokens", "n_eval_prompts")
         if kept["status"] != OK or any(kept["config"][key] != getattr(config, key) for key in same):
             continue

@@ -1,4 +1,4 @@
-"""Weights and records on disk: safetensors (tied tensors once) and JSON, written atomically."""
+"""Weights and records on disk: safetensors (tied tensors once), JSON and text, written atomically."""
 
 from __future__ import annotations
 
@@ -87,6 +87,17 @@ def write_json(path: Path, value: Any) -> None:
         text = json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False)
         text = SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, half characters as question marks."""
+    write_bytes(path, text.encode("utf-8", "replace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def plain(value: Any) -> Any:

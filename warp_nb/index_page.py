@@ -1,0 +1,199 @@
+"""The page of a task's reports: rows beside the original's, curves, links; the footer of every page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from warp_nb.formatting import fixed, format_number, plural
+from warp_nb.original import ASSUMED_TASK, ROWS
+from warp_nb.page import definitions, page
+from warp_nb.results import FAILED, MISSING, OK
+
+PANELS = ("objective", "reward", "kl")
+
+
+def index(task: str, results: dict[str, dict[str, Any]], curves: dict[str, bytes]) -> str:
+    """The page of all experiments."""
+    head = "<tr>" + "".join(
+        f"<th>{title}</th>"
+        for title in (
+            "№", "Что меняется", "Награда SFT", "Награда WARP", "Разность",
+            "KL(sft‖warp)", "KL(warp‖sft)", "Проверки",
+        )
+    ) + "</tr>"  # fmt: skip
+    rows = "\n".join(index_row(name, result) + original_row(name) for name, result in results.items())
+    pictures = "\n".join(
+        f'<img alt="Кривые четырёх экспериментов: {column}" src="data:image/png;base64,'
+        f'{base64.b64encode(png).decode()}">'
+        for column, png in curves.items()
+    )
+    links = "".join(
+        f'<li><a href="{n}.html">Эксперимент {n[3:]}</a>, <a href="{n}.ipynb">выполненная тетрадь</a>,'
+        f' <a href="{n}.result.json">все числа</a>: {_conclusion(r)}</li>\n'
+        for n, r in results.items()
+        if r["status"] == OK
+    )
+    body = f"""<p>Алгоритм WARP (arXiv 2406.16768), задача <b>{escape(task)}</b>. KL в натах на последовательность,
+в скобках 95 % интервал. Серые строки — числа исходного отчёта: там другая модель и другая шкала награды,
+сравнивать с ними можно порядок величин KL, но не награды. Часть условий
+принята нами: {escape(ASSUMED_TASK)}.</p>
+<div class="scroll"><table><thead>{head}</thead>
+<tbody>
+{rows}
+</tbody></table></div>
+<p>{kl_order(results)}</p>
+<h2>Кривые</h2>
+{pictures}
+<h2>Подробно</h2>
+<ul>
+{links}</ul>
+{index_footer(results)}"""
+    return page(f"WARP: эксперименты 1–4, задача {task}", body)
+
+
+def index_row(name: str, result: dict[str, Any]) -> str:
+    """One measured row; a run that did not end well says only that."""
+    number = int(name[3:])
+    change = escape(ROWS[number].change)
+    if result["status"] != OK:
+        reason = "не запускался" if result["status"] == MISSING else f"не закончен: {result.get('error', '')}"
+        return f'<tr><th>{number}</th><td>{change}</td><td class="failed" colspan="6">{escape(reason)}</td></tr>\n'
+    cells = "".join(f"<td>{interval(result['summary'][measure])}</td>" for measure in ROWS[number].measures())
+    setting = f"<small>{escape(index_setting(number, result['config']))}</small>"
+    what = f'<td class="change">{change}<br>{setting}</td>'
+    checks = index_checks(result["checks"])
+    return f'<tr><th><a href="{name}.html">{number}</a></th>{what}{cells}{checks}</tr>\n'
+
+
+def index_setting(number: int, config: dict[str, Any]) -> str:
+    """lr and warm-up as they were run, and what of this experiment we had to assume."""
+    steps = config["warmup_steps"]
+    warmup = f"прогрев {steps} {plural(steps, 'шаг', 'шага', 'шагов')}" if steps else "без прогрева"
+    assumed = [text for text in ROWS[number].assumed if text != ASSUMED_TASK]
+    return "; ".join([f"lr = {format_number(config['lr'])}, {warmup}", *(f"принято нами: {text}" for text in assumed)])
+
+
+def index_checks(checks: Sequence[dict[str, Any]]) -> str:
+    """The cell of the checks: which failed, else how many passed and how many did not apply."""
+    failed = [check["title"] for check in checks if check["applies"] and not check["passed"]]
+    if failed:
+        return f'<td class="failed">{escape("не пройдены: " + "; ".join(failed))}</td>'
+    silent = sum(not check["applies"] for check in checks)
+    passed = len(checks) - silent
+    text = f"{plural(passed, 'пройдена', 'пройдены', 'пройдено')} {passed}"
+    if silent:
+        text += f", {plural(silent, 'неприменима', 'неприменимы', 'неприменимо')} {silent}"
+    return f"<td>{text}</td>"
+
+
+def original_row(name: str) -> str:
+    """The original report's figures as it printed them."""
+    original = ROWS[int(name[3:])]
+    figures = original.measures()
+    cells = "".join(f"<td>{fixed(v, 5 if k.startswith('kl') else 7)}</td>" for k, v in figures.items())
+    return f'<tr class="original"><th></th><td>исходный отчёт (другая шкала)</td>{cells}<td></td></tr>'
+
+
+def interval(estimate: dict[str, float | None]) -> str:
+    """1,56 [1,42; 1,70]."""
+    value, low, high = (
+        format_number(math.nan if estimate[k] is None else estimate[k] or 0.0) for k in ("value", "low", "high")
+    )
+    return f"{value} <small>[{low}; {high}]</small>"
+
+
+def _conclusion(result: dict[str, Any]) -> str:
+    return " ".join(escape(paragraph) for paragraph in result["conclusion"][:2])
+
+
+def kl_order(results: dict[str, dict[str, Any]]) -> str:
+    """Do the experiments keep the original's order of KL(sft‖warp)? Nothing while one has no result."""
+    if any(result["status"] != OK for result in results.values()):
+        return ""
+    numbers = [int(name[3:]) for name in results]
+    ours = sorted(numbers, key=lambda n: results[f"exp{n}"]["summary"]["kl_reference_policy"]["value"])
+    theirs = sorted(numbers, key=lambda n: ROWS[n].kl_reference_policy)
+    here, there = (", ".join(map(str, order)) for order in (ours, theirs))
+    kept = f"в том же порядке, что в исходном отчёте: {here}"
+    other = f"в другом порядке, чем в исходном отчёте: {here}, а там {there}"
+    return (
+        f"По возрастанию KL(sft‖warp) эксперименты стоят {kept if ours == theirs else other}. Сами значения KL и не "
+        "обязаны совпасть: там другая модель, а от размера пакета и длины продолжения, которых отчёт не называет, "
+        "KL последовательности зависит прямо."
+    )
+
+
+def draw(results: dict[str, dict[str, Any]], columns: Sequence[str]) -> bytes:
+    """PNG of the four experiments' curves over each other, a panel a column of the history."""
+    import pandas as pd
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from warp_nb.plots import compare_experiments
+
+    done = {f"эксперимент {n[3:]}": pd.DataFrame(r["history"]) for n, r in results.items() if r["status"] == OK}
+    figure = Figure(figsize=(6.4 * len(columns), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for ax, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+        if done:
+            compare_experiments(ax, done, column)
+        else:
+            ax.text(0.5, 0.5, "Законченных прогонов нет", ha="center", transform=ax.transAxes)
+            ax.set_axis_off()
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110, metadata={"Software": ""})
+    return stream.getvalue()
+
+
+def index_footer(results: dict[str, dict[str, Any]]) -> str:
+    """The footer of the last finished experiment, with what belongs to all of them."""
+    done = [result for result in results.values() if result["status"] == OK]
+    if not done:
+        return footer({"status": FAILED, "error": "ни один эксперимент не закончен"})
+    commands = {r["run"]["command"].replace(f" {n} ", " ", 1) for n, r in results.items() if r["status"] == OK}
+    together = {"command": "; ".join(sorted(commands)), "seconds": sum(result["run"]["seconds"] for result in done)}
+    runs = [row for result in done for row in result["runs"]]
+    peak = max(result["peak_rss_mb"] for result in done)
+    return footer(done[-1] | {"run": done[-1]["run"] | together, "runs": runs, "peak_rss_mb": peak})
+
+
+def footer(result: dict[str, Any]) -> str:
+    """How to repeat the run and what it ran on; a failed run says so first."""
+    about = result.get("run", {})
+    facts = [("Повторить", about.get("command", "")), ("Ядер и память", _computer_text(about))]
+    if "seconds" in about:
+        facts.append(("Длительность", f"{format_number(about['seconds'])} с вместе с загрузкой"))
+    if result["status"] == OK:
+        machine = result["machine"]
+        versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
+        facts += [
+            ("Устройство", f"{machine['gpu'] or machine['cpu']}, потоков: {machine['threads']}"),
+            ("Начальное значение", f"seed = {result['config']['seed']}, повторений: {result['config']['n_seeds']}"),
+            ("Память процесса", f"до {format_number(result['peak_rss_mb'] / 1e3)} ГБ"),
+            *loaded_runs(result),
+            ("Версии", f"Python {machine['python']}, {versions}"),
+        ]
+        head = ""
+    else:
+        head = f'<p class="failed">Прогон не закончен: {escape(result.get("error", "нет результата"))}</p>'
+    return f"<footer><h2>Как повторить</h2>{head}{definitions(facts)}</footer>"
+
+
+def loaded_runs(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was taken ready from an interrupted run, so that the duration is not read as that of all."""
+    shares = [row["loaded"] for row in result["runs"]]
+    ready, begun = sum(share == 1 for share in shares), sum(0 < share < 1 for share in shares)
+    if not ready + begun:
+        return []
+    text = f"готовых прогонов: {ready} из {len(shares)}" + (f", начатых раньше: {begun}" if begun else "")
+    return [("Загружено", f"{text}; время их загруженных шагов в длительность не входит")]
+
+
+def _computer_text(about: dict[str, Any]) -> str:
+    memory = about.get("memory_gb")
+    return f"{about.get('cores', '?')}, {format_number(memory)} ГБ" if memory else "не записаны"
