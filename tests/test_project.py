@@ -83,6 +83,17 @@ def test_links_of_the_documents_lead_somewhere() -> None:
             assert target.startswith("http") or (ROOT / target).exists(), f"{name}: {target}"
 
 
+def test_every_module_that_is_named_as_a_command_is_one() -> None:
+    texts = [
+        path.read_text(encoding="utf-8") for kind in ("*.md", "docs/*.md", "warp_nb/*.py") for path in ROOT.glob(kind)
+    ]
+    named = {name for text in texts for name in re.findall(r"python3? -m warp_nb\.(\w+)", text)}
+    assert named >= {"report", "small_policy"}
+    for name in named:
+        *_, guard, call = (ROOT / "warp_nb" / f"{name}.py").read_text(encoding="utf-8").rstrip().splitlines()
+        assert guard == 'if __name__ == "__main__":' and call.endswith(")"), name
+
+
 @pytest.mark.parametrize("name", sorted(import_module("warp_nb").__all__))
 def test_every_public_name_loads(name: str) -> None:
     assert getattr(import_module("warp_nb"), name).__module__.startswith("warp_nb.")

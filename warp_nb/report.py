@@ -127,3 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in bad:
         print(f"{name} has no result: {merged['experiments'][name].get('error', 'never run')}", file=sys.stderr)
     return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
