@@ -1,7 +1,16 @@
-"""What holds for every test: no hub, no display, no bars."""
+"""What holds for every test: no hub, no display, no bars; the same examples every time.
+
+`pytest --hypothesis-profile=explore` draws others.
+"""
 
 from __future__ import annotations
 
 import os
 
+from hypothesis import settings
+
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND="Agg")
+
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("explore")
+settings.load_profile("repeatable")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, get_args
 
 import pytest
@@ -39,7 +40,7 @@ def test_values_are_taken_as_they_are_or_refused_by_name(values: dict[str, Any])
     try:
         config = WarpConfig(**values)
     except ValueError as error:
-        told = [name for name in values if f"{name} = " in str(error)]
+        told = [name for name in values if re.search(rf"\b{name} = ", str(error))]
         assert told and "pass" in str(error)
         for name in told:
             if name != "baseline":  # told of together with batch_size
