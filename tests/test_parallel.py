@@ -57,6 +57,7 @@ def everything(result: WarpResult) -> list[Any]:
 # the same bits
 
 
+@pytest.mark.slow
 def test_a_pool_gives_the_bits_of_a_loop_and_reports_every_step(pool: Executor, serial: WarpResult) -> None:
     rows: list[Any] = []
     result = warp(CONFIG, remote.opinion("cpu"), executor=pool, progress=rows.append)
@@ -113,6 +114,7 @@ def test_weights_do_not_travel_through_the_executor() -> None:
 # deaths
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_a_pool_ends_the_call_and_the_next_one_goes_on(tmp_path: Path, serial: WarpResult) -> None:
     task = remote.mortal("cpu", tmp_path / "killed")
     with (
