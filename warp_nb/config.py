@@ -38,7 +38,7 @@ class WarpConfig(BaseModel):
     merge_by: Literal["layer", "tensor", "global"] = Field("layer", description="block that shares one angle")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="Opt of line 8")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of training (evaluation is fp32)")
-    independent_seeds: bool = Field(True, description="False gives all runs one seed: for the diagnosis only")
+    independent_seeds: bool = Field(True, description="False gives all I·M runs one seed: for the diagnosis only")
     seed: int = Field(0, ge=0, description="all randomness of the experiment derives from it")
     save_every: int = Field(0, ge=0, description="steps between saved states of a run; 0: one when it is stopped")
     threads: int = Field(

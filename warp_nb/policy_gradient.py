@@ -45,9 +45,7 @@ def derive_seed(*parts: int | str) -> int:
 
 def run_seed(config: WarpConfig, iteration: int, run: int) -> int:
     """Seed of run (i, m): its prompt order and its sampling noise."""
-    if not config.independent_seeds:
-        return derive_seed(config.seed, iteration)
-    return derive_seed(config.seed, iteration, run)
+    return derive_seed(config.seed, iteration, run) if config.independent_seeds else derive_seed(config.seed)
 
 
 def learning_rate(config: WarpConfig, step: int) -> float:
