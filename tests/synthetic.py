@@ -149,3 +149,39 @@ def results() -> dict[str, dict[str, Any]]:
     """Of all four experiments, as `report` keeps them."""
     one = record() | {"run": {"command": "x", "seconds": 1.0, "cores": 2, "memory_gb": 8.0}}
     return {name: json.loads(json.dumps(one)) for name in EXPERIMENTS}
+
+
+def comparison_record() -> dict[str, Any]:
+    """What the reports take of an experiment 5 that never ran."""
+    estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
+    at_equal = {"gain_at_equal_kl": estimate, "equal_kl": [1.5, 2.5, 3.5], "steps": 400}
+    arm = {name: [estimate] * 4 for name in HELD_OUT} | at_equal
+    return {
+        "status": "ok",
+        "config": {"T": 100, "lr": 1e-4, "warmup_steps": 20, "n_seeds": 3},
+        "summary": dict.fromkeys(("WARP", "M = 1", "REINFORCE"), arm),
+        "advantage": dict.fromkeys(("M = 1", "REINFORCE"), estimate),
+        "conclusion": ["**WARP**: <script>x</script>вывод"],
+    }
+
+
+def diagnosis_record() -> dict[str, Any]:
+    """What the reports take of a diagnosis that never ran."""
+    verdict = {"name": "гипотеза", "english": "a hypothesis", "prediction": "", "measured": ""}
+    return {
+        "status": "ok",
+        "verdicts": [
+            verdict | {"verdict": "не различить", "verdict_english": "undecided", "outcomes": [True, True, False]}
+        ],
+        "tried": 36,
+        "as_good": 2,
+        "best": {
+            "reward": "collapsed",
+            "seeds": "one",
+            "warm_up": "5",
+            "scoring": "mixed",
+            "traits": {"a": True},
+            "matched": 1,
+        },
+        "conclusion": ["<b>лучшее</b>"],
+    }

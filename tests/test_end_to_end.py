@@ -36,6 +36,16 @@ def test_a_notebook_runs_from_any_folder_with_what_yaml_and_the_command_line_mak
 
 
 @pytest.mark.slow
+def test_the_notebook_of_experiment_5_runs(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(SMALL_RUN.replace("I: 1", "I: 2") + "T: 2\ntask: small\nresult_file: r.json\n")
+    command = [sys.executable, "-m", "papermill", str(FOLDER / "exp5.ipynb"), "out.ipynb", "-f", "p.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert found["status"] == "ok" and len(found["arms"]["REINFORCE"]["history"]) == 8 and found["conclusion"]
+
+
+@pytest.mark.slow
 def test_a_notebook_whose_kernel_was_killed_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     """SIGKILL of the kernel between two steps: papermill fails, the same command again ends as if nothing had been."""
     (tmp_path / "p.yaml").write_text(SMALL_RUN + "M: 1\nT: 40\nsave_every: 1\n")

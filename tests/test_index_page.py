@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from synthetic import results
+from synthetic import comparison_record, diagnosis_record, results
 
 from warp_nb import index_page
-from warp_nb.results import EXPERIMENTS
+from warp_nb.results import COMPARISON, EXPERIMENTS
+
+MISSING = {"status": "missing"}
 
 
 def test_the_index_says_whether_the_original_order_of_kl_is_kept() -> None:
@@ -39,5 +41,23 @@ def test_the_index_tells_what_was_run_and_what_of_it_was_assumed() -> None:
     assert "lr = 2·10⁻⁵, прогрев 3 шага; принято нами: длина прогрева" in index_page.index_row("exp1", one)
     row = index_page.index_row("exp2", one | {"config": one["config"] | {"warmup_steps": 0}})
     assert "без прогрева" in row and "принято нами" not in row
-    page = index_page.index("small", results(), {})
+    page = index_page.index("small", results(), {}, MISSING, MISSING, "../")
     assert page.count("принята нами: задача, размер пакета") == 1
+
+
+def test_experiment_5_stands_in_the_index() -> None:
+    text = index_page.comparison_section("small", comparison_record())
+    assert text.count("<tr>") == 1 + 3 and f'href="{COMPARISON}.html"' in text
+    assert "0,5 <small>[0,4; 0,6]" in text and "<strong>WARP</strong>" in text and "<script>" not in text
+
+
+def test_the_diagnosis_stands_in_the_index_of_every_task() -> None:
+    text = index_page.diagnosis_section(diagnosis_record(), "../")
+    assert 'href="../diagnosis.html"' in text and "2 из 3" in text and "&lt;b&gt;лучшее&lt;/b&gt;" in text
+
+
+def test_what_was_not_run_says_the_command_and_what_failed_its_error() -> None:
+    assert "python -m warp_nb.report exp5 --task small" in index_page.comparison_section("small", MISSING)
+    assert "python -m warp_nb.diagnosis" in index_page.diagnosis_section(MISSING, "")
+    failed = {"status": "failed", "error": "<b>x</b>"}
+    assert "&lt;b&gt;x" in index_page.comparison_section("small", failed)

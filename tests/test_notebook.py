@@ -73,15 +73,15 @@ def test_limits_follow_the_parameters_and_the_task() -> None:
 
 def test_the_time_is_that_of_a_kept_result_scaled_to_the_steps(tmp_path: Path) -> None:
     config = ExperimentConfig(I=2, M=2, T=10, n_seeds=2)
-    assert notebook.duration(config, "small", tmp_path) == {}
+    assert notebook.duration(config, "small", 80, tmp_path) == {}
     kept = {"status": "ok", "seconds": 30.0, "machine": {"gpu": None, "cpu": "Z80"}}
     kept |= {"config": config.model_dump() | {"n_seeds": 1}, "history": [{"seconds": s} for s in (1.0, 2.0, 7.0)]}
     (tmp_path / "small").mkdir()
     write_json(tmp_path / "small" / "exp2.result.json", kept)
     # two trainings of forty steps of 2 s and of 20 s beside them
-    assert notebook.duration(config, "small", tmp_path) == {"Время": "около 3,3 мин на машине отчёта (Z80)"}
-    assert notebook.duration(config.replace(T=1, n_seeds=1), "small", tmp_path)["Время"].startswith("около 28 с")
-    assert notebook.duration(config.replace(batch_size=8), "small", tmp_path) == {}
+    assert notebook.duration(config, "small", 80, tmp_path) == {"Время": "около 3,3 мин на машине отчёта (Z80)"}
+    assert notebook.duration(config.replace(n_seeds=1), "small", 4, tmp_path)["Время"].startswith("около 28 с")
+    assert notebook.duration(config.replace(batch_size=8), "small", 80, tmp_path) == {}
 
 
 def test_curves_show_objective_reward_and_kl_of_every_run() -> None:

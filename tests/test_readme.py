@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from synthetic import results
+from synthetic import comparison_record, diagnosis_record, results
 
 from warp_nb import readme
 from warp_nb.original import ASSUMED_TASK, ROWS
@@ -26,5 +26,19 @@ def test_the_readme_table_holds_the_measured_numbers() -> None:
 
 def test_the_readme_table_equals_the_recomputed_one() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.README_MARKS.search(text)
+    assert {found[2] for found in readme.README_MARKS.finditer(text)} == readme.TABLES.keys()
     assert readme.filled(text, ROOT / "reports") == text, "run `make readme`"
+
+
+def test_experiment_5_and_the_diagnosis_have_their_tables() -> None:
+    merged = {"task": "small", "exp5": comparison_record(), "diagnosis": diagnosis_record()}
+    lines = readme.comparison_table(merged).splitlines()
+    assert (
+        lines[2].startswith("| WARP | 400 | 0.5 [0.4, 0.6]")
+        and lines[2].endswith("|  |")
+        and "1.5, 2.5, 3.5" in lines[-1]
+    )
+    said = readme.diagnosis_table(merged)
+    assert "| a hypothesis | undecided | 2 of 3 |" in said and "1 of the original's 1 traits" in said
+    empty = {"task": "small", "exp5": {"status": "missing"}, "diagnosis": {"status": "failed"}}
+    assert readme.comparison_table(empty) == readme.diagnosis_table(empty) == "Not run yet.\n"

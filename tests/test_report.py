@@ -96,10 +96,10 @@ def test_the_page_tells_how_to_repeat(reports: Path) -> None:
 def test_a_merged_result_is_ok_only_when_all_are(tmp_path: Path) -> None:
     for name, one in results().items():
         write_json(tmp_path / f"{name}.result.json", one)
-    assert report.summarise("small", tmp_path)["status"] == "ok"
+    assert report.summarise("smollm", tmp_path)["status"] == "ok"
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "exp3.result.json").write_text('{"status": "ok"')
-    assert report.summarise("small", tmp_path)["status"] == "failed"
+    assert report.summarise("smollm", tmp_path)["status"] == "failed"
 
 
 @pytest.mark.parametrize("argv", [["exp9"], ["--task", "../x"], ["--task", ""]])

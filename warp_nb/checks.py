@@ -304,12 +304,12 @@ def check_objective(history: pd.DataFrame) -> Check:
 def check_completions(runs: pd.DataFrame, evaluations: Sequence[Evaluation]) -> list[Check]:
     """Completions are not empty, not a loop, and still text to the reference."""
     empty = float(runs["empty_completions"].max(skipna=False))
-    distinct = [(_ratio(e.distinct_policy, e.distinct_reference, unknown=-math.inf), e) for e in evaluations]
-    varied = [(e.variety_policy / e.variety_reference, e) for e in evaluations]
-    fluent = [(_ratio(e.perplexity_policy, e.perplexity_reference, unknown=math.inf), e) for e in evaluations]
+    distinct = [(diversity(e), e) for e in evaluations]
+    varied = [(variety(e), e) for e in evaluations]
+    garbling = [(perplexity_factor(e), e) for e in evaluations]
     lowest, looped = min(distinct, key=itemgetter(0))
     least, alike = min(varied, key=itemgetter(0))
-    farthest, garbled = max(((max(ratio, 1 / ratio), e) for ratio, e in fluent), key=itemgetter(0))
+    farthest, garbled = max(garbling, key=itemgetter(0))
     return [
         _check("completions-nonempty", empty <= EMPTY_SHARE, f"пустых: {format_share(empty)}"),
         _check(
@@ -328,6 +328,31 @@ def check_completions(runs: pd.DataFrame, evaluations: Sequence[Evaluation]) -> 
             _against(garbled.perplexity_policy, garbled.perplexity_reference),
         ),
     ]
+
+
+def reads_like_reference(evaluation: Evaluation) -> bool:
+    """Whether the policy's text is as diverse, as varied and as likely as the reference's, by the checks' limits."""
+    return (
+        diversity(evaluation) >= DISTINCT_RATIO
+        and variety(evaluation) >= VARIETY_RATIO
+        and perplexity_factor(evaluation) <= PERPLEXITY_RATIO
+    )
+
+
+def diversity(evaluation: Evaluation) -> float:
+    """Distinct bigrams within a completion, the policy's share over the reference's."""
+    return _ratio(evaluation.distinct_policy, evaluation.distinct_reference, unknown=-math.inf)
+
+
+def variety(evaluation: Evaluation) -> float:
+    """Distinct bigrams in all completions together, the policy's share over the reference's."""
+    return evaluation.variety_policy / evaluation.variety_reference
+
+
+def perplexity_factor(evaluation: Evaluation) -> float:
+    """How many times the policy's perplexity is larger or smaller than the reference's; at least 1."""
+    ratio = _ratio(evaluation.perplexity_policy, evaluation.perplexity_reference, unknown=math.inf)
+    return max(ratio, 1 / ratio)
 
 
 def check_sampling(runs: pd.DataFrame, config: WarpConfig) -> Check:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,8 @@ class Evaluation:
     """Share of distinct bigrams in all completions together: low where every prompt gets the same text."""
     variety_policy: float
     samples: list[dict[str, Any]]
+    rewards_policy: list[float] = field(default_factory=list)
+    """Of every prompt, to pair two policies that were evaluated with the same seed."""
 
     def measures(self) -> dict[str, Estimate]:
         """The estimates by name."""
@@ -170,6 +172,7 @@ def evaluate(
             }
             for i in range(min(n_samples, n_prompts))
         ],
+        rewards["policy"],
     )
 
 
@@ -183,16 +186,16 @@ def pareto_front(
     max_new_tokens: int,
     temperature: float,
 ) -> list[dict[str, Any]]:
-    """Rows (eta, reward, kl) of the front {(1 - eta) θ_sft + eta θ_slerp^I}, with intervals.
+    """Rows (eta, reward, kl, evaluation) of the front {(1 - eta) θ_sft + eta θ_slerp^I}, with intervals.
 
-    reward and kl are Estimates: the policy's held-out reward and KL(policy || sft).
+    reward and kl are Estimates: the policy's held-out reward and KL(policy || sft), as in the Evaluation.
     """
     rows = []
     policy = copy.deepcopy(sft).eval()
     for eta, state in zip(etas, final_front(snapshot(sft), merged, etas), strict=True):
         policy.load_state_dict(state)
         found = evaluate(policy, sft, task, n_prompts, seed, max_new_tokens, temperature)
-        rows.append({"eta": eta, "reward": found.reward_policy, "kl": found.kl_policy_reference})
+        rows.append({"eta": eta, "reward": found.reward_policy, "kl": found.kl_policy_reference, "evaluation": found})
     return rows
 
 

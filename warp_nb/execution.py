@@ -51,11 +51,14 @@ def run(
     error = ""
     with tempfile.TemporaryDirectory() as scratch:
         executed, written = Path(scratch) / f"{name}.ipynb", Path(scratch) / "result.json"
+        ours = {"result_file": str(written), "out_dir": str(runs)}
+        source = str(notebooks / f"{name}.ipynb")
         try:
+            known = papermill.inspect_notebook(source)
             papermill.execute_notebook(
-                str(notebooks / f"{name}.ipynb"),
+                source,
                 str(executed),
-                parameters=parameters | {"result_file": str(written), "out_dir": str(runs)},
+                parameters=parameters | {key: value for key, value in ours.items() if key in known},
                 kernel_name="python3",
                 progress_bar=False,
                 stderr_file=sys.stderr,

@@ -1,4 +1,4 @@
-"""The page of a task's reports: rows beside the original's, curves, links; the footer of every page."""
+"""The page of a task's reports: rows beside the original's, curves, experiment 5, the diagnosis, links."""
 
 from __future__ import annotations
 
@@ -9,23 +9,34 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from warp_nb.footer import footer
 from warp_nb.formatting import fixed, format_number, plural
 from warp_nb.original import ASSUMED_TASK, ROWS
-from warp_nb.page import definitions, page
-from warp_nb.results import FAILED, MISSING, OK
+from warp_nb.page import page, safe_markdown
+from warp_nb.results import COMPARISON, DIAGNOSIS, FAILED, MISSING, OK
 
 PANELS = ("objective", "reward", "kl")
 
 
-def index(task: str, results: dict[str, dict[str, Any]], curves: dict[str, bytes]) -> str:
-    """The page of all experiments."""
-    head = "<tr>" + "".join(
-        f"<th>{title}</th>"
-        for title in (
-            "№", "Что меняется", "Награда SFT", "Награда WARP", "Разность",
-            "KL(sft‖warp)", "KL(warp‖sft)", "Проверки",
-        )
-    ) + "</tr>"  # fmt: skip
+def index(
+    task: str,
+    results: dict[str, dict[str, Any]],
+    curves: dict[str, bytes],
+    comparison: dict[str, Any],
+    diagnosis: dict[str, Any],
+    diagnosis_folder: str,
+) -> str:
+    """The page of all experiments; the diagnosis lies in `diagnosis_folder`, relative to the page."""
+    titles = (
+        "№",
+        "Что меняется",
+        "Награда SFT",
+        "Награда WARP",
+        "Разность",
+        "KL(sft‖warp)",
+        "KL(warp‖sft)",
+        "Проверки",
+    )
     rows = "\n".join(index_row(name, result) + original_row(name) for name, result in results.items())
     pictures = "\n".join(
         f'<img alt="Кривые четырёх экспериментов: {column}" src="data:image/png;base64,'
@@ -42,18 +53,17 @@ def index(task: str, results: dict[str, dict[str, Any]], curves: dict[str, bytes
 в скобках 95 % интервал. Серые строки — числа исходного отчёта: там другая модель и другая шкала награды,
 сравнивать с ними можно порядок величин KL, но не награды. Часть условий
 принята нами: {escape(ASSUMED_TASK)}.</p>
-<div class="scroll"><table><thead>{head}</thead>
-<tbody>
-{rows}
-</tbody></table></div>
+{grid(titles, rows)}
 <p>{kl_order(results)}</p>
 <h2>Кривые</h2>
 {pictures}
 <h2>Подробно</h2>
 <ul>
 {links}</ul>
+{comparison_section(task, comparison)}
+{diagnosis_section(diagnosis, diagnosis_folder)}
 {index_footer(results)}"""
-    return page(f"WARP: эксперименты 1–4, задача {task}", body)
+    return page(f"WARP: эксперименты, задача {task}", body)
 
 
 def index_row(name: str, result: dict[str, Any]) -> str:
@@ -128,6 +138,67 @@ def kl_order(results: dict[str, dict[str, Any]]) -> str:
     )
 
 
+def comparison_section(task: str, result: dict[str, Any]) -> str:
+    """Experiment 5: what each way to spend the steps reached, in words too."""
+    head = "<h2>Эксперимент 5: T = 100 и прогрев</h2>\n"
+    if result["status"] != OK:
+        return head + unfinished(result, f"python -m warp_nb.report {COMPARISON} --task {task}")
+    titles = ("Способ", "Шагов", "Прирост награды, η = 1", "KL(политика‖sft), η = 1", "Перплексия под θ_sft, η = 1",
+              "Прирост при общей KL")  # fmt: skip
+    rows = "".join(
+        f"<tr><th>{escape(arm)}</th><td>{found['steps']}</td>"
+        + "".join(
+            f"<td>{interval(estimate)}</td>"
+            for estimate in (
+                found["reward_difference"][-1],
+                found["kl_policy_reference"][-1],
+                found["perplexity_policy"][-1],
+                found["gain_at_equal_kl"],
+            )
+        )
+        + "</tr>\n"
+        for arm, found in result["summary"].items()
+    )
+    said = "\n".join(safe_markdown(paragraph) for paragraph in result["conclusion"])
+    return f"{head}{grid(titles, rows)}\n{said}\n{links_to(COMPARISON, 'Эксперимент 5')}"
+
+
+def diagnosis_section(result: dict[str, Any], folder: str) -> str:
+    """The verdicts, which combination of faults fits best, and the way to the notebook."""
+    head = "<h2>Диагностика: чего не видел исходный отчёт</h2>\n"
+    if result["status"] != OK:
+        return head + unfinished(result, f"python -m warp_nb.diagnosis; python -m warp_nb.report {DIAGNOSIS}")
+    rows = "".join(
+        f"<tr><td>{escape(verdict['name'])}</td><td>{escape(verdict['verdict'])}</td>"
+        f"<td>{sum(verdict['outcomes'])} из {len(verdict['outcomes'])}</td></tr>\n"
+        for verdict in result["verdicts"]
+    )
+    said = "\n".join(f"<p>{escape(paragraph)}</p>" for paragraph in result["conclusion"])
+    table = grid(("Гипотеза", "Вердикт", "Предсказание сбылось"), rows)
+    return f"{head}{table}\n{said}\n{links_to(f'{folder}{DIAGNOSIS}', 'Диагностика')}"
+
+
+def unfinished(result: dict[str, Any], command: str) -> str:
+    """Instead of a result."""
+    if result["status"] == MISSING:
+        return f"<p>Не запускалось: <code>{escape(command)}</code></p>"
+    return f'<p class="failed">Не закончено: {escape(str(result.get("error", "")))}</p>'
+
+
+def grid(titles: Sequence[str], rows: str) -> str:
+    """A table around rows of HTML that is trusted."""
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'
+
+
+def links_to(name: str, title: str) -> str:
+    """Page, executed notebook and numbers."""
+    return (
+        f'<p><a href="{name}.html">{title}</a>, <a href="{name}.ipynb">выполненная тетрадь</a>,'
+        f' <a href="{name}.result.json">все числа</a></p>'
+    )
+
+
 def draw(results: dict[str, dict[str, Any]], columns: Sequence[str]) -> bytes:
     """PNG of the four experiments' curves over each other, a panel a column of the history."""
     import pandas as pd
@@ -160,40 +231,3 @@ def index_footer(results: dict[str, dict[str, Any]]) -> str:
     runs = [row for result in done for row in result["runs"]]
     peak = max(result["peak_rss_mb"] for result in done)
     return footer(done[-1] | {"run": done[-1]["run"] | together, "runs": runs, "peak_rss_mb": peak})
-
-
-def footer(result: dict[str, Any]) -> str:
-    """How to repeat the run and what it ran on; a failed run says so first."""
-    about = result.get("run", {})
-    facts = [("Повторить", about.get("command", "")), ("Ядер и память", _computer_text(about))]
-    if "seconds" in about:
-        facts.append(("Длительность", f"{format_number(about['seconds'])} с вместе с загрузкой"))
-    if result["status"] == OK:
-        machine = result["machine"]
-        versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
-        facts += [
-            ("Устройство", f"{machine['gpu'] or machine['cpu']}, потоков: {machine['threads']}"),
-            ("Начальное значение", f"seed = {result['config']['seed']}, повторений: {result['config']['n_seeds']}"),
-            ("Память процесса", f"до {format_number(result['peak_rss_mb'] / 1e3)} ГБ"),
-            *loaded_runs(result),
-            ("Версии", f"Python {machine['python']}, {versions}"),
-        ]
-        head = ""
-    else:
-        head = f'<p class="failed">Прогон не закончен: {escape(result.get("error", "нет результата"))}</p>'
-    return f"<footer><h2>Как повторить</h2>{head}{definitions(facts)}</footer>"
-
-
-def loaded_runs(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """What was taken ready from an interrupted run, so that the duration is not read as that of all."""
-    shares = [row["loaded"] for row in result["runs"]]
-    ready, begun = sum(share == 1 for share in shares), sum(0 < share < 1 for share in shares)
-    if not ready + begun:
-        return []
-    text = f"готовых прогонов: {ready} из {len(shares)}" + (f", начатых раньше: {begun}" if begun else "")
-    return [("Загружено", f"{text}; время их загруженных шагов в длительность не входит")]
-
-
-def _computer_text(about: dict[str, Any]) -> str:
-    memory = about.get("memory_gb")
-    return f"{about.get('cores', '?')}, {format_number(memory)} ГБ" if memory else "не записаны"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from warp_nb.conclusions import believable_change, broken_instrument, conclude
 from warp_nb.config import ExperimentConfig
@@ -18,6 +18,7 @@ from warp_nb.tables import table
 from warp_nb.tasks import Task, describe, resolve
 
 if TYPE_CHECKING:
+    import pandas as pd
     from IPython.display import HTML, Markdown
     from matplotlib.figure import Figure
 
@@ -29,11 +30,11 @@ MARGIN = 3.0
 """Standard errors that a verdict must lie away from its border to count as a fact."""
 
 
-def banner(config: ExperimentConfig, task: Task) -> HTML:
-    """Task and why, device, versions, what the run costs: a table of two columns."""
+def banner(config: ExperimentConfig, task: Task, steps: int = 0) -> HTML:
+    """Task and why, device, versions, cost: a table of two columns; `steps` where they are not n_seeds * I * M * T."""
     _, device, why = resolve(config.task, config.device)
     about, computer = describe(task), machine()
-    steps = config.n_seeds * config.I * config.M * config.T
+    steps = steps or config.n_seeds * config.I * config.M * config.T
     completions = steps * config.batch_size
     versions = ", ".join(f"{name} {number}" for name, number in computer["versions"].items())
     facts = {
@@ -45,22 +46,22 @@ def banner(config: ExperimentConfig, task: Task) -> HTML:
         "Устройство": f"{device}, потоков: {computer['threads']}; {computer['gpu'] or computer['cpu']}",
         "Арифметика": f"{training_dtype(config.dtype, task.policy)} в обучении, float32 в оценке",
         "Объём": f"{steps} шагов по {config.batch_size} продолжений, всего {format_number(completions, 6)}",
-        **duration(config, task.name),
+        **duration(config, task.name, steps),
         "Версии": f"Python {computer['python']}, {versions}",
     }
     return table([{"Что": name, "Значение": value} for name, value in facts.items()])
 
 
-def duration(config: ExperimentConfig, task: str, reports: Path = ROOT / "reports") -> dict[str, str]:
+def duration(config: ExperimentConfig, task: str, steps: int, reports: Path = ROOT / "reports") -> dict[str, str]:
     """About how long it took elsewhere: a kept result of this task and length of text; nothing without one."""
     for name in EXPERIMENTS:
         kept = read_result(result_path(reports_of(task, reports), name))
         same = ("batch_size", "max_new_tokens", "n_eval_prompts")
         if kept["status"] != OK or any(kept["config"][key] != getattr(config, key) for key in same):
             continue
-        steps = [row["seconds"] for row in kept["history"]]
-        beside = max(0.0, kept["seconds"] - sum(steps)) / kept["config"]["n_seeds"]
-        seconds = config.n_seeds * (config.I * config.M * config.T * median(steps) + beside)
+        taken = [row["seconds"] for row in kept["history"]]
+        beside = max(0.0, kept["seconds"] - sum(taken)) / kept["config"]["n_seeds"]
+        seconds = steps * median(taken) + config.n_seeds * beside
         about = f"{format_number(seconds / 60, 2)} мин" if seconds >= 60 else f"{format_number(seconds, 2)} с"
         return {"Время": f"около {about} на машине отчёта ({kept['machine']['gpu'] or kept['machine']['cpu']})"}
     return {}
@@ -75,7 +76,13 @@ def policy_facts(about: dict[str, Any]) -> dict[str, str]:
     return {"SFT": f"перплексия на слово отложенных отзывов ({reviews}): {before} до SFT, {after} после"}
 
 
-def curves(result: ExperimentResult) -> Figure:
+class Trained(Protocol):
+    """What has curves: a result of an experiment, an arm of a comparison."""
+
+    history: pd.DataFrame
+
+
+def curves(result: Trained) -> Figure:
     """The maximised functional, the reward and the KL over the steps, one curve a run.
 
     One under another and narrow, so that the letters stay readable on a phone.

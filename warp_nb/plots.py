@@ -74,7 +74,7 @@ def summary_forest(ax: Axes, summary: Mapping[str, Estimate]) -> Axes:
     ax.set_yticks(range(len(REWARDS)), list(REWARDS.values()))
     ax.set_ylim(len(REWARDS) - 0.5, -0.5)
     ax.set_xlabel("награда на отложенных началах, 95 % интервал")
-    _decimal_commas(ax.xaxis)
+    decimal_commas(ax.xaxis)
     ax.grid(axis="x", alpha=0.3)
     return ax
 
@@ -133,7 +133,7 @@ def reward_kl_plane(ax: Axes, rows: Sequence[Mapping[str, Any]], label: str = ""
     ax.set_xlabel("KL(warp‖sft), нат на последовательность")
     ax.set_ylabel("награда на отложенных началах")
     for axis in (ax.xaxis, ax.yaxis):
-        _decimal_commas(axis)
+        decimal_commas(axis)
     ax.grid(alpha=0.3)
     if label:
         ax.legend(fontsize="small")
@@ -156,7 +156,7 @@ def _curve(ax: Axes, spread: pd.DataFrame, label: str, band: bool, style: tuple[
         ax.fill_between(spread.index, spread["min"], spread["max"], color=color, alpha=BAND, linewidth=0)
 
 
-def _decimal_commas(axis: Axis) -> None:
+def decimal_commas(axis: Axis) -> None:
     """Ticks with a decimal comma."""
     from matplotlib.ticker import ScalarFormatter
 
@@ -174,7 +174,7 @@ def _dressed(ax: Axes, xlabel: str, name: str, title: str) -> Axes:
     ax.set_xlabel(xlabel)
     ax.set_title(name, loc="left", fontsize="medium")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _decimal_commas(ax.yaxis)
+    decimal_commas(ax.yaxis)
     ax.grid(alpha=0.3)
     ax.legend(fontsize="small", title=title or None, title_fontsize="small")
     return ax

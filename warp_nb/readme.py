@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from warp_nb.original import ROWS
-from warp_nb.results import OK, reports_of
+from warp_nb.results import COMPARISON, DIAGNOSIS, OK, reports_of
 
-README_MARKS = re.compile(r"(<!-- results (\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
+README_MARKS = re.compile(r"(<!-- (results|comparison|diagnosis) (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+NOT_RUN = "Not run yet.\n"
 ASSUMED_ENGLISH = {
     "exp1": f"warm-up of exp1 ({ROWS[1].settings['warmup_steps']} steps, as in the paper)",
     "exp4": f"lr of exp4 ({ROWS[4].settings['lr']:g}, named in its last sentence)",
@@ -50,12 +51,65 @@ def _english(estimate: dict[str, float | None]) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def comparison_table(merged: dict[str, Any]) -> str:
+    """Markdown table of experiment 5, from result.json."""
+    result = merged.get(COMPARISON, {})
+    if result.get("status") != OK:
+        return NOT_RUN
+    lines = [
+        "| arm | steps | reward gained at η = 1 | KL(policy‖sft) at η = 1 | perplexity under θ_sft at η = 1 "
+        "| reward gained at equal KL | WARP ahead of it at equal KL |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for arm, found in result["summary"].items():
+        ends = [found[name][-1] for name in ("reward_difference", "kl_policy_reference", "perplexity_policy")]
+        figures = " | ".join(_english(estimate) for estimate in (*ends, found["gain_at_equal_kl"]))
+        ahead = _english(result["advantage"][arm]) if arm in result["advantage"] else ""
+        lines.append(f"| {arm} | {found['steps']} | {figures} | {ahead} |")
+    config, first = result["config"], next(iter(result["summary"].values()))
+    own = _english(first["perplexity_reference"][-1])
+    kls = ", ".join(f"{kl:.3g}" for kl in first["equal_kl"]) or "there is none"
+    lines += [
+        "",
+        f"Task `{merged['task']}`, trainings: {config['n_seeds']}; T = {config['T']}, lr {config['lr']:g} after a "
+        f"warm-up over {config['warmup_steps']} steps of each run. Equal KL, nats, is the largest that every front "
+        f"reaches with text that still reads: {kls}. SFT's own perplexity: {own}.",
+    ]
+    if config["n_seeds"] == 1:
+        lines[-1] += " Intervals are over prompts and do not cover another training."
+    return "\n".join(lines) + "\n"
+
+
+def diagnosis_table(merged: dict[str, Any]) -> str:
+    """Markdown table of the verdicts and the best-fitting combination, from result.json."""
+    result = merged.get(DIAGNOSIS, {})
+    if result.get("status") != OK:
+        return NOT_RUN
+    lines = ["| hypothesis | verdict | prediction met |", "|---|---|---|"]
+    lines += [
+        f"| {verdict['english']} | {verdict['verdict_english']} "
+        f"| {sum(verdict['outcomes'])} of {len(verdict['outcomes'])} |"
+        for verdict in result["verdicts"]
+    ]
+    best = result["best"]
+    lines += [
+        "",
+        f"Best fit of {result['tried']} combinations tried, {best['matched']} of the original's {len(best['traits'])} "
+        f"traits, as good as {result['as_good']} others: reward {best['reward']}, seeds {best['seeds']}, warm-up "
+        f"{best['warm_up']}, scoring {best['scoring']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"results": readme_table, "comparison": comparison_table, "diagnosis": diagnosis_table}
+
+
 def filled(readme: str, reports: Path) -> str:
     """README text with every marked table made again from its task's result.json, where there is one."""
 
     def table(found: re.Match[str]) -> str:
-        path = reports_of(found[2], reports) / "result.json"
-        text = readme_table(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else "Not run yet.\n"
-        return f"{found[1]}{text}{found[3]}"
+        path = reports_of(found[3], reports) / "result.json"
+        text = TABLES[found[2]](json.loads(path.read_text(encoding="utf-8"))) if path.exists() else NOT_RUN
+        return f"{found[1]}{text}{found[4]}"
 
     return README_MARKS.sub(table, readme)

@@ -3,6 +3,8 @@
     python -m warp_nb.report                         # experiments 1 to 4 on smollm -> reports/
     python -m warp_nb.report --task small            # on another task -> reports/small/
     python -m warp_nb.report exp4 --task small -p T 50
+    python -m warp_nb.report exp5 --task small       # the experiment that the original asks for
+    python -m warp_nb.report diagnosis               # from the table of python -m warp_nb.diagnosis
     python -m warp_nb.report --task small --render   # pages again from what was run
     python -m warp_nb.report --task small --readme   # the table in README.md
     python -m warp_nb.report --scrub                 # notebooks/ without progress bars and paths of this machine
@@ -18,19 +20,43 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from warp_nb.execution import run
-from warp_nb.index_page import PANELS, draw, footer, index
+from warp_nb.footer import footer
+from warp_nb.index_page import PANELS, draw, index
 from warp_nb.page import notebook_html
 from warp_nb.readme import filled
-from warp_nb.results import DEFAULT_TASK, EXPERIMENTS, FAILED, OK, ROOT, read_result, reports_of, result_path
+from warp_nb.results import (
+    COMPARISON,
+    DEFAULT_TASK,
+    DIAGNOSIS,
+    EXPERIMENTS,
+    FAILED,
+    OK,
+    ROOT,
+    read_result,
+    reports_of,
+    result_path,
+)
 from warp_nb.scrubbing import scrubbed
 from warp_nb.weights import write_bytes, write_json, write_text
 
-MERGED = ("status", "config", "summary", "checks", "conclusion", "seconds", "peak_rss_mb", "machine", "run")
+MERGED = (
+    "status",
+    "config",
+    "summary",
+    "advantage",
+    "checks",
+    "conclusion",
+    "seconds",
+    "peak_rss_mb",
+    "machine",
+    "run",
+)
+"""What the merged result.json takes of an experiment's own; only experiment 5 has an advantage."""
 
 
 def render(name: str, folder: Path) -> None:
@@ -45,16 +71,21 @@ def render(name: str, folder: Path) -> None:
         )
 
 
-def summarise(task: str, folder: Path) -> dict[str, Any]:
-    """Merge the experiments of `folder` into curves.png, index.html and, last, result.json."""
+def summarise(task: str, out: Path) -> dict[str, Any]:
+    """Merge the experiments of `folder`, and the diagnosis of `out`, into curves.png, index.html and result.json."""
+    folder = reports_of(task, out)
     results = {name: read_result(result_path(folder, name)) for name in EXPERIMENTS}
     curves = {column: draw(results, [column]) for column in PANELS}
     write_bytes(folder / "curves.png", draw(results, PANELS))
-    write_text(folder / "index.html", index(task, results, curves))
+    comparison, diagnosis = read_result(result_path(folder, COMPARISON)), read_result(result_path(out, DIAGNOSIS))
+    way = "" if folder == out else "../"
+    write_text(folder / "index.html", index(task, results, curves, comparison, diagnosis, way))
     merged = {
         "status": OK if all(result["status"] == OK for result in results.values()) else FAILED,
         "task": task,
         "experiments": {name: _short(result) for name, result in results.items()},
+        COMPARISON: _short(comparison),
+        DIAGNOSIS: diagnosis,
     }
     write_json(folder / "result.json", merged)
     return merged
@@ -75,7 +106,9 @@ def number_or_text(text: str) -> Any:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m warp_nb.report", description="Run experiments, write reports.")
-    parser.add_argument("experiments", nargs="*", metavar="expN", help="which to run; all four by default")
+    parser.add_argument(
+        "experiments", nargs="*", metavar="NAME", help="exp1 to exp5, diagnosis; exp1 to exp4 by default"
+    )
     parser.add_argument("--task", default=DEFAULT_TASK, help="smollm, small or gpt2")
     parser.add_argument("--out", type=Path, default=ROOT / "reports", help="folder of the reports")
     parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", help="folder of the notebooks")
@@ -86,9 +119,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--readme", action="store_true", help="run nothing, fill the tables of README.md")
     parser.add_argument("--scrub", action="store_true", help="run nothing, clean the outputs of notebooks/")
     chosen = parser.parse_args(argv)
-    unknown = set(chosen.experiments) - set(EXPERIMENTS)
+    known = (*EXPERIMENTS, COMPARISON, DIAGNOSIS)
+    unknown = set(chosen.experiments) - set(known)
     if unknown:
-        parser.error(f"unknown experiment {', '.join(sorted(unknown))}; choose from {', '.join(EXPERIMENTS)}")
+        parser.error(f"unknown experiment {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", chosen.task):
         parser.error(f"--task names a folder of the reports: letters, digits, dots, dashes; got {chosen.task!r}")
     return chosen
@@ -107,26 +141,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in sorted(chosen.notebooks.glob("*.ipynb")):
             write_text(path, nbformat.writes(scrubbed(nbformat.read(path, as_version=4))) + "\n")
         return 0
-    folder = reports_of(chosen.task, chosen.out.resolve())
-    folder.mkdir(parents=True, exist_ok=True)
-    names: Iterable[str] = chosen.experiments or EXPERIMENTS
-    seeds = chosen.seeds or (3 if chosen.task == "small" else 1)
-    parameters = {"task": chosen.task, "n_seeds": seeds} | {k: number_or_text(v) for k, v in chosen.parameters}
-    (folder / "result.json").unlink(missing_ok=True)
-    for name in names:
-        if not chosen.render:
-            words = ["python", "-m", "warp_nb.report", name, "--task", chosen.task, "--seeds", str(seeds)]
-            words += [word for pair in chosen.parameters for word in ("-p", *pair)]
-            print(f"{name}: running, task {chosen.task}, {seeds} trainings", flush=True)
-            status = run(name, chosen.notebooks, folder, parameters, shlex.join(words), chosen.timeout)
-            print(f"{name}: {status}", flush=True)
-        render(name, folder)
-    merged = summarise(chosen.task, folder)
-    print((folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder) / "index.html")
-    bad = [name for name in names if merged["experiments"][name]["status"] != OK]
-    for name in bad:
-        print(f"{name} has no result: {merged['experiments'][name].get('error', 'never run')}", file=sys.stderr)
+    out = chosen.out.resolve()
+    (reports_of(chosen.task, out) / "result.json").unlink(missing_ok=True)
+    found = {name: make(name, chosen, out) for name in chosen.experiments or EXPERIMENTS}
+    summarise(chosen.task, out)
+    index_file = reports_of(chosen.task, out) / "index.html"
+    print(index_file.relative_to(ROOT) if index_file.is_relative_to(ROOT) else index_file)
+    bad = {name: result for name, result in found.items() if result["status"] != OK}
+    for name, result in bad.items():
+        print(f"{name} has no result: {result.get('error', 'never run')}", file=sys.stderr)
     return 1 if bad else 0
+
+
+def make(name: str, chosen: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """Run a notebook unless pages alone are wanted, render it; what it left as its result."""
+    folder, words, parameters = out, ["python", "-m", "warp_nb.report", name], dict[str, Any]()
+    if name != DIAGNOSIS:
+        folder = reports_of(chosen.task, out)
+        seeds = chosen.seeds or (3 if chosen.task == "small" else 1)
+        words += ["--task", chosen.task, "--seeds", str(seeds)]
+        parameters = {"task": chosen.task, "n_seeds": seeds}
+    words += [word for pair in chosen.parameters for word in ("-p", *pair)]
+    parameters |= {k: number_or_text(v) for k, v in chosen.parameters}
+    folder.mkdir(parents=True, exist_ok=True)
+    if not chosen.render:
+        print(f"{name}: running", *(f"{key} = {value}" for key, value in parameters.items()), flush=True)
+        status = run(name, chosen.notebooks, folder, parameters, shlex.join(words), chosen.timeout)
+        print(f"{name}: {status}", flush=True)
+    render(name, folder)
+    return read_result(result_path(folder, name))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_TASK = "smollm"
 EXPERIMENTS = ("exp1", "exp2", "exp3", "exp4")
+"""Of the original report."""
+COMPARISON, DIAGNOSIS = "exp5", "diagnosis"
+"""The experiment that the report asks for; why the report saw what it saw, once for all tasks."""
 OK, FAILED, MISSING = "ok", "failed", "missing"
 
 

@@ -67,15 +67,15 @@ def geometry_table(result: ExperimentResult) -> HTML:
     return table(rows, empty="Пар прогонов нет: M = 1.")
 
 
-def samples_table(evaluation: Evaluation, count: int = 5) -> HTML:
-    """Completions of the reference and of the policy after the same held-out beginnings."""
+def samples_table(evaluation: Evaluation, count: int = 5, name: str = "WARP") -> HTML:
+    """Completions of the reference and of the policy, called `name`, after the same held-out beginnings."""
     rows = [
         {
             "Начало": sample["prompt"],
             "SFT": sample["reference"],
             "Награда SFT": format_number(sample["reward_reference"]),
-            "WARP": sample["policy"],
-            "Награда WARP": format_number(sample["reward_policy"]),
+            name: sample["policy"],
+            f"Награда {name}": format_number(sample["reward_policy"]),
         }
         for sample in evaluation.samples[:count]
     ]
