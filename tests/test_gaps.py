@@ -1,0 +1,161 @@
+"""Every gap of the lessons: its solution passes, every mistake is told by its own words, right functions are kept."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from warp_nb import exercises, plain
+from warp_nb.exercises import check, diagnosis, filled, kept, mine, pieces, solution, stub, whose
+from warp_nb.gaps import GAPS, Gap, Mistake, defined, mistaken
+
+EACH = pytest.mark.parametrize("gap", GAPS.values(), ids=lambda gap: gap.name)
+MISTAKES = [
+    pytest.param(gap, mistake, id=f"{gap.name}-{number}")
+    for gap in GAPS.values()
+    for number, mistake in enumerate(gap.mistakes)
+]
+READERS = """
+def pair_accuracy(chosen, rejected):
+    difference = chosen - rejected
+    return sum(1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in difference.tolist()) / len(difference)
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WARP_NB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def of_file(folder: Path, source: str, name: str) -> exercises.Function:
+    """A function whose source can be read, as a notebook's can."""
+    path = folder / f"{name}_cell.py"
+    path.write_text(source)
+    namespace = {"torch": torch, "F": torch.nn.functional, "math": math}
+    exec(compile(source, str(path), "exec"), namespace)
+    return namespace[name]
+
+
+@EACH
+def test_the_solution_passes(gap: Gap) -> None:
+    assert diagnosis(gap, gap.solution) == ""
+
+
+@pytest.mark.parametrize(("gap", "mistake"), MISTAKES)
+def test_every_mistake_is_told_by_its_own_words(gap: Gap, mistake: Mistake) -> None:
+    assert diagnosis(gap, mistaken(gap, mistake)) == mistake.says
+
+
+@EACH
+def test_a_gap_has_five_mistakes_that_differ(gap: Gap) -> None:
+    assert len({mistake.says for mistake in gap.mistakes}) == len(gap.mistakes) >= 5
+
+
+@pytest.mark.parametrize("lesson", range(1, 7))
+def test_two_to_four_gaps_a_lesson(lesson: int) -> None:
+    assert 2 <= sum(gap.lesson == lesson for gap in GAPS.values()) <= 4
+
+
+@EACH
+def test_the_stub_is_the_head_of_the_solution_and_says_that_it_is_unfilled(
+    gap: Gap, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    function = of_file(cache, stub(gap.name), gap.name)
+    assert [*inspect.signature(function).parameters] == [*inspect.signature(gap.solution).parameters]
+    assert exercises.unfilled(inspect.getsource(function))
+    check(function)
+    assert capsys.readouterr().out.startswith(f"○ {gap.name}: пропуск ещё не заполнен")
+    assert not kept(gap.name).exists() and mine(gap.name) is gap.solution
+
+
+def test_a_right_function_is_kept_and_used_later(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check(of_file(cache, READERS, "pair_accuracy"))
+    assert capsys.readouterr().out == "✓ pair_accuracy: верно, 2 случая.\n"
+    assert mine("pair_accuracy") is not plain.pair_accuracy
+    assert mine("pair_accuracy")(torch.tensor([1.0]), torch.tensor([0.0])) == 1.0
+    assert "ваша" in whose().data and "из пакета" in whose().data
+
+
+def test_pieces_call_the_readers_functions(cache: Path) -> None:
+    source = """def liti(init, merged, eta):
+        weights = [eta] * len(init)
+        return dict(zip(init, map(torch.lerp, init.values(), merged.values(), weights)))
+    """
+    check(of_file(cache, source, "liti"))
+    functions, weights = pieces(), {"w": torch.tensor([1.0])}
+    functions.warp(weights, lambda init, i, m: {"w": init["w"] + m}, 1, 2, 0.5)
+    assert "lerp" in functions.liti.__code__.co_names
+    assert functions.front.__globals__["liti"] is functions.liti
+    assert functions.slerp.__globals__ is functions.front.__globals__
+
+
+def test_a_function_that_needs_other_names_of_the_notebook_is_right_and_not_kept(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "def pair_accuracy(chosen, rejected):\n    return helper(chosen, rejected)\n"
+    function = of_file(cache, source, "pair_accuracy")
+    function.__globals__["helper"] = plain.pair_accuracy
+    check(function)
+    said = capsys.readouterr().out
+    assert "✓" in said and "другие имена" in said
+    assert mine("pair_accuracy") is plain.pair_accuracy
+
+
+def test_a_kept_function_that_is_no_longer_right_is_not_used() -> None:
+    kept("slerp").parent.mkdir(parents=True)
+    for text in ("def slerp(d1, d2, lam):\n    return d1\n", "def slerp(", "x = 1\n", "raise NameError\n"):
+        kept("slerp").write_text(text)
+        assert mine("slerp") is plain.slerp
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("pass", "ничего не вернула"),
+        ("return 1 / 0", "ошибка ZeroDivisionError"),
+        ("return F.logsigmoid(rejected - chosen)", "форма (3,), а нужна ()"),
+        ("return -F.logsigmoid(2 * (chosen - rejected)).mean()", "случай 1: [[1; 0,5; −2]; [0; 2; −1]]"),
+        ("return (-F.logsigmoid(chosen - rejected).mean()).detach()", "градиент None"),
+    ],
+)
+def test_another_mistake_is_told_by_what_came_out(
+    cache: Path, capsys: pytest.CaptureFixture[str], body: str, said: str
+) -> None:
+    check(of_file(cache, f"def bradley_terry_loss(chosen, rejected):\n    {body}\n", "bradley_terry_loss"))
+    shown = capsys.readouterr().out
+    assert shown.startswith("✗ bradley_terry_loss: ") and said in shown
+    assert not kept("bradley_terry_loss").exists()
+
+
+def test_an_unknown_name_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"no gap is called 'test_.*the lessons have task_vector, slerp"):
+        check(test_an_unknown_name_is_refused_with_those_there_are)
+
+
+def test_a_mistake_that_no_longer_fits_the_solution_is_refused() -> None:
+    with pytest.raises(ValueError, match="must occur once in the solution, found 0"):
+        mistaken(GAPS["liti"], Mistake("", (("no such text", ""),)))
+
+
+@EACH
+def test_the_folded_solution_is_the_source_itself(gap: Gap) -> None:
+    shown = solution(gap.name).data
+    assert shown.startswith("<details>") and f"def {gap.name}(" in shown
+    assert "<script" not in shown and "-&gt;" in shown
+
+
+@EACH
+def test_a_filled_cell_stands_alone(gap: Gap) -> None:
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(stub(gap.name), metadata={"tags": ["gap"]}), nbformat.v4.new_code_cell("1")]
+    )
+    cell, other = filled(notebook).cells
+    assert other.source == "1" and notebook.cells[0].source == stub(gap.name)
+    function = defined(cell.source, gap.name, {})
+    assert diagnosis(gap, function) == ""
