@@ -38,9 +38,8 @@ diagnosis: $(VENV)/.ready ## why the original saw what it saw: runs that reports
 	$(BIN)/python -m warp_nb.diagnosis
 	$(BIN)/python -m warp_nb.report diagnosis
 
-notebooks: $(VENV)/.ready ## run the committed notebooks again, outputs kept in place
-	$(BIN)/python -m jupyter execute --inplace --timeout=7200 --NotebookClient.record_timing=False notebooks/*.ipynb
-	$(BIN)/python -m warp_nb.report --scrub
+notebooks: $(VENV)/.ready ## run and time the committed notebooks again, all but exp5, outputs kept in place
+	$(BIN)/python -m warp_nb.guide
 
 lint: $(VENV)/.ready-dev ## ruff and mypy
 	$(BIN)/python -m ruff check .
@@ -55,14 +54,14 @@ test: lint ## everything that needs no browser
 quick: $(VENV)/.ready-dev ## the tests that take under two minutes
 	$(BIN)/python -m pytest -m "not slow and not browser"
 
-browser: $(VENV)/.ready-dev ## the pages in headless Chromium
+browser: $(VENV)/.ready-dev ## the pages, and the lessons in JupyterLab, in headless Chromium
 	$(BIN)/python -m pytest -m browser
 
 bench: $(VENV)/.ready-dev ## speed and memory against peers and the floor -> benchmarks/README.md
 	$(BIN)/python -m benchmarks
 
-lab: $(VENV)/.ready ## JupyterLab on the notebooks
-	$(BIN)/python -m jupyter lab notebooks
+lab: $(VENV)/.ready ## JupyterLab at the first page of the notebooks
+	$(BIN)/python -m jupyter lab notebooks/index.ipynb
 
 readme: $(VENV)/.ready ## the tables of README.md from reports/*/result.json
 	$(BIN)/python -m warp_nb.report --readme

@@ -20,28 +20,30 @@ NOTEBOOK_BADGE = re.compile(r"\A\[!\[[^\n]*\n\n")
 
 
 def badge(repo: str, notebook: str) -> str:
-    """Markdown of the badge that opens notebooks/<notebook> in Colab."""
+    """Markdown of the badge that opens notebooks/<notebook>, a path with slashes, in Colab."""
     target = f"https://colab.research.google.com/github/{repo}/blob/main/notebooks/{notebook}"
     return f"[![Открыть {notebook} в Colab]({IMAGE})]({target})"
 
 
 def write(repo: str, root: Path = ROOT) -> None:
-    """Change README.md and notebooks/*.ipynb under `root`.
+    """Change README.md, notebooks/*.ipynb and notebooks/lessons/*.ipynb under `root`.
 
     Raises ValueError for an address that is not owner/name.
     """
     if not re.fullmatch(r"[A-Za-z0-9-]+/[A-Za-z0-9._-]+", repo):
         raise ValueError(f"REPO must be owner/name, got {repo!r}; run e.g. make badges REPO=octocat/warp")
-    notebooks = sorted((root / "notebooks").glob("*.ipynb"))
-    lines = "".join(f"{badge(repo, path.name)} `{path.name}`  \n" for path in notebooks)
+    folder = root / "notebooks"
+    paths = [*sorted(folder.glob("lessons/*.ipynb")), *sorted(folder.glob("*.ipynb"))]
+    notebooks = {path.relative_to(folder).as_posix(): path for path in paths}
+    lines = "".join(f"{badge(repo, name)} `{name}`  \n" for name in notebooks)
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
     readme.write_text(README_MARKS.sub(lambda m: f"{m[1]}{lines}{m[2]}", text), encoding="utf-8")
-    for path in notebooks:
+    for name, path in notebooks.items():
         content = json.loads(path.read_text(encoding="utf-8"))
         title, *others = content["cells"]
         words = NOTEBOOK_BADGE.sub("", "".join(title["source"]))
-        title["source"] = f"{badge(repo, path.name)}\n\n{words}".splitlines(keepends=True)
+        title["source"] = f"{badge(repo, name)}\n\n{words}".splitlines(keepends=True)
         for cell in others:
             if cell["cell_type"] == "code":
                 source = ADDRESS.sub(f'REPO = "{repo}"', "".join(cell["source"]))

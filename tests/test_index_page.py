@@ -5,6 +5,7 @@ from __future__ import annotations
 from synthetic import comparison_record, diagnosis_record, results
 
 from warp_nb import index_page
+from warp_nb.guide import Step
 from warp_nb.results import COMPARISON, EXPERIMENTS
 
 MISSING = {"status": "missing"}
@@ -41,8 +42,16 @@ def test_the_index_tells_what_was_run_and_what_of_it_was_assumed() -> None:
     assert "lr = 2·10⁻⁵, прогрев 3 шага; принято нами: длина прогрева" in index_page.index_row("exp1", one)
     row = index_page.index_row("exp2", one | {"config": one["config"] | {"warmup_steps": 0}})
     assert "без прогрева" in row and "принято нами" not in row
-    page = index_page.index("small", results(), {}, MISSING, MISSING, "../")
+    page = index_page.index("small", results(), {}, MISSING, MISSING, [], "../")
     assert page.count("принята нами: задача, размер пакета") == 1
+
+
+def test_the_index_leads_to_the_notebooks_where_there_are_any() -> None:
+    step = Step("lessons/lesson1.ipynb", "<b>Урок</b>", "Что это?", "около 20 с", "CPU")
+    page = index_page.index("small", results(), {}, MISSING, MISSING, [step], "../")
+    assert '<a href="../../notebooks/lessons/lesson1.ipynb">&lt;b&gt;Урок&lt;/b&gt;</a>' in page
+    assert "<h2>Тетради</h2>" in page and "около 20 с" in page
+    assert "Тетради" not in index_page.index("small", results(), {}, MISSING, MISSING, [], "../")
 
 
 def test_experiment_5_stands_in_the_index() -> None:

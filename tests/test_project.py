@@ -23,13 +23,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REQUIRED = [Requirement(line) for line in PROJECT["dependencies"]]
 DEVELOPERS = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
-COLAB = {"torch": "2.11.0", "transformers": "5.15.0", "datasets": "4.0.0", "numpy": "2.1.0"}
+
+
+def pins(path: str) -> dict[str, str]:
+    lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+    found = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in found.items()}
 
 
 def constraints() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    return {canonicalize_name(name): version for name, version in pins.items()}
+    return pins("constraints.txt")
 
 
 @pytest.mark.parametrize("requirement", REQUIRED + DEVELOPERS, ids=lambda requirement: requirement.name)
@@ -40,8 +43,9 @@ def test_every_requirement_has_a_tested_version(requirement: Requirement) -> Non
 @pytest.mark.parametrize("requirement", REQUIRED, ids=lambda requirement: requirement.name)
 def test_the_package_sets_lower_bounds_only_that_fit_colab(requirement: Requirement) -> None:
     assert {clause.operator for clause in requirement.specifier} == {">="}
-    if requirement.name in COLAB:
-        assert requirement.specifier.contains(COLAB[requirement.name])
+    there = pins("scripts/colab.txt")
+    assert {"torch", "numpy", "transformers", "datasets", "ipykernel", "ipywidgets"} <= there.keys()
+    assert requirement.specifier.contains(there.get(requirement.name, constraints()[requirement.name]))
 
 
 def test_constraints_pin_no_local_version() -> None:
@@ -127,6 +131,8 @@ def copy(tmp_path: Path) -> Path:
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "README.md", tmp_path)
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    (tmp_path / "notebooks" / "lessons").mkdir(exist_ok=True)
+    shutil.copy(ROOT / "notebooks" / "exp1.ipynb", tmp_path / "notebooks" / "lessons" / "lesson0.ipynb")
     return tmp_path
 
 
@@ -134,14 +140,15 @@ def test_badges_are_written_and_replaced(copy: Path) -> None:
     assert badges(copy, "first/one").returncode == 0
     assert badges(copy, "octocat/warp").returncode == 0
     readme = (copy / "README.md").read_text(encoding="utf-8")
-    paths = sorted((copy / "notebooks").glob("*.ipynb"))
-    assert "first/one" not in readme and paths
+    paths = [path.relative_to(copy).as_posix() for path in sorted((copy / "notebooks").rglob("*.ipynb"))]
+    assert "first/one" not in readme and {"notebooks/index.ipynb", "notebooks/lessons/lesson0.ipynb"} <= set(paths)
     for path in paths:
-        text = path.read_text(encoding="utf-8")
-        assert readme.count(f"octocat/warp/blob/main/notebooks/{path.name}") == 1
+        text = (copy / path).read_text(encoding="utf-8")
+        assert readme.count(f"octocat/warp/blob/main/{path})") == 1
         cells = json.loads(text)["cells"]
-        assert "octocat/warp" in cells[0]["source"][0] and "first/one" not in text
-        original = json.loads((ROOT / "notebooks" / path.name).read_text(encoding="utf-8"))["cells"]
+        assert f"octocat/warp/blob/main/{path})" in cells[0]["source"][0] and "first/one" not in text
+        source = ROOT / path.replace("lessons/lesson0", "exp1")
+        original = json.loads(source.read_text(encoding="utf-8"))["cells"]
         assert [c["source"] for c in cells[2:]] == [c["source"] for c in original[2:]]
         if 'REPO = ""' in str(original[1]["source"]):
             assert 'REPO = "octocat/warp"' in "".join(cells[1]["source"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 import time
@@ -60,6 +61,9 @@ def test_only_a_whole_run_counts(reports: Path) -> None:
     index = (reports / "index.html").read_text()
     assert index.count("не закончен") >= 3 and "&lt;b&gt;bad&lt;/b&gt; lr" in index
     assert "exp1.html" in index and 'href="exp2.html"' not in index
+    linked = set(re.findall(r'href="(../../notebooks/[^"]+)"', index))
+    assert linked == {f"../../notebooks/{name}.ipynb" for name in EXPERIMENTS}
+    assert all((reports / link).exists() for link in linked)
     assert "Прогон не закончен: ValueError" in (reports / "exp2.html").read_text()
     assert "(ячейка [4]: raise ValueError(" in index and "(ячейка [4]: import os)" in index
 

@@ -208,7 +208,7 @@ class reporting:
         self.progress, self.total = progress, total
 
     def __enter__(self) -> Progress:
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
 
         if callable(self.progress):
             return self.progress

@@ -53,6 +53,13 @@ def format_share(share: float) -> str:
     return UNKNOWN if math.isnan(share) else f"{format_number(100 * share)}{NO_BREAK}%"
 
 
+def format_duration(seconds: float) -> str:
+    """17 с or 2,5 мин: two digits."""
+    if seconds < 60:
+        return f"{format_number(seconds, 2)} с"
+    return f"{format_number(seconds / 60, 2)} мин"
+
+
 def fixed(value: float, decimals: int) -> str:
     """`value` with a fixed number of decimals, thousands apart from 10 000 on."""
     text = f"{value:,.{decimals}f}" if abs(value) >= 1e4 else f"{value:.{decimals}f}"

@@ -1,4 +1,4 @@
-"""The page of a task's reports: rows beside the original's, curves, experiment 5, the diagnosis, links."""
+"""The page of a task's reports: rows beside the original's, curves, experiment 5, the diagnosis, the notebooks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from warp_nb.footer import footer
 from warp_nb.formatting import fixed, format_number, plural
+from warp_nb.guide import NOTEBOOKS, Step, as_table
 from warp_nb.original import ASSUMED_TASK, ROWS
 from warp_nb.page import page, safe_markdown
 from warp_nb.results import COMPARISON, DIAGNOSIS, FAILED, MISSING, OK
@@ -24,9 +25,10 @@ def index(
     curves: dict[str, bytes],
     comparison: dict[str, Any],
     diagnosis: dict[str, Any],
-    diagnosis_folder: str,
+    notebooks: Sequence[Step],
+    folder: str,
 ) -> str:
-    """The page of all experiments; the diagnosis lies in `diagnosis_folder`, relative to the page."""
+    """The page of all experiments; the diagnosis lies in `folder`, relative to the page, the notebooks beside that."""
     titles = (
         "№",
         "Что меняется",
@@ -61,7 +63,8 @@ def index(
 <ul>
 {links}</ul>
 {comparison_section(task, comparison)}
-{diagnosis_section(diagnosis, diagnosis_folder)}
+{diagnosis_section(diagnosis, folder)}
+{notebooks_section(notebooks, f"{folder}../{NOTEBOOKS.name}/")}
 {index_footer(results)}"""
     return page(f"WARP: эксперименты, задача {task}", body)
 
@@ -143,7 +146,7 @@ def comparison_section(task: str, result: dict[str, Any]) -> str:
     head = "<h2>Эксперимент 5: T = 100 и прогрев</h2>\n"
     if result["status"] != OK:
         return head + unfinished(result, f"python -m warp_nb.report {COMPARISON} --task {task}")
-    titles = ("Способ", "Шагов", "Прирост награды, η = 1", "KL(политика‖sft), η = 1", "Перплексия под θ_sft, η = 1",
+    titles = ("Способ", "Шагов", "Прирост награды, η = 1", "KL(политика‖sft), η = 1", "Перплексия по θ_sft, η = 1",
               "Прирост при общей KL")  # fmt: skip
     rows = "".join(
         f"<tr><th>{escape(arm)}</th><td>{found['steps']}</td>"
@@ -176,6 +179,14 @@ def diagnosis_section(result: dict[str, Any], folder: str) -> str:
     said = "\n".join(f"<p>{escape(paragraph)}</p>" for paragraph in result["conclusion"])
     table = grid(("Гипотеза", "Вердикт", "Предсказание сбылось"), rows)
     return f"{head}{table}\n{said}\n{links_to(f'{folder}{DIAGNOSIS}', 'Диагностика')}"
+
+
+def notebooks_section(steps: Sequence[Step], folder: str) -> str:
+    """The way through the notebooks that lie in `folder`, relative to the page; nothing where there are none."""
+    if not steps:
+        return ""
+    said = "Открыть их в JupyterLab: <code>make lab</code>. Время измерено без GPU, вместе с запуском тетради."
+    return f'<h2>Тетради</h2>\n<p>{said}</p>\n<div class="scroll">{as_table(steps, folder)}</div>'
 
 
 def unfinished(result: dict[str, Any], command: str) -> str:

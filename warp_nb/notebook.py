@@ -11,7 +11,7 @@ from warp_nb.conclusions import believable_change, broken_instrument, conclude
 from warp_nb.config import ExperimentConfig
 from warp_nb.devices import training_dtype
 from warp_nb.experiment import ExperimentResult, machine
-from warp_nb.formatting import format_number, plural
+from warp_nb.formatting import format_duration, format_number, plural
 from warp_nb.plots import BLOCK_INCHES, geometry, summary_forest, training_curves
 from warp_nb.results import EXPERIMENTS, OK, ROOT, read_result, reports_of, result_path
 from warp_nb.tables import table
@@ -62,8 +62,8 @@ def duration(config: ExperimentConfig, task: str, steps: int, reports: Path = RO
         taken = [row["seconds"] for row in kept["history"]]
         beside = max(0.0, kept["seconds"] - sum(taken)) / kept["config"]["n_seeds"]
         seconds = steps * median(taken) + config.n_seeds * beside
-        about = f"{format_number(seconds / 60, 2)} мин" if seconds >= 60 else f"{format_number(seconds, 2)} с"
-        return {"Время": f"около {about} на машине отчёта ({kept['machine']['gpu'] or kept['machine']['cpu']})"}
+        where = kept["machine"]["gpu"] or kept["machine"]["cpu"]
+        return {"Время": f"около {format_duration(seconds)} на машине отчёта ({where})"}
     return {}
 
 

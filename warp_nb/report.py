@@ -7,7 +7,6 @@
     python -m warp_nb.report diagnosis               # from the table of python -m warp_nb.diagnosis
     python -m warp_nb.report --task small --render   # pages again from what was run
     python -m warp_nb.report --task small --readme   # the table in README.md
-    python -m warp_nb.report --scrub                 # notebooks/ without progress bars and paths of this machine
 
 An interrupted command goes on where it was when it is given again: finished runs (i, m) lie in
 `.runs/` beside the reports until their experiment has its result. `result.json` of all of them is deleted first and
@@ -26,6 +25,7 @@ from typing import Any
 
 from warp_nb.execution import run
 from warp_nb.footer import footer
+from warp_nb.guide import NOTEBOOKS, steps
 from warp_nb.index_page import PANELS, draw, index
 from warp_nb.page import notebook_html
 from warp_nb.readme import filled
@@ -41,7 +41,6 @@ from warp_nb.results import (
     reports_of,
     result_path,
 )
-from warp_nb.scrubbing import scrubbed
 from warp_nb.weights import write_bytes, write_json, write_text
 
 MERGED = (
@@ -72,14 +71,18 @@ def render(name: str, folder: Path) -> None:
 
 
 def summarise(task: str, out: Path) -> dict[str, Any]:
-    """Merge the experiments of `folder`, and the diagnosis of `out`, into curves.png, index.html and result.json."""
+    """Merge a task's experiments, and the diagnosis of `out`, into curves.png, index.html and result.json.
+
+    The page leads to the notebooks that lie beside `out`, if any do.
+    """
     folder = reports_of(task, out)
     results = {name: read_result(result_path(folder, name)) for name in EXPERIMENTS}
     curves = {column: draw(results, [column]) for column in PANELS}
     write_bytes(folder / "curves.png", draw(results, PANELS))
     comparison, diagnosis = read_result(result_path(folder, COMPARISON)), read_result(result_path(out, DIAGNOSIS))
     way = "" if folder == out else "../"
-    write_text(folder / "index.html", index(task, results, curves, comparison, diagnosis, way))
+    notebooks = steps(out.parent / NOTEBOOKS.name)
+    write_text(folder / "index.html", index(task, results, curves, comparison, diagnosis, notebooks, way))
     merged = {
         "status": OK if all(result["status"] == OK for result in results.values()) else FAILED,
         "task": task,
@@ -111,13 +114,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--task", default=DEFAULT_TASK, help="smollm, small or gpt2")
     parser.add_argument("--out", type=Path, default=ROOT / "reports", help="folder of the reports")
-    parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", help="folder of the notebooks")
+    parser.add_argument("--notebooks", type=Path, default=NOTEBOOKS, help="folder of the notebooks")
     parser.add_argument("--seeds", type=int, default=0, help="trainings an experiment; 3 for the task small, else 1")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
     parser.add_argument("--timeout", type=int, metavar="SECONDS", help="most a cell may take; no limit by default")
     parser.add_argument("--render", action="store_true", help="run nothing, make the pages again")
     parser.add_argument("--readme", action="store_true", help="run nothing, fill the tables of README.md")
-    parser.add_argument("--scrub", action="store_true", help="run nothing, clean the outputs of notebooks/")
     chosen = parser.parse_args(argv)
     known = (*EXPERIMENTS, COMPARISON, DIAGNOSIS)
     unknown = set(chosen.experiments) - set(known)
@@ -130,16 +132,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, render, merge; exit code 1 when a requested experiment did not end with a result."""
-    import nbformat
-
     chosen = arguments(argv)
     if chosen.readme:
         readme = ROOT / "README.md"
         write_text(readme, filled(readme.read_text(encoding="utf-8"), chosen.out))
-        return 0
-    if chosen.scrub:
-        for path in sorted(chosen.notebooks.glob("*.ipynb")):
-            write_text(path, nbformat.writes(scrubbed(nbformat.read(path, as_version=4))) + "\n")
         return 0
     out = chosen.out.resolve()
     (reports_of(chosen.task, out) / "result.json").unlink(missing_ok=True)

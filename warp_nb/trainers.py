@@ -59,7 +59,7 @@ def undisturbed() -> Iterator[None]:
 
 def progress_bar(steps: int, title: str) -> Any:
     """A trainer callback that draws one bar."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     from transformers import TrainerCallback
 
     class Bar(TrainerCallback):
