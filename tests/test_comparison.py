@@ -195,7 +195,7 @@ def test_one_training_is_compared_by_prompts_and_says_so(found: Comparison) -> N
     alone = made(found, warp=[DOUBLE], single=[LINE], plain=[LINE])
     advantage = alone.advantage(WARP, PLAIN)
     assert advantage.value == pytest.approx(2.0) and 0 <= advantage.high - advantage.low < 0.1
-    assert "с другим seed" in comparison_page.say_seeds(alone)
+    assert "С другим сидом" in comparison_page.say_seeds(alone)
 
 
 def test_without_a_common_kl_nobody_is_ahead(found: Comparison) -> None:
@@ -212,7 +212,7 @@ def test_without_a_common_kl_nobody_is_ahead(found: Comparison) -> None:
 def test_a_gain_in_word_salad_is_no_gain(found: Comparison) -> None:
     late = [*LINE[:2], *SALAD[2:]]
     mixed = made(found, warp=[SALAD], single=[LINE], plain=[late])
-    assert "перестаёт быть отзывом уже при η = 0,1" in comparison_page.say_arm(mixed, WARP)
+    assert "перестаёт быть похож на отзыв уже при η = 0,1" in comparison_page.say_arm(mixed, WARP)
     assert "выше, чем у SFT" in comparison_page.say_arm(mixed, SINGLE)
     told = comparison_page.say_arm(mixed, PLAIN)
     assert "При η = 0,25 прирост +0,5" in told and "улучшением считать нельзя" in told
@@ -231,7 +231,7 @@ def test_the_sign_of_a_gain_is_said(found: Comparison) -> None:
         (0.01, 1, "потерян при слиянии. На отложенных началах у прогонов последней итерации он +0,7"),
         (0.01, 3, "потерян при слиянии"),
         (-0.01, 1, "падала уже в самих прогонах"),
-        (0.0, 1, "неотличим от нуля"),
+        (0.0, 1, "неотличимо от нуля"),
     ],
 )
 def test_where_there_is_no_gain_the_runs_say_why(found: Comparison, rate: float, seeds: int, said: str) -> None:

@@ -66,7 +66,7 @@ def test_reward(difference, words):
 @pytest.mark.parametrize(
     ("kl", "words"),
     [
-        (KL_TINY * 0.9, "Политика почти не отошла от θ_sft, KL меньше 0,19 ната"),
+        (KL_TINY * 0.9, "Это меньше 0,19 ната"),
         (KL_TINY * 1.1, "Политика заметно отошла от θ_sft"),
         (KL_FAR * 1.1, "Политика ушла от θ_sft очень далеко"),
         (math.inf, "Расстояние до θ_sft не измерено"),
@@ -80,8 +80,8 @@ def test_distance_goes_by_the_larger_kl(kl, words, side):
 
 def test_text_that_is_still_text():
     found = text(result())
-    assert "Эти меры порчи текста не показывают, судить надо по примерам: перплексия под θ_sft: 60" in found
-    assert "у текстов WARP и 50 у текстов самой θ_sft; доля разных биграмм: 0,97 и 0,98" in found
+    assert "Порчи текста по числам не видно: перплексия по θ_sft 60" in found
+    assert "у текстов WARP и 50 у текстов самой θ_sft, доля разных биграмм 0,97 и 0,98" in found
 
 
 @pytest.mark.parametrize(
@@ -111,11 +111,14 @@ def test_broken_text_without_more_reward():
     ("planted", "words"),
     [
         ({"T": 1}, "Шагов слишком мало"),
-        ({"curves": {"reward": 0.0, "penalty": 0.0}}, "функционала за 10 шагов неотличим от нуля"),
-        ({"curves": {"reward": -0.1}}, "функционал за 10 шагов падает: −0,1"),
-        ({"curves": {"reward": 0.1}}, "Рост несёт награда: награда +0,"),
+        (
+            {"curves": {"reward": 0.0, "penalty": 0.0}},
+            "За 10 шагов награда со штрафом r_β не изменилась: её наклон за шаг неотличим от нуля",
+        ),
+        ({"curves": {"reward": -0.1}}, "За 10 шагов награда со штрафом r_β падает: наклон за шаг −0,1"),
+        ({"curves": {"reward": 0.1}}, "Рост несёт награда: вклад награды +0,"),
         ({"curves": {"reward": 0.0, "penalty": 0.1}}, "Рост несёт не награда"),
-        ({"T": 2, "curves": {"reward": 0.1, "noise": 0.0}}, "функционал за 2 шага растёт"),
+        ({"T": 2, "curves": {"reward": 0.1, "noise": 0.0}}, "За 2 шага награда со штрафом r_β растёт"),
     ],
 )
 def test_curves(planted, words):
@@ -131,7 +134,7 @@ def test_objective_that_rises_while_its_reward_is_uncertain():
 
 
 def test_runs():
-    assert "Прогоны одной итерации различны (наибольший косинус: 0,02" in text(result())
+    assert "Прогоны одной итерации различны (наибольший косинус по всем весам: 0,02" in text(result())
     assert "Прогон в итерации один" in text(result(M=1))
     assert "на деле это один прогон" in text(result(merges={"delta_cosine": 1.0}))
 
@@ -157,7 +160,7 @@ def test_experiment_1_agrees_when_nothing_moved_and_contradicts_the_coinciding_c
     found = text(original(1, NOTHING))
     assert "Вывод исходного отчёта об эксперименте 1: «взят слишком маленький lr»." in found
     assert "согласуются: политика почти не сдвинулась" in found
-    assert "за 10 шагов средняя скорость обучения (lr) составила 5,5\u00a0% заданной" in found
+    assert "сделано 10, и lr в среднем составил 5,5\u00a0% заданного" in found
     assert "Совпадение кривых отчёт объясняет малым T. Наши данные этому противоречат" in found
 
 
@@ -167,21 +170,24 @@ def test_experiment_1_agrees_when_nothing_moved_and_contradicts_the_coinciding_c
     [
         (NOTHING | UP | {"kl_policy_reference": equal(1.0)}, "противоречат: награда выросла и при таком lr"),
         (NOTHING | DOWN | {"kl_policy_reference": equal(1.0)}, "противоречат: награда при таком lr изменилась"),
-        (NOTHING | {"kl_policy_reference": equal(1.0)}, "согласны лишь отчасти: политика сдвинулась, а рост награды"),
-        (NOTHING | WIDE | {"kl_policy_reference": equal(1.0)}, "не доказан и не исключён"),
+        (
+            NOTHING | {"kl_policy_reference": equal(1.0)},
+            "согласны лишь отчасти: политика сдвинулась, а изменение награды неотличимо от нуля",
+        ),
+        (NOTHING | WIDE | {"kl_policy_reference": equal(1.0)}, "малый рост этим не исключён"),
         (NOTHING, "согласуются: политика почти не сдвинулась"),
     ],
 )
 def test_too_small_is_believed_only_where_nothing_moved(number, held_out, words):
     found = text(original(number, held_out))
     assert words in found
-    assert ("средняя скорость обучения" in found) == (number == 1 and held_out is NOTHING)
+    assert ("lr в среднем составил" in found) == (number == 1 and held_out is NOTHING)
 
 
 def test_experiment_2_uses_the_reports_own_numbers_about_the_warm_up():
     found = text(original(2, NOTHING))
-    assert "сумма lr по шагам больше примерно в 18 раз" in found and "0,02546 без него" in found
-    assert "показывают, что на сдвиг политики прогрев влиял" in found
+    assert "сумма lr за 10 шагов больше примерно в 18 раз" in found and "0,02546 без него" in found
+    assert "на сдвиг политики он влиять должен" in found
     assert "опять совпали. Наши данные этому противоречат" in found
 
 
@@ -190,23 +196,23 @@ def test_experiment_2_uses_the_reports_own_numbers_about_the_warm_up():
     [
         (LOST | BROKEN_TEXT | UP, "согласны: текст испорчен"),
         (LOST | DOWN, "согласны: награда снизилась"),
-        (UP, "противоречат: награда выросла, политика не ушла далеко"),
+        (UP, "не подтверждают: награда выросла, порчи текста по числам не видно. Но и KL у нас меньше"),
         (UP | LOST, "Ни согласия, ни противоречия: награда выросла, но политика так далеко от θ_sft (KL 100 нат)"),
-        (NOTHING | LOST, "рост награды по этим данным не доказан и не исключён"),
-        (WIDE | LOST, "Политика ушла далеко (KL 100 нат), но рост награды по этим данным не доказан и не исключён"),
-        (NOTHING, "не подтверждают: политика не ушла далеко"),
+        (NOTHING | LOST, "изменение награды неотличимо от нуля, поэтому о согласии"),
+        (WIDE | LOST, "Политика ушла далеко (KL 100 нат), но изменение награды неотличимо от нуля"),
+        (NOTHING, "не подтверждают: порчи текста по числам не видно, а изменение награды неотличимо от нуля"),
     ],
 )
 def test_too_large(held_out, words):
     found = text(original(3, held_out))
     assert words in found and "не выросла" not in found
-    assert ("изменилась лишь на −7·10⁻⁷; здесь она изменилась" in found) == (
+    assert ("изменилась лишь на −7·10⁻⁷. У нас она изменилась" in found) == (
         "reward_difference" in held_out and held_out["reward_difference"].excludes_zero
     )
 
 
 @pytest.mark.parametrize(
-    ("shift", "words"), [(-5.0, "здесь тоже"), (5.0, "здесь наоборот"), (0.0, "итерации неразличимы")]
+    ("shift", "words"), [(-5.0, "здесь тоже"), (5.0, "здесь наоборот"), (0.0, "итерации не различить")]
 )
 def test_iterations_of_experiment_3(shift, words):
     found = original(3)
@@ -236,7 +242,7 @@ def test_experiment_3_without_repetitions_says_nothing_about_iterations():
         (UP, {"reward": 0.1}, "подтверждается. С плохим качеством наши данные не согласны"),
         (UP | LOST, {"reward": 0.1}, "подтверждается. О качестве не судим: награда выросла, но политика так далеко"),
         (DOWN, {"reward": -0.1}, "не подтверждается: она падает. С плохим качеством наши данные согласны: награда"),
-        (NOTHING, FLAT, "от нуля не отличить. Плохое качество по этим данным не доказано и не исключено"),
+        (NOTHING, FLAT, "её наклон неотличим от нуля. О качестве эти данные не говорят"),
         (BROKEN_TEXT, {"reward": 0.1}, "подтверждается. С плохим качеством наши данные согласны: текст испорчен"),
     ],
 )
@@ -267,7 +273,7 @@ def test_healthy_result_does_not_begin_with_checks():
 
 def test_interval_says_what_it_covers():
     assert "шум самого обучения в них не входит" in text(result())
-    assert "оно повторено 3 раза с разными начальными значениями генератора (seed)" in text(result(n_seeds=3))
+    assert "оно повторено 3 раза с разными сидами" in text(result(n_seeds=3))
 
 
 @pytest.mark.parametrize(

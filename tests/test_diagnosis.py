@@ -180,8 +180,8 @@ def test_equal_runs_are_equal_to_the_bit_and_have_no_angle() -> None:
     for name in names:
         table[name] = record(curves=one, omega=[0.0, None])
     found = {verdict.name: verdict for verdict in verdicts.equal_runs(table)}
-    assert found["один seed на все прогоны"].verdict == verdicts.SUFFICIENT
-    assert "совпали до бита" in found["один seed на все прогоны"].measured
+    assert found["один сид на все прогоны"].verdict == verdicts.SUFFICIENT
+    assert "совпали до бита" in found["один сид на все прогоны"].measured
     assert found["независимые прогоны"].verdict == verdicts.INSUFFICIENT
     assert "различны с шага 1" in found["независимые прогоны"].measured
     table[names[0]] = record(curves=one, omega=[5.0])
@@ -207,6 +207,34 @@ def test_the_best_combination_is_the_one_with_most_traits() -> None:
     assert len(best.traits) == 7 and tried[-1].matched < 7
     said = diagnosis_page.best_text(table)
     assert "Перебрано 36 сочетаний" in said and "7 из 7" in said and "ещё 2" in said
+
+
+def test_the_conclusion_names_causes_by_their_verdicts() -> None:
+    table, nothing = healthy(), "постоянную награду не поднимет никакой lr"
+    said = "\n".join(diagnosis_page.conclude(table))
+    assert "**Награда не движется, хотя KL растёт.** Недостаточно: схлопнувшаяся модель награды." in said
+    assert nothing not in said and "показала бы и в эксперименте 1" not in said
+    for seed in SEEDS:
+        for number in (1, 2, 3, 4):
+            table[Cell(number, "collapsed", seed=seed).name]["evaluation"]["reward_difference"] = {"value": 1e-6}
+    said = "\n".join(diagnosis_page.conclude(table))
+    assert "Достаточно: схлопнувшаяся модель награды." in said and nothing in said
+
+
+@pytest.mark.parametrize(("first", "said"), [(0.03, "не ноль, а 0,03"), (0.0, "")])
+def test_an_arithmetic_that_makes_the_kl_of_experiment_2_makes_that_of_experiment_1_too(
+    first: float, said: str
+) -> None:
+    table = healthy()
+    for number, kl in ((1, first), (2, 0.025)):
+        for seed in SEEDS:
+            table[Cell(number, seed=seed).name]["kl"] = {
+                "float32": {"a": 0.0},
+                "bfloat16": {"a": kl},
+                "mixed": {"a": kl},
+            }
+    found = diagnosis_page.rounding_beside_zero(table)
+    assert said in found and bool(found) == bool(said)
 
 
 FIGURES = (diagnosis_page.sweep, diagnosis_page.twin_curves, diagnosis_page.drift_figure, diagnosis_page.split_figure)

@@ -69,41 +69,41 @@ TEXT = {
     "reward-gate-sentences": (
         "Хорошая фраза оценена выше плохой",
         f"доля верных пар фраз не меньше {format_share(SENTENCES)}",
-        "Явная похвала не выше явной брани: проверьте метки и знак.",
+        "Явная похвала получила не больше явной брани: проверьте метки и знак.",
     ),
     "reward-gate-swap": (
         "Награда читает продолжение, а не только начало",
-        f"замена продолжения меняет оценку больше чем на {format_number(SWAP_OF_SPREAD)} её разброса",
+        f"замена продолжения меняет оценку больше чем на {format_number(SWAP_OF_SPREAD)} разброса оценок",
         "Оценка зависит лишь от начала отзыва, которое политика не выбирает.",
     ),
     "runs-differ": (
         "Прогоны одной итерации различны",
-        f"косинус векторов задачи меньше {format_number(SAME_DIRECTION)}, кривые не совпадают",
-        "Один seed, одна и та же модель или один и тот же пакет: M прогонов на деле — один.",
+        f"косинус векторов задачи по всем весам меньше {format_number(SAME_DIRECTION)}, кривые не совпадают",
+        "Один сид, одна и та же модель или один и тот же пакет: вместо M прогонов получился один.",
     ),
     "deltas-nonzero": (
         "Веса сдвинулись",
         "норма каждого вектора задачи больше нуля",
-        "Оптимизатор не изменил ни одного веса: lr = 0, застывший график lr или сдвиг меньше шага fp32.",
+        "Оптимизатор не изменил ни одного веса: lr = 0, планировщик не вызван или сдвиг меньше, чем видит fp32.",
     ),
     "anchor-formula": (
         "Якорь движется по формуле",
-        f"относительная ошибка сдвига не больше {format_number(ANCHOR_ERROR)}; неподвижный якорь стоит на месте",
+        f"относительная ошибка сдвига не больше {format_number(ANCHOR_ERROR)}; якорь sft не сдвинулся",
         "Скользящее среднее не обновляется, хранится в bf16 или это та же модель, что и политика.",
     ),
     "liti-formula": (
-        "Интерполяция LITI равна η",
+        "LITI проходит долю пути η",
         f"измеренная доля отличается от η не больше чем на {format_number(LITI_ERROR)}",
         "Перепутаны η и 1 − η, либо сдвиг потерян при округлении.",
     ),
     "kl-finite": (
-        "KL конечна и неотрицательна",
-        f"каждая KL конечна и не меньше {format_number(KL_FLOOR)} нат",
-        "Отрицательная KL — признак разных температур, масок или точности у двух моделей.",
+        "KL конечна и не меньше нуля",
+        f"каждая KL конечна и не меньше {format_number(KL_FLOOR)} ната: столько даёт округление",
+        "Под логарифмом не распределение, или вероятность и её логарифм посчитаны по-разному: температура, точность.",
     ),
     "objective-split": (
-        "Рост функционала несёт награда",
-        f"значимый рост функционала не меньше чем на {format_share(CARRIED_BY_REWARD)} состоит из роста награды",
+        "Рост r_β несёт награда",
+        f"значимый рост r_β не меньше чем на {format_share(CARRIED_BY_REWARD)} состоит из роста награды",
         "Растёт слагаемое −β·log(π/π_ema), а не награда: подъём кривой не значит, что политика учится.",
     ),
     "completions-nonempty": (
@@ -123,7 +123,7 @@ TEXT = {
     ),
     "completions-fluent": (
         "Продолжения похожи на текст θ_sft",
-        f"перплексия под θ_sft отличается от перплексии её собственных текстов не больше чем "
+        f"перплексия по θ_sft отличается от перплексии её собственных текстов не больше чем "
         f"в {format_number(PERPLEXITY_RATIO)} раза",
         "Выше: текст стал набором слов, и оценка модели награды на нём ничего не значит. "
         "Ниже: остались одни заученные обороты.",
@@ -236,7 +236,7 @@ def check_runs_differ(history: pd.DataFrame, merges: pd.DataFrame, config: WarpC
         return _not_applicable("runs-differ", "прогон один")
     cosine = float(merges["delta_cosine"].max())
     equal = sum(_equal_curves(group) for _, group in history.groupby(["seed", "iteration"]))
-    measured = f"наибольший косинус: {format_number(cosine)}; пар совпавших кривых: {equal}"
+    measured = f"наибольший косинус по всем весам: {format_number(cosine)}; пар совпавших кривых: {equal}"
     return _check("runs-differ", not cosine >= SAME_DIRECTION and equal == 0, measured)
 
 
@@ -295,7 +295,7 @@ def check_objective(history: pd.DataFrame) -> Check:
         return _not_applicable("objective-split", "слишком мало шагов для наклона")
     carried = not total.low > 0 or reward.value >= CARRIED_BY_REWARD * total.value
     measured = (
-        f"за шаг: функционал {format_estimate(total, signed=True)}, "
+        f"за шаг: r_β {format_estimate(total, signed=True)}, "
         f"награда {format_estimate(reward, signed=True)}, штраф {format_estimate(penalty, signed=True)}"
     )
     return _check("objective-split", math.isfinite(total.value) and carried, measured)

@@ -57,9 +57,9 @@ def front_table(result: Comparison) -> HTML:
                     "η": format_number(eta),
                     "Прирост награды": format_estimate(columns["reward_difference"][place], signed=True),
                     "KL(политика‖sft), нат": format_estimate(columns["kl_policy_reference"][place]),
-                    "Перплексия под θ_sft": format_number(columns["perplexity_policy"][place].value),
+                    "Перплексия по θ_sft": format_number(columns["perplexity_policy"][place].value),
                     "Доля разных биграмм": format_number(columns["distinct_policy"][place].value),
-                    "Ещё отзыв": "да" if result.readable(arm, place) else "нет",
+                    "Похож на отзыв": "да" if result.readable(arm, place) else "нет",
                 }
             )
     return table(rows)
@@ -71,11 +71,11 @@ def equal_kl_table(result: Comparison) -> HTML:
         {
             "Способ": arm,
             "Шагов": result.arms[arm].steps,
-            "Seed": seed,
+            "Сид": seed,
             "η": format_number(eta),
             "KL(политика‖sft), нат": format_number(found.kl_policy_reference.value),
             "Прирост награды": format_estimate(found.reward_difference, signed=True),
-            "Перплексия под θ_sft": format_number(found.perplexity_policy.value),
+            "Перплексия по θ_sft": format_number(found.perplexity_policy.value),
         }
         for arm in ARMS
         for seed, (eta, found) in zip(result.seeds, result.matched(arm) or [], strict=False)
@@ -91,7 +91,7 @@ def samples(result: Comparison, arm: str) -> HTML:
 
 # Conclusion
 
-NO_COMMON_KL = "Общей KL, при которой читается текст всех трёх способов, не нашлось."
+NO_COMMON_KL = "Общей KL, при которой текст всех трёх способов ещё похож на отзыв, не нашлось."
 
 
 def conclusion(result: Comparison) -> Markdown:
@@ -135,25 +135,25 @@ def say_arm(result: Comparison, arm: str) -> str:
     place = last_readable(result, arm)
     if place is None:
         return (
-            f"{head}текст перестаёт быть отзывом уже при η = {format_number(ETAS[0])}, ближайшей к θ_sft точке фронта; "
-            f"о награде судить не по чему."
+            f"{head}текст перестаёт быть похож на отзыв уже при η = {format_number(ETAS[0])}, ближе всего к θ_sft, "
+            "поэтому о награде говорить рано."
         )
     gain = gains[place]
     if gain.low > 0:
-        said = "награда выше, чем у SFT, а текст остаётся отзывом"
+        said = "награда выше, чем у SFT, а текст ещё похож на отзыв"
     elif gain.high < 0:
         said = "награда ниже, чем у SFT"
     else:
         said = "прирост награды неотличим от нуля"
     said += (
-        f". При η = {format_number(ETAS[place])} прирост {format_estimate(gain, signed=True)}; KL, нат: "
-        f"{format_number(kls[place].value)}; перплексия {format_number(perplexity[place].value)} против "
+        f". При η = {format_number(ETAS[place])} прирост {format_estimate(gain, signed=True)}, KL "
+        f"{format_number(kls[place].value)} ната, перплексия {format_number(perplexity[place].value)} против "
         f"{format_number(own[place].value)} у самой θ_sft."
     )
     if place + 1 < len(ETAS):
         said += (
-            f" Дальше по фронту это уже не отзыв (на конце перплексия {format_number(perplexity[-1].value)}), и "
-            f"прирост там, при η = 1 {format_estimate(gains[-1], signed=True)}, улучшением считать нельзя."
+            f" Дальше по фронту текст на отзыв не похож: при η = 1 перплексия {format_number(perplexity[-1].value)}, и "
+            f"прирост там, {format_estimate(gains[-1], signed=True)}, улучшением считать нельзя."
         )
     return head + said
 
@@ -165,14 +165,14 @@ def say_why(result: Comparison) -> str:
     head = "Почему у WARP нет прироста: "
     if result.over_seeds(WARP, "reward_difference")[-1].low > 0:
         kl = format_number(result.over_seeds(WARP, "kl_policy_reference")[-1].value)
-        return f"{head}награда растёт, но вместе с ней портится текст; на конце фронта KL, нат: {kl}."
+        return f"{head}награда растёт, но вместе с ней портится текст; при η = 1 KL {kl} ната."
     rate = reward_rise(result)
     if rate is None:
         return f"{head}шагов слишком мало, чтобы оценить наклон награды в прогонах."
     steps = result.config.T
     measured = f"{format_estimate(rate, signed=True)} за {steps} {plural(steps, 'шаг', 'шага', 'шагов')} прогона"
     if not rate.excludes_zero:
-        return f"{head}его не видно и в самих прогонах, наклон награды неотличим от нуля, {measured}."
+        return f"{head}его не видно и в самих прогонах, изменение награды неотличимо от нуля: {measured}."
     if rate.value < 0:
         return f"{head}награда падала уже в самих прогонах, {measured}."
     held_out = [
@@ -210,11 +210,11 @@ def say_equal_kl(result: Comparison) -> str:
     """Who is ahead at the same distance from θ_sft."""
     points = result.matched(WARP)
     if not points:
-        return f"{NO_COMMON_KL} Сравнивать награды не при чем."
+        return f"{NO_COMMON_KL} Сравнить награды поэтому нельзя."
     kls = spread([evaluation.kl_policy_reference.value for _, evaluation in points])
     words = [f"WARP против «{title(result, arm)}»: {ahead(result.advantage(WARP, arm))}" for arm in (SINGLE, PLAIN)]
-    own = " (у каждого повтора своя)" if len(points) > 1 else ""
-    return f"При одной и той же KL{own}, нат: {kls}, где текст всех способов ещё читается. {'; '.join(words)}."
+    own = " (у каждого сида своя)" if len(points) > 1 else ""
+    return f"При одной и той же KL, {kls} ната{own}, где текст всех способов ещё похож на отзыв: {'; '.join(words)}."
 
 
 def ahead(difference: Estimate) -> str:
@@ -230,11 +230,11 @@ def say_seeds(result: Comparison) -> str:
     count = len(result.seeds)
     if count == 1:
         return (
-            "Обучение выполнено один раз: интервалы учитывают только выбор начал отзывов. Повторное обучение с другим "
-            "seed могло бы дать и другой порядок."
+            "Обучение выполнено один раз: интервалы учитывают только выбор начал отзывов. С другим сидом мог бы выйти "
+            "и другой порядок."
         )
     times = plural(count, "раз", "раза", "раз")
-    return f"Каждый способ обучен {count} {times} с разными seed, интервалы Стьюдента построены по повторам."
+    return f"Каждый способ обучен {count} {times} с разными сидами, интервалы Стьюдента построены по этим обучениям."
 
 
 def title(result: Comparison, arm: str) -> str:

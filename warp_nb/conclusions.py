@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from warp_nb.checks import Check, headline, slope
+from warp_nb.checks import PERPLEXITY_RATIO, Check, headline, slope
 from warp_nb.evaluation import Estimate
 from warp_nb.formatting import fixed, format_estimate, format_number, plural
 from warp_nb.original import ROWS, match
@@ -27,8 +27,8 @@ RIGHT_ANGLE = 15.0
 """Degrees from 90 within which task vectors count as near orthogonal: |cosine| < 0.26."""
 CURVES_DIFFER = (
     "Наши данные этому противоречат: при тех же T и lr независимые прогоны различаются. "
-    "Чтобы кривые совпали, достаточно одного seed на оба прогона; на глаз совпали бы и кривые "
-    "с почти постоянной наградой."
+    "Чтобы кривые двух прогонов совпали, достаточно одного сида на оба; на глаз сольются и кривые "
+    "с почти постоянной наградой («Диагностика», 3 и 4)."
 )
 """Said only where the instrument is healthy, that is where the runs do differ."""
 TEXT_CHECKS = ("completions-nonempty", "completions-diverse", "completions-varied", "completions-fluent")
@@ -123,8 +123,8 @@ def say_distance(result: ExperimentResult) -> str:
         return f"Расстояние до θ_sft не измерено: {measured}."
     if far < KL_TINY:
         return (
-            f"Политика почти не отошла от θ_sft, KL меньше {fixed(KL_TINY, 2)} ната: столько самое большее даёт "
-            f"простой выбор лучшего из двух продолжений. Измерено: {measured}."
+            f"Политика почти не отошла от θ_sft: {measured}. Это меньше {fixed(KL_TINY, 2)} ната; для сравнения, "
+            f"столько самое большее дал бы выбор лучшего из двух продолжений θ_sft, совсем без обучения."
         )
     if far > KL_FAR:
         return f"Политика ушла от θ_sft очень далеко: {measured}."
@@ -135,12 +135,15 @@ def say_text(result: ExperimentResult) -> str:
     """Is the text still a review, by perplexity and distinct bigrams?"""
     values = {name: format_number(result.summary[name].value) for name in result.summary}
     measured = (
-        f"перплексия под θ_sft: {values['perplexity_policy']} у текстов WARP и {values['perplexity_reference']} "
-        f"у текстов самой θ_sft; доля разных биграмм: {values['distinct_policy']} и {values['distinct_reference']}"
+        f"перплексия по θ_sft {values['perplexity_policy']} у текстов WARP и {values['perplexity_reference']} "
+        f"у текстов самой θ_sft, доля разных биграмм {values['distinct_policy']} и {values['distinct_reference']}"
     )
     failed = {check.name for check in result.checks if check.failed}
     if not text_broken(result):
-        return f"Эти меры порчи текста не показывают, судить надо по примерам: {measured}."
+        return (
+            f"Порчи текста по числам не видно: {measured}; порчей считается перплексия, изменившаяся больше чем "
+            f"в {format_number(PERPLEXITY_RATIO)} раза. Всего эти числа не видят, поэтому прочтите примеры."
+        )
     faults = {
         "completions-nonempty": "часть продолжений пуста",
         "completions-diverse": "политика повторяется",
@@ -161,21 +164,22 @@ def say_curves(result: ExperimentResult) -> str:
     if objective is None or reward is None or penalty is None:
         return "Шагов слишком мало, чтобы оценить наклон кривых обучения."
     parts = (
-        f"награда {format_estimate(reward, signed=True)}, штраф за KL {format_estimate(penalty, signed=True)} за шаг"
+        f"вклад награды {format_estimate(reward, signed=True)}, вклад штрафа −β·log(π/π_ema) "
+        f"{format_estimate(penalty, signed=True)}"
     )
     steps = f"{result.config.T} {plural(result.config.T, 'шаг', 'шага', 'шагов')}"
     if not objective.excludes_zero:
         return (
-            f"Наклон максимизируемого функционала за {steps} неотличим от нуля: "
-            f"{format_estimate(objective, signed=True)} за шаг. Его части: {parts}."
+            f"За {steps} награда со штрафом r_β не изменилась: её наклон за шаг неотличим от нуля, "
+            f"{format_estimate(objective, signed=True)}; {parts}."
         )
     if objective.value < 0:
-        return f"Максимизируемый функционал за {steps} падает: {format_estimate(objective)} за шаг. Его части: {parts}."
+        return f"За {steps} награда со штрафом r_β падает: наклон за шаг {format_estimate(objective)}; {parts}."
     carrier = "Рост несёт награда" if reward.low > 0 else "Рост награды сам по себе от нуля не отличить"
     if any(check.failed for check in result.checks if check.name == "objective-split"):
         carrier = "Рост несёт не награда"
     return (
-        f"Максимизируемый функционал за {steps} растёт: {format_estimate(objective, signed=True)} за шаг. "
+        f"За {steps} награда со штрафом r_β растёт: наклон за шаг {format_estimate(objective, signed=True)}. "
         f"{carrier}: {parts}."
     )
 
@@ -220,7 +224,7 @@ def say_original(result: ExperimentResult) -> str:
     row = ROWS[number]
     claims = {1: _first, 2: _second, 3: _third, 4: _fourth}[number](result)
     intro = f"Вывод исходного отчёта об эксперименте {number}: «{row.conclusion}»."
-    return " ".join([intro, *claims, f"Принято нами: {'; '.join(row.assumed)}."])
+    return " ".join([intro, *claims, f"Принято нами, потому что в отчёте не сказано: {'; '.join(row.assumed)}."])
 
 
 def say_interval(result: ExperimentResult) -> str:
@@ -233,7 +237,7 @@ def say_interval(result: ExperimentResult) -> str:
     count = result.config.n_seeds
     return (
         f"Интервалы учитывают и шум обучения: оно повторено {count} {plural(count, 'раз', 'раза', 'раз')} "
-        "с разными начальными значениями генератора (seed), интервал Стьюдента построен по повторам."
+        "с разными сидами, интервал Стьюдента построен по этим обучениям."
     )
 
 
@@ -256,8 +260,8 @@ def _too_small(result: ExperimentResult) -> str:
         return "Наши данные ему противоречат: награда при таком lr изменилась, хотя и не в ту сторону."
     if not _unmoved(result):
         return (
-            "Наши данные с ним согласны лишь отчасти: политика сдвинулась, а рост награды по этим данным "
-            "не доказан и не исключён."
+            "Наши данные с ним согласны лишь отчасти: политика сдвинулась, а изменение награды неотличимо от нуля "
+            "(малый рост этим не исключён)."
         )
     return (
         "Наши данные с ним согласуются: политика почти не сдвинулась, изменение награды неотличимо от нуля "
@@ -271,9 +275,9 @@ def _first(result: ExperimentResult) -> list[str]:
     claims = [_too_small(result)]
     if _unmoved(result):
         claims.append(
-            f"Но дело может быть не в lr: с прогревом в {result.config.warmup_steps} шагов за {result.config.T} шагов "
-            f"средняя скорость обучения (lr) составила {format_number(100 * share, 2)}\u00a0% заданной; "
-            "одно от другого не отделить."
+            f"Но виноват может быть и прогрев: он рассчитан на {result.config.warmup_steps} шагов, сделано "
+            f"{result.config.T}, и lr в среднем составил {format_number(100 * share, 2)}\u00a0% заданного. По одному "
+            "этому эксперименту не узнать, мал ли сам lr."
         )
     return [*claims, "Совпадение кривых отчёт объясняет малым T. " + CURVES_DIFFER]
 
@@ -284,12 +288,11 @@ def _second(result: ExperimentResult) -> list[str]:
     gain = round(steps / sum(min(1.0, step / assumed) for step in range(1, steps + 1)))
     return [
         _too_small(result),
-        f"О прогреве один этот эксперимент не говорит; без прогрева в {assumed} шагов сумма lr по шагам больше "
-        f"примерно в {gain} {plural(gain, 'раз', 'раза', 'раз')}, а числа самого отчёта "
-        f"(KL(sft‖warp) {fixed(ROWS[1].kl_reference_policy, 5)} с прогревом, "
-        f"{fixed(ROWS[2].kl_reference_policy, 5)} без него) "
-        "показывают, что на сдвиг политики прогрев влиял.",
-        "Кривые theta1 и theta2 в отчёте опять совпали. " + CURVES_DIFFER,
+        f"О прогреве: без прогрева в {assumed} шагов сумма lr за {steps} шагов больше примерно в {gain} "
+        f"{plural(gain, 'раз', 'раза', 'раз')}, так что на сдвиг политики он влиять должен. То же говорят и числа "
+        f"самого отчёта, если им верить: KL(sft‖warp) {fixed(ROWS[1].kl_reference_policy, 5)} с прогревом и "
+        f"{fixed(ROWS[2].kl_reference_policy, 5)} без него (сомнения — в «Диагностике», 2).",
+        "Кривые двух прогонов в отчёте опять совпали. " + CURVES_DIFFER,
     ]
 
 
@@ -300,8 +303,8 @@ def _third(result: ExperimentResult) -> list[str]:
         row = ROWS[3]
         claims.append(
             f"В отчёте награда при KL(sft‖warp) = {fixed(row.kl_reference_policy, 1)} изменилась лишь "
-            f"на {format_number(row.reward_policy - row.reward_reference, 1)}; здесь она изменилась, "
-            "как и должна исправная награда на другом тексте."
+            f"на {format_number(row.reward_policy - row.reward_reference, 1)}. У нас она изменилась; так и должно "
+            "быть, когда модель награды исправна, а тексты стали другими."
         )
     return [*claims, *_iterations(result.history)]
 
@@ -317,17 +320,17 @@ def _too_large(result: ExperimentResult) -> str:
         if change.low > 0:
             return f"Ни согласия, ни противоречия: {_far_and_praised(result)}."
         return (
-            f"Политика ушла далеко (KL {format_number(far)} нат), но рост награды по этим данным не доказан "
-            "и не исключён, поэтому о согласии с этим выводом говорить нельзя."
+            f"Политика ушла далеко (KL {format_number(far)} нат), но изменение награды неотличимо от нуля, поэтому "
+            "о согласии с этим выводом говорить нельзя."
         )
     if change.low > 0:
         return (
-            "Наши данные ему противоречат: награда выросла, политика не ушла далеко, порчи текста по нашим мерам "
-            "не видно."
+            "Наши данные его не подтверждают: награда выросла, порчи текста по числам не видно. Но и KL у нас меньше, "
+            "чем в отчёте: при том же lr наша модель сдвинулась не так далеко."
         )
     return (
-        "Наши данные его не подтверждают: политика не ушла далеко, порчи текста по нашим мерам не видно, "
-        "а изменение награды неотличимо от нуля."
+        "Наши данные его не подтверждают: порчи текста по числам не видно, а изменение награды неотличимо от нуля. "
+        "Но и KL у нас меньше, чем в отчёте."
     )
 
 
@@ -344,13 +347,13 @@ def _iterations(history: pd.DataFrame) -> list[str]:
     difference = between_iterations(history)
     if difference is None:
         return []
-    claim = "В отчёте функционал на первой итерации выше, чем на второй"
+    claim = "В отчёте кривые первой итерации лежат выше кривых второй"
     measured = format_estimate(difference, signed=True)
     if difference.high < 0:
         return [f"{claim}; здесь тоже (вторая минус первая: {measured})."]
     if difference.low > 0:
         return [f"{claim}; здесь наоборот (вторая минус первая: {measured})."]
-    return [f"{claim}; здесь итерации неразличимы (вторая минус первая: {measured})."]
+    return [f"{claim}; здесь итерации не различить (вторая минус первая: {measured})."]
 
 
 def _fourth(result: ExperimentResult) -> list[str]:
@@ -361,7 +364,7 @@ def _fourth(result: ExperimentResult) -> list[str]:
     elif reward is not None and reward.high < 0:
         claims = ["Рост награды по ходу обучения не подтверждается: она падает."]
     else:
-        claims = ["Рост награды по ходу обучения за столько шагов от нуля не отличить."]
+        claims = ["Роста награды по ходу обучения не видно: за столько шагов её наклон неотличим от нуля."]
     if text_broken(result):
         return [*claims, "С плохим качеством наши данные согласны: текст испорчен."]
     if change.high < 0:
@@ -371,12 +374,11 @@ def _fourth(result: ExperimentResult) -> list[str]:
     if change.low > 0:
         return [
             *claims,
-            "С плохим качеством наши данные не согласны: награда выросла, порчи текста по нашим мерам не видно.",
+            "С плохим качеством наши данные не согласны: награда выросла, порчи текста по числам не видно.",
         ]
     return [
         *claims,
-        "Плохое качество по этим данным не доказано и не исключено: изменение награды неотличимо от нуля, "
-        "порчи текста по нашим мерам не видно.",
+        "О качестве эти данные не говорят: изменение награды неотличимо от нуля, порчи текста по числам не видно.",
     ]
 
 

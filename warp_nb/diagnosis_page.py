@@ -27,24 +27,46 @@ from warp_nb.original import ROWS
 from warp_nb.plots import decimal_commas, styles
 from warp_nb.results import OK
 from warp_nb.tables import original_figure, table
-from warp_nb.verdicts import Combination, Table, Verdict, combinations_tried, history, kl, row, verdicts
+from warp_nb.verdicts import (
+    INSUFFICIENT,
+    SUFFICIENT,
+    UNDECIDED,
+    ZERO,
+    Combination,
+    Table,
+    Verdict,
+    close,
+    collapsed_reward,
+    combinations_tried,
+    equal_runs,
+    four_curves,
+    half_precision,
+    history,
+    kl,
+    noise,
+    rising_curves,
+    row,
+    spread,
+    verdicts,
+    warm_ups,
+)
 from warp_nb.weights import write_json
 
 if TYPE_CHECKING:
-    from IPython.display import HTML
+    from IPython.display import HTML, Markdown
     from matplotlib.figure import Figure
 
 REWARDS = {"sound": "исправная", "collapsed": "схлопнувшаяся", "constant": "постоянная"}
 SEED_WORDS = {"independent": "у каждого прогона свой", "one": "один на все прогоны"}
 WARM_UP_WORDS = {"100": "10 шагов из 100", "5": "5 шагов", "never-stepped": "lr = 0, планировщик не вызван"}
-SCORING_WORDS = {"float32": "fp32", "bfloat16": "bfloat16", "mixed": "θ_sft в bfloat16, политика в fp32"}
+SCORING_WORDS = {"float32": "fp32", "bfloat16": "bfloat16", "mixed": "bfloat16 (только θ_sft)"}
 SUSPECT_WORDS = {
     "none": "ошибки нет",
     "collapsed": "схлопнувшаяся модель награды",
     "never-stepped": "lr = 0: планировщик не вызван",
-    "one-seed": "один seed на все прогоны",
+    "one-seed": "один сид на все прогоны",
     "one-model": "одна модель под двумя именами",
-    "greedy": "жадное порождение, начала по порядку",
+    "greedy": "жадная выборка, начала по порядку",
 }
 ROW_WORDS = {"original": "исходный отчёт", "best": "лучшее сочетание ошибок", "sound": "без ошибок"}
 DRIFTS = [(reward, baseline) for reward in ("sound", "constant") for baseline in ("none", "mean")]
@@ -54,6 +76,13 @@ COLUMNS = {
     "kl_reference_policy": "KL(sft‖warp)",
     "kl_policy_reference": "KL(warp‖sft)",
 }
+
+
+def conclusion(cells: Table) -> Markdown:
+    """The paragraphs of `conclude` as Markdown."""
+    from IPython.display import Markdown
+
+    return Markdown("\n\n".join(conclude(cells)))
 
 
 def verdict_table(found: Sequence[Verdict]) -> HTML:
@@ -100,13 +129,13 @@ def twin_curves(cells: Table) -> Figure:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 5.6), dpi=DPI, layout="constrained", sharex=True)
-    for ax, changes, title in zip(axes, ((), ONE_SEED), ("seed у каждого свой", "seed один на все"), strict=True):
+    for ax, changes, title in zip(axes, ((), ONE_SEED), ("у каждого прогона свой сид", "сид один на все"), strict=True):
         record = cells[Cell(2, changes=changes).name]
         for name, curve, (color, line, _), width in zip(
             ("theta1_1", "theta2_1"), record["curves"]["objective"], styles(), (4, 1.6), strict=False
         ):
             ax.plot(range(1, len(curve) + 1), curve, color=color, linestyle=line, linewidth=width, label=name)
-        ax.set_title(f"максимизируемый функционал: {title}", loc="left", fontsize="medium")
+        ax.set_title(f"награда со штрафом r_β: {title}", loc="left", fontsize="medium")
         decimal_commas(ax.yaxis)
         ax.grid(alpha=0.3)
         ax.legend(fontsize="small")
@@ -128,10 +157,10 @@ def precision_table(cells: Table) -> HTML:
                     "Задача": task,
                     "Эксперимент": number,
                     "‖θ_warp − θ_sft‖": format_number(moved),
-                    "на вес, в lr": format_number(moved / records[0]["parameters"] ** 0.5 / lr),
+                    "Сдвиг веса, в lr": format_number(moved / records[0]["parameters"] ** 0.5 / lr),
                 }
                 | {
-                    f"KL, нат: {words}": format_number(median(kl(record, name) for record in records))
+                    f"KL в {words}, нат": format_number(median(kl(record, name) for record in records))
                     for name, words in SCORING_WORDS.items()
                 }
             )
@@ -144,7 +173,7 @@ def split_figure(cells: Table) -> Figure:
     import pandas as pd
 
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 6.0), dpi=DPI, layout="constrained", sharex=True)
-    parts = {"objective": "функционал целиком", "reward": "награда", "penalty": "−β·log(π/π_ema)"}
+    parts = {"objective": "r_β целиком", "reward": "награда", "penalty": "−β·log(π/π_ema)"}
     for ax, reward in zip(axes, ("sound", "collapsed"), strict=True):
         rows = pd.concat([history(cells[Cell(3, reward, seed=seed).name]) for seed in SEEDS])
         means = rows.groupby("step")[list(parts)].mean()
@@ -180,7 +209,7 @@ def drift_figure(cells: Table) -> Figure:
         ax.set_title(title, loc="left", fontsize="medium")
         ax.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
-    axes[1].set_xlabel("lr; отрезок — размах по seed")
+    axes[1].set_xlabel("lr; отрезок — размах по сидам")
     plt.close(figure)
     return figure
 
@@ -235,19 +264,75 @@ def best_text(cells: Table) -> str:
     missing = [name for name, shown in best.traits.items() if not shown]
     words = (
         f"Перебрано {len(tried)} {plural(len(tried), 'сочетание', 'сочетания', 'сочетаний')}. Лучше всего подходит: "
-        f"{described(best)}. Оно повторяет {best.matched} из {len(best.traits)} черт исходного отчёта"
+        f"{described(best)}. Оно повторяет {best.matched} из {len(best.traits)} признаков исходного отчёта"
     )
     words += f"; не повторяет: {', '.join(missing)}." if missing else "."
     if len(first) > 1:
-        words += f" Столько же повторяют ещё {len(first) - 1}: по этим данным их не различить."
+        more = len(first) - 1
+        words += f" Столько же повторяют ещё {more} {plural(more, 'сочетание', 'сочетания', 'сочетаний')}: по этим "
+        words += "данным их не различить."
     return words
 
 
 def described(combination: Combination) -> str:
     """The choices of a combination in words."""
     return (
-        f"награда {REWARDS[combination.reward]}, seed {SEED_WORDS[combination.seeds]}, прогрев "
+        f"награда {REWARDS[combination.reward]}, сид {SEED_WORDS[combination.seeds]}, прогрев "
         f"эксперимента 1: {WARM_UP_WORDS[combination.warm_up]}, KL посчитана в {SCORING_WORDS[combination.scoring]}"
+    )
+
+
+def conclude(cells: Table) -> list[str]:
+    """What each oddity of the report can come from, by the verdicts; what remains unexplained; what then follows."""
+    groups = {
+        "Награда не движется, хотя KL растёт": [collapsed_reward(cells)],
+        "KL около 0,025 в эксперименте 2": half_precision(cells),
+        "KL печатается как 0,00000 в эксперименте 1": warm_ups(cells),
+        "Четыре равные кривые эксперимента 1": four_curves(cells),
+        "Два прогона неотличимы": equal_runs(cells)[1:],
+        "KL растёт, хотя учиться нечему": noise(cells),
+        "Кривые экспериментов 3 и 4 растут": [rising_curves(cells)],
+    }
+    lines = [f"- **{oddity}.** {causes(found)}" for oddity, found in groups.items()]
+    best = combinations_tried(cells)[0]
+    missing = [name for name, shown in best.traits.items() if not shown]
+    paragraphs = [
+        "\n".join(lines),
+        rounding_beside_zero(cells),
+        f"Ни одно сочетание не повторило всего; у лучшего нет вот чего: {'; '.join(missing)}. Сочетания перебраны на "
+        "задаче small, а величина KL зависит от модели и от длины текста, которых отчёт не называет."
+        if missing
+        else "",
+        "Если награда отчёта постоянна, о lr и прогреве его таблица не говорит ничего: постоянную награду не поднимет "
+        "никакой lr."
+        if groups["Награда не движется, хотя KL растёт"][0].verdict == SUFFICIENT
+        else "",
+    ]
+    return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def causes(found: Sequence[Verdict]) -> str:
+    """The hypotheses by their verdicts, in words."""
+    words = {SUFFICIENT: "Достаточно", UNDECIDED: "Не различить", INSUFFICIENT: "Недостаточно"}
+    named = {said: [one.name for one in found if one.verdict == verdict] for verdict, said in words.items()}
+    return " ".join(f"{said}: {'; '.join(names)}." for said, names in named.items() if names)
+
+
+def rounding_beside_zero(cells: Table) -> str:
+    """Whether an arithmetic that makes the KL of experiment 2 leaves 0.00000 to experiment 1."""
+    seen = [
+        kl(cells[Cell(1, seed=seed, task=task).name], scoring)
+        for task, seeds in PRECISION_SEEDS.items()
+        for scoring in ("bfloat16", "mixed")
+        for seed in seeds
+        if close(kl(cells[Cell(2, seed=seed, task=task).name], scoring), ROWS[2].kl_reference_policy)
+    ]
+    if not seen or min(seen) < ZERO:
+        return ""
+    return (
+        f"Арифметика, которая даёт эксперименту 2 его KL, показала бы и в эксперименте 1 не ноль, а {spread(seen)} "
+        "ната. Обе строки отчёта сходятся, только если в эксперименте 1 веса не двигались вовсе: так бывает, когда "
+        "планировщик начинает с lr = 0 и не вызывается."
     )
 
 
@@ -258,7 +343,7 @@ def traits_table(cells: Table, count: int = 6) -> HTML:
         rows.append(
             {
                 "Награда": REWARDS[one.reward],
-                "Seed": SEED_WORDS[one.seeds],
+                "Сид": SEED_WORDS[one.seeds],
                 "Прогрев эксперимента 1": WARM_UP_WORDS[one.warm_up],
                 "KL посчитана в": SCORING_WORDS[one.scoring],
             }
@@ -310,7 +395,7 @@ def summary(table: dict[str, Any]) -> dict[str, Any]:
             kind: {f"exp{number}": row for number, row in rows.items()} for kind, rows in row_kinds(cells).items()
         },
         "seen_at_step_1": {name: cells[at_step_one(name).name]["failed"] for name in SUSPECTS},
-        "conclusion": [best_text(cells)],
+        "conclusion": [best_text(cells), *conclude(cells)],
         "cells": len(cells),
         "cells_seconds": sum(cell["seconds"] for cell in cells.values()),
         "seeds": SEEDS,

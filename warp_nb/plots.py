@@ -22,7 +22,7 @@ BAND = 0.18
 BLOCK_INCHES = 0.17
 """Height of a block's line in `geometry` at which the names do not overlap."""
 COLUMNS = {
-    "objective": "максимизируемый функционал r_β",
+    "objective": "награда со штрафом r_β",
     "reward": "награда r(x, y)",
     "kl": "KL(политика‖якорь), нат на последовательность",
     "penalty": "штраф −β·log(π/π_ema)",

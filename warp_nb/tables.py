@@ -21,8 +21,8 @@ MEASURES = {
     "reward_difference": "Разность наград, парная",
     "kl_reference_policy": "KL(sft‖warp), нат на последовательность",
     "kl_policy_reference": "KL(warp‖sft), нат на последовательность",
-    "perplexity_reference": "Перплексия SFT под θ_sft, на токен",
-    "perplexity_policy": "Перплексия WARP под θ_sft, на токен",
+    "perplexity_reference": "Перплексия SFT по θ_sft, на токен",
+    "perplexity_policy": "Перплексия WARP по θ_sft, на токен",
     "distinct_reference": "Доля разных биграмм SFT",
     "distinct_policy": "Доля разных биграмм WARP",
 }

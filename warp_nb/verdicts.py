@@ -101,10 +101,10 @@ def collapsed_reward(table: Table) -> Verdict:
         "схлопнувшаяся модель награды",
         "collapsed reward model",
         f"награда сдвинется не больше чем на {format_number(CONSTANT)} во всех четырёх экспериментах, а KL "
-        "эксперимента 3 превысит 1 нат; с исправной моделью так не будет",
+        "эксперимента 3 превысит 1 нат; с исправной моделью награда сдвинется сильнее",
         found,
-        f"наибольшее изменение награды {format_number(moved[0])} против {format_number(moved[1])} с исправной моделью; "
-        f"KL эксперимента 3, нат: {spread(far)}",
+        f"наибольшее по экспериментам и сидам изменение награды {format_number(moved[0])}, с исправной моделью "
+        f"{format_number(moved[1])}; KL эксперимента 3, нат: {spread(far)}",
     )
 
 
@@ -126,10 +126,10 @@ def half_precision(table: Table) -> list[Verdict]:
             Verdict(
                 f"половинная точность, {task}: {words}",
                 f"{english}, {task}",
-                f"KL эксперимента 2 окажется в пределах {format_number(FACTOR)} раз от {wanted}, хотя в fp32 она "
-                "хотя бы в 10 раз меньше",
+                f"KL эксперимента 2 отличается от {wanted} не больше чем в {format_number(FACTOR)} раза, хотя в fp32 "
+                "она хотя бы в 10 раз меньше",
                 outcomes,
-                f"KL, нат: {spread(seen)} вместо {spread(true)}; в эксперименте 1: "
+                f"KL, нат: {spread(seen)} (в fp32 {spread(true)}); в эксперименте 1: "
                 f"{spread([kl(record, scoring) for record in rows[1]])}",
             )
         )
@@ -164,10 +164,10 @@ def warm_ups(table: Table) -> list[Verdict]:
 def four_curves(table: Table) -> list[Verdict]:
     """3: four curves that lie upon one another, with and without one seed for all runs."""
     suspects: list[tuple[str, str, str, Changes]] = [
-        ("планировщик не вызывается, seed разные", "never stepped, independent seeds", "never-stepped", ()),
-        ("планировщик не вызывается, seed один", "never stepped, one seed", "never-stepped", ONE_SEED),
-        ("прогрев 100 шагов, seed один", "warm-up of 100 steps, one seed", "100", ONE_SEED),
-        ("прогрев 5 шагов, seed один", "warm-up of 5 steps, one seed", "5", ONE_SEED),
+        ("планировщик не вызывается, сиды разные", "never stepped, independent seeds", "never-stepped", ()),
+        ("планировщик не вызывается, сид один", "never stepped, one seed", "never-stepped", ONE_SEED),
+        ("прогрев 100 шагов, сид один", "warm-up of 100 steps, one seed", "100", ONE_SEED),
+        ("прогрев 5 шагов, сид один", "warm-up of 5 steps, one seed", "5", ONE_SEED),
     ]
     unit, found = sound_spread(table), []
     for title, english, warm_up, seeds in suspects:
@@ -178,9 +178,9 @@ def four_curves(table: Table) -> list[Verdict]:
                 f"четыре кривые: {title}",
                 f"four equal curves: {english}",
                 "четыре кривые эксперимента 1 разойдутся не больше чем на "
-                f"{format_number(ALIKE)} разброса оценок, то есть сольются на рисунке",
+                f"{format_number(ALIKE)} стандартного отклонения исправной награды, то есть сольются на рисунке",
                 tuple(share <= ALIKE for share in shares),
-                f"наибольшее расхождение, в долях разброса оценок: {spread(shares)}",
+                f"наибольшее расхождение, в долях этого отклонения: {spread(shares)}",
             )
         )
     return found
@@ -190,9 +190,9 @@ def equal_runs(table: Table) -> list[Verdict]:
     """4: runs that are one."""
     suspects: list[tuple[str, str, tuple[str, ...], Changes]] = [
         ("независимые прогоны", "independent runs (control)", (), ()),
-        ("один seed на все прогоны", "one seed for all runs", (), ONE_SEED),
+        ("один сид на все прогоны", "one seed for all runs", (), ONE_SEED),
         ("одна модель под двумя именами", "one model under two names", ("one-model",), ()),
-        ("жадное порождение, начала по порядку", "greedy decoding, prompts in order", ("greedy",), ()),
+        ("жадная выборка, начала по порядку", "greedy decoding, prompts in order", ("greedy",), ()),
     ]
     found = []
     for title, english, faults, changes in suspects:
@@ -237,7 +237,7 @@ def noise(table: Table) -> list[Verdict]:
                 f"noise of Adam's steps, {english}",
                 "с постоянной наградой KL при lr ≥ 10⁻⁴ не меньше половины той, что с настоящей",
                 tuple(min(shares[lr][place] for lr in large) >= 0.5 for place in range(len(SEEDS))),
-                f"доля KL, которую даёт постоянная награда: {measured}",
+                f"во сколько раз KL с постоянной наградой больше, чем с настоящей: {measured}",
             )
         )
     return found
@@ -253,14 +253,15 @@ def rising_curves(table: Table) -> Verdict:
         rates.append([(whole.value, reward.value) for whole, reward in known])
         outcomes.append(all(whole.low > 0 and reward.value < 0.5 * whole.value for whole, reward in known))
     shown = [
-        f"эксперимент {number}: {spread([rate[place][0] for rate in rates])}, из них награда "
+        f"эксперимент {number}: {spread([rate[place][0] for rate in rates])}, вклад награды "
         f"{spread([rate[place][1] for rate in rates])}"
         for place, number in enumerate((3, 4))
     ]
     return Verdict(
         "растёт слагаемое −β·log(π/π_ema), а не награда",
         "−β·log-ratio rises, not the reward",
-        "с постоянной наградой наклон функционала в экспериментах 3 и 4 больше нуля, и награда даёт меньше половины",
+        "со схлопнувшейся моделью награды наклон r_β в экспериментах 3 и 4 больше нуля, и меньше половины его даёт "
+        "награда",
         tuple(outcomes),
         f"наклон за шаг: {'; '.join(shown)}",
     )
@@ -324,7 +325,7 @@ def traits(rows: dict[int, dict[str, float]], records: dict[int, list[Record]], 
         max(rows[1]["kl_reference_policy"], rows[1]["kl_policy_reference"]) < ZERO
     )
     for number in (2, 3, 4):
-        found[f"KL эксперимента {number} в пределах {format_number(FACTOR)} раз"] = close(
+        found[f"KL эксперимента {number} отличается не больше чем в {format_number(FACTOR)} раза"] = close(
             rows[number]["kl_reference_policy"], ROWS[number].kl_reference_policy
         )
     for number in (1, 2):
