@@ -79,7 +79,7 @@ def test_a_right_function_is_kept_and_used_later(cache: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == "✓ pair_accuracy: верно, 2 случая.\n"
     assert mine("pair_accuracy") is not plain.pair_accuracy
     assert mine("pair_accuracy")(torch.tensor([1.0]), torch.tensor([0.0])) == 1.0
-    assert "ваша" in whose().data and "из пакета" in whose().data
+    assert "ваша" in whose().data and "готовая" in whose().data
 
 
 def test_pieces_call_the_readers_functions(cache: Path) -> None:

@@ -52,7 +52,7 @@ def check(function: Function) -> None:
     gap = gap_of(function.__name__)
     source = textwrap.dedent(inspect.getsource(function))
     if unfilled(source):
-        print(f"○ {gap.name}: пропуск ещё не заполнен. Дальше тетрадь возьмёт решение пакета.")
+        print(f"○ {gap.name}: пропуск ещё не заполнен. Дальше тетрадь возьмёт готовую функцию.")
         return
     fault = diagnosis(gap, function)
     if fault:
@@ -64,7 +64,7 @@ def check(function: Function) -> None:
     write_text(kept(gap.name), source)
     if kept_function(gap) is None:
         kept(gap.name).unlink()
-        print("  Функция опирается на другие имена этой тетради; в следующих уроках её заменит решение пакета.")
+        print("  Функция опирается на другие имена этой тетради; в следующих уроках её заменит готовая.")
 
 
 def unfilled(source: str) -> bool:
@@ -219,7 +219,7 @@ def pieces() -> SimpleNamespace:
 def whose() -> HTML:
     """Which of the gaps are filled by the reader, which by the package."""
     rows = [
-        {"Урок": gap.lesson, "Функция": name, "Чья": "ваша" if kept_function(gap) else "из пакета"}
+        {"Урок": gap.lesson, "Функция": name, "Чья": "ваша" if kept_function(gap) else "готовая"}
         for name, gap in GAPS.items()
     ]
     return table(rows)

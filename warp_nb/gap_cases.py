@@ -133,7 +133,14 @@ def train_run_cases() -> list[Arguments]:
 
 def merge_cases() -> list[Arguments]:
     init = weights(0)
-    return [(init, [near(init, seed) for seed in range(1, 1 + M)]) for M in (2, 3, 1)]
+    tied = {name: value for name, value in init.items() if name.startswith("layers")}
+    tied["head.weight"] = tied["layers.0.w"]
+    near_tied = [{**near(init, seed)} for seed in (1, 2)]
+    for policy in near_tied:
+        policy.pop("norm.weight")
+        policy["head.weight"] = policy["layers.0.w"]
+    cases: list[Arguments] = [(init, [near(init, seed) for seed in range(1, 1 + M)]) for M in (2, 3, 1)]
+    return [*cases, (tied, near_tied)]
 
 
 def warp_cases() -> list[Arguments]:

@@ -104,14 +104,18 @@ GAPS = {
             plain.slerp,
             1,
             "SLERP: d1·sin((1−λ)Ω)/sin Ω + d2·sin(λΩ)/sin Ω, где Ω — угол между d1 и d2.\n\n"
-            "    d1 и d2 — тензоры одной формы, lam — число λ. Если sin Ω равен нулю или Ω не определён, — LERP.",
+            "    d1 и d2 — тензоры одной, любой формы; lam — число λ. Если sin Ω не больше 10⁻³ или это NaN\n"
+            "    (один из векторов нулевой), вместо формулы — LERP.",
             cases.slerp_cases,
             (
                 wrong(
                     "λ и 1 − λ поменялись местами: при λ = 0 должно получиться d1.",
                     (SLERP_END, "return torch.sin(lam * omega) / sine * d1 + torch.sin((1 - lam) * omega) / sine * d2"),
                 ),
-                wrong("Это LERP: взвешенная сумма идёт по хорде, а не по дуге.", ("if not sine > 1e-3:", "if True:")),
+                wrong(
+                    "Это LERP: взвешенная сумма идёт по хорде, а не по дуге.",
+                    ("if sine.isnan() or sine <= 1e-3:", "if True:"),
+                ),
                 wrong(
                     "Косинус не поделён на длины векторов: cos Ω = d1·d2 / (‖d1‖‖d2‖).",
                     (" / (d1.norm() * d2.norm())", ""),
@@ -134,11 +138,11 @@ GAPS = {
                         "omega = torch.acos(cosine.clamp(-1, 1))",
                         "omega = torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))",
                     ),
-                    ("if not sine > 1e-3:", "if not torch.sin(torch.deg2rad(omega)) > 1e-3:"),
+                    ("if sine.isnan() or sine <= 1e-3:", "if not torch.sin(torch.deg2rad(omega)) > 1e-3:"),
                 ),
                 wrong(
                     "У параллельных или нулевых векторов вышло NaN: sin Ω = 0, там нужен LERP.",
-                    ("if not sine > 1e-3:", "if False:"),
+                    ("if sine.isnan() or sine <= 1e-3:", "if False:"),
                 ),
             ),
         ),
@@ -170,7 +174,8 @@ GAPS = {
         Gap(
             plain.bradley_terry_loss,
             2,
-            "−log σ(r_chosen − r_rejected), среднее по парам. Оценки [B] и [B] -> число.",
+            "−log σ(r_chosen − r_rejected), среднее по парам.\n\n"
+            "    chosen и rejected — награды двух сторон, [B] и [B]; вернуть тензор из одного числа.",
             cases.bradley_terry_cases,
             (
                 wrong(
@@ -199,7 +204,8 @@ GAPS = {
         Gap(
             plain.pair_accuracy,
             2,
-            "Доля пар, где chosen оценён выше, чем rejected; ничья — половина пары. [B], [B] -> float.",
+            "Доля пар, где награда chosen больше награды rejected; ничья — половина пары.\n\n"
+            "    chosen и rejected — награды [B] и [B]; вернуть float, не тензор.",
             cases.pair_accuracy_cases,
             (
                 wrong(
@@ -256,7 +262,7 @@ GAPS = {
         Gap(
             plain.token_kl,
             3,
-            "KL(p‖q) следующего токена, точно по всему словарю: два тензора [B, C, V] -> [B, C].\n\n"
+            "KL(p‖q) следующего токена по всем V токенам: два тензора [B, C, V] -> [B, C].\n\n"
             "    Обе модели при одной температуре; там, где mask ложна, — ноль.",
             cases.token_kl_cases,
             (
@@ -286,8 +292,8 @@ GAPS = {
         Gap(
             plain.regularised_reward,
             3,
-            "r_β(y) = r(x, y) − β·log(π(y|x) / π_ema(y|x)), строка 7: константа для градиента.\n\n"
-            "    rewards [B]; log_probs и anchor_log_probs [B, C], по токенам, с нулями после конца -> [B].",
+            "r_β(y) = r(x, y) − β·log(π(y|x) / π_ema(y|x)), строка 7. Вернуть [B] без графа: detach().\n\n"
+            "    rewards [B]; log_probs и anchor_log_probs [B, C], по токенам, с нулями после конца.",
             cases.regularised_reward_cases,
             (
                 wrong(
@@ -313,7 +319,8 @@ GAPS = {
         Gap(
             plain.reinforce_loss,
             3,
-            "Потеря, чей градиент — градиент строки 8: −среднее r_β(y)·log π(y|x). [B], [B, C] -> число.",
+            "Потеря, чей градиент — градиент строки 8: минус среднее по пакету от r_β(y)·log π(y|x).\n\n"
+            "    objective [B] — r_β, константа; log_probs [B, C] — по токенам, с нулями после конца.",
             cases.reinforce_loss_cases,
             (
                 wrong("Знак: оптимизатор минимизирует, и без минуса награда будет падать.", ("return -(", "return (")),
@@ -340,7 +347,8 @@ GAPS = {
         Gap(
             plain.ema_update_,
             4,
-            "θ_ema ← (1 − μ)·θ_ema + μ·θ для каждого параметра, на месте (строка 9). Ничего не возвращает.",
+            "θ_ema ← (1 − μ)·θ_ema + μ·θ для каждого параметра, на месте (строка 9).\n\n"
+            "    anchor и policy — модули: берите parameters() под torch.no_grad(). Возвращать ничего не нужно.",
             cases.ema_update_cases,
             (
                 wrong(
@@ -364,8 +372,9 @@ GAPS = {
             plain.train_run,
             4,
             "Один прогон, строки 4–9: T шагов Adam от θ_init с якорем, который идёт следом.\n\n"
-            "    init — веса θ_init; model — модель, которую нельзя менять (учится её копия);\n"
-            "    loss_of(policy, anchor) — потеря строк 6 и 7. Возвращает веса обученной политики, словарь.",
+            "    model — образец сети: сам он не меняется, учится его копия, в неё загружается init (веса θ_init).\n"
+            "    Якорь — вторая копия, без градиентов. loss_of(policy, anchor) — потеря, строки 6–8 до самого шага.\n"
+            "    Вернуть веса обученной политики, словарь.",
             cases.train_run_cases,
             (
                 wrong(
@@ -403,7 +412,9 @@ GAPS = {
             5,
             "Строка 11: θ_init + slerp векторов задачи, в каждом слое свой угол.\n\n"
             '    blocks(init, "layer") даёт {слой: имена его тензоров}: склейте их δ в один вектор, после slerp\n'
-            "    разрежьте обратно. Больше двух политик — по очереди, m-я входит с λ = 1/m (ур. 26).",
+            "    разрежьте обратно. Больше двух политик — по очереди, m-я входит с λ = 1/m (ур. 26).\n"
+            "    Имена те же, что у init. У тензора бывает два имени (общие веса): в blocks стоит одно, а\n"
+            "    tied_to(init) даёт {каждое имя: имя в blocks}.",
             cases.merge_cases,
             (
                 wrong(
@@ -425,6 +436,10 @@ GAPS = {
                     ("slerp(total, flat[m - 1], 1 / m)", "torch.lerp(total, flat[m - 1], 1 / m)"),
                 ),
                 wrong(
+                    "У тензора два имени (общие веса), а слит он под одним: под другим остались исходные веса.",
+                    ("{name: merged[first] for name, first in tied_to(init).items()}", "merged"),
+                ),
+                wrong(
                     "Слиты только первые две политики.", ("range(2, len(flat) + 1)", "range(2, min(len(flat), 2) + 1)")
                 ),
             ),
@@ -432,7 +447,7 @@ GAPS = {
         Gap(
             plain.warp,
             5,
-            "Алгоритм 1: веса θ_sft -> (θ_init после последней строки 12, θ_slerp последней итерации).\n\n"
+            "Алгоритм 1. Вернуть пару: θ_init после строки 12 последней итерации и θ_slerp той же итерации.\n\n"
             "    run(init, i, m) проходит строки 4–9 и возвращает веса θ^m; i и m считаются с единицы.",
             cases.warp_cases,
             (
@@ -495,11 +510,11 @@ GAPS = {
         Gap(
             plain.best_within,
             6,
-            "Строка с наибольшей наградой среди тех, чья KL не больше kl_budget.\n\n"
-            "    rows — список словарей с ключами eta, reward, kl (числа).",
+            "Точка с наибольшей наградой среди тех, чья KL не больше kl_budget.\n\n"
+            "    points — список словарей с числами eta, reward, kl; хотя бы один в бюджет помещается.",
             cases.best_within_cases,
             (
-                wrong("Бюджет не использован: взята наибольшая награда из всех.", ('if row["kl"] <= kl_budget', "")),
+                wrong("Бюджет не использован: взята наибольшая награда из всех.", ('if point["kl"] <= kl_budget', "")),
                 wrong("Неравенство перевёрнуто: остались те, кто вышел за бюджет.", ("<= kl_budget", ">= kl_budget")),
                 wrong(
                     "Строгое неравенство: точка ровно на границе бюджета тоже допустима.",
@@ -507,7 +522,7 @@ GAPS = {
                 ),
                 wrong(
                     "Взята самая далёкая из допустимых точек. Дальше — не значит лучше: выбирайте по награде.",
-                    ('row["reward"]', 'row["kl"]'),
+                    ('point["reward"]', 'point["kl"]'),
                 ),
                 wrong("Взята наименьшая награда.", ("max(allowed", "min(allowed")),
             ),

@@ -39,7 +39,7 @@ def slerp(d1: torch.Tensor, d2: torch.Tensor, lam: float) -> torch.Tensor:
     cosine = (d1 * d2).sum() / (d1.norm() * d2.norm())
     omega = torch.acos(cosine.clamp(-1, 1))
     sine = torch.sin(omega)
-    if not sine > 1e-3:
+    if sine.isnan() or sine <= 1e-3:
         return (1 - lam) * d1 + lam * d2
     return torch.sin((1 - lam) * omega) / sine * d1 + torch.sin(lam * omega) / sine * d2
 
@@ -143,10 +143,10 @@ def front(sft: StateDict, merged: StateDict, etas: Sequence[float]) -> list[Stat
     return [liti(sft, merged, eta) for eta in etas]
 
 
-def best_within(rows: Sequence[Mapping[str, float]], kl_budget: float) -> Mapping[str, float]:
-    """The row with the largest reward among those whose KL is within the budget, nats; rows have eta, reward, kl."""
-    allowed = [row for row in rows if row["kl"] <= kl_budget]
-    return max(allowed, key=lambda row: row["reward"])
+def best_within(points: Sequence[Mapping[str, float]], kl_budget: float) -> Mapping[str, float]:
+    """The point (eta, reward, kl) with the largest reward among those whose KL is within the budget, nats."""
+    allowed = [point for point in points if point["kl"] <= kl_budget]
+    return max(allowed, key=lambda point: point["reward"])
 
 
 def step_loss(
