@@ -64,6 +64,11 @@ def test_the_first_run_is_shared_and_made_once(found: Comparison) -> None:
     assert loaded.to_dict() == {(0, 1): 1.0, (0, 2): 0.0, (1, 1): 1.0, (1, 2): 0.0}
 
 
+def test_the_seconds_of_all_steps_count_the_shared_run_once(found: Comparison) -> None:
+    arms = {name: replace(arm, history=arm.history.assign(seconds=1.0)) for name, arm in found.arms.items()}
+    assert replace(found, arms=arms).training_seconds == 16 + (8 - 4) + 16
+
+
 def test_what_is_evaluated_is_what_it_is_called(found: Comparison) -> None:
     warped, single = (found.arms[arm].measured[0] for arm in (WARP, SINGLE))
     assert len(warped.unmerged) == CONFIG.M and warped.end is not None

@@ -95,8 +95,16 @@ class Comparison:
     checks: list[Check]
     """Of WARP's runs."""
     seconds: float
+    """Of this call; of a call that went on, only what was left."""
     peak_rss_mb: float
     seeds: list[int]
+
+    @property
+    def training_seconds(self) -> float:
+        """Of all steps, also of those that an earlier call made; the run that M = 1 shares counts once."""
+        histories = {name: arm.history for name, arm in self.arms.items()}
+        histories[SINGLE] = histories[SINGLE][own_rows(histories[SINGLE])]
+        return float(sum(rows["seconds"].sum() for rows in histories.values()))
 
     def over_seeds(self, arm: str, measure: str) -> list[Estimate]:
         """A measure at every eta of ETAS: over the seeds by the t interval, of a single one over its prompts."""
@@ -177,6 +185,7 @@ class Comparison:
                 },
                 "runs": [row for name, arm in self.arms.items() for row in own_runs(name, arm)],
                 "seconds": self.seconds,
+                "training_seconds": self.training_seconds,
                 "peak_rss_mb": self.peak_rss_mb,
                 "machine": machine(),
             }
@@ -210,8 +219,14 @@ def figures(evaluation: Evaluation) -> dict[str, Any]:
 
 def own_runs(name: str, arm: Arm) -> list[dict[str, Any]]:
     """Rows of the arm's runs; the one that M = 1 shares with WARP is WARP's."""
-    rows: list[dict[str, Any]] = arm.runs.assign(arm=name).to_dict("records")
-    return [row for row in rows if name != SINGLE or (row["iteration"], row["run"]) != (1, 1)]
+    runs = arm.runs.assign(arm=name)
+    rows: list[dict[str, Any]] = (runs[own_rows(runs)] if name == SINGLE else runs).to_dict("records")
+    return rows
+
+
+def own_rows(rows: pd.DataFrame) -> pd.Series:
+    """Which rows are not of run (1, 1)."""
+    return (rows["iteration"] != 1) | (rows["run"] != 1)
 
 
 def arm_config(config: ExperimentConfig, arm: str) -> ExperimentConfig:

@@ -298,7 +298,7 @@ def front_plane(rows: Sequence[Mapping[str, Any]], chosen: float | None = None) 
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(WIDTH, 3.8), dpi=DPI, layout="constrained")
-    reward_kl_plane(ax, [row | {"reward": row["gain"]} for row in rows])
+    reward_kl_plane(ax, [{**row, "reward": row["gain"]} for row in rows])
     ax.set_ylabel(GAIN)
     for row in rows:
         if row["eta"] == chosen:
