@@ -224,7 +224,7 @@ def say_original(result: ExperimentResult) -> str:
     row = ROWS[number]
     claims = {1: _first, 2: _second, 3: _third, 4: _fourth}[number](result)
     intro = f"Вывод исходного отчёта об эксперименте {number}: «{row.conclusion}»."
-    return " ".join([intro, *claims, f"Принято нами, потому что в отчёте не сказано: {'; '.join(row.assumed)}."])
+    return " ".join([intro, *claims, f"В отчёте не сказано и принято нами: {'; '.join(row.assumed)}."])
 
 
 def say_interval(result: ExperimentResult) -> str:

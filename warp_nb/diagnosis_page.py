@@ -299,7 +299,7 @@ def conclude(cells: Table) -> list[str]:
     paragraphs = [
         "\n".join(lines),
         rounding_beside_zero(cells),
-        f"Ни одно сочетание не повторило всего; у лучшего нет вот чего: {'; '.join(missing)}. Сочетания перебраны на "
+        f"Ни одно сочетание не повторило всего; у лучшего нет такого: {'; '.join(missing)}. Сочетания перебраны на "
         "задаче small, а величина KL зависит от модели и от длины текста, которых отчёт не называет."
         if missing
         else "",
@@ -314,7 +314,10 @@ def conclude(cells: Table) -> list[str]:
 def causes(found: Sequence[Verdict]) -> str:
     """The hypotheses by their verdicts, in words."""
     words = {SUFFICIENT: "Достаточно", UNDECIDED: "Не различить", INSUFFICIENT: "Недостаточно"}
-    named = {said: [one.name for one in found if one.verdict == verdict] for verdict, said in words.items()}
+    named = {
+        said: [one.name.removeprefix("четыре кривые: ") for one in found if one.verdict == verdict]
+        for verdict, said in words.items()
+    }
     return " ".join(f"{said}: {'; '.join(names)}." for said, names in named.items() if names)
 
 

@@ -298,7 +298,8 @@ def front_plane(rows: Sequence[Mapping[str, Any]], chosen: float | None = None) 
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(WIDTH, 3.8), dpi=DPI, layout="constrained")
-    reward_kl_plane(ax, [{**row, "reward": row["gain"]} for row in rows])
+    named = ({"name": " "} if row["eta"] == 0 else {} for row in rows)  # θ_sft, at zero, would stand on its neighbour
+    reward_kl_plane(ax, [{**row, "reward": row["gain"]} | name for row, name in zip(rows, named, strict=True)])
     ax.set_ylabel(GAIN)
     for row in rows:
         if row["eta"] == chosen:

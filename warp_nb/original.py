@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COMMON: dict[str, Any] = {"I": 2, "M": 2, "T": 10, "beta": 0.1, "mu": 0.01, "eta": 0.5, "optimizer": "adam"}
 AS_WRITTEN: dict[str, Any] = {"anchor": "ema", "merge": "slerp", "baseline": "none", "independent_seeds": True}
 """Algorithm 1 without our switches; the report says it implements the paper."""
-ASSUMED_TASK = "задача, размер пакета, длина продолжения и температура в отчёте не названы"
+ASSUMED_TASK = "задача, размер пакета, длина продолжения и температура"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ ROWS = {
         0.0,
         0.0,
         "взят слишком маленький lr",
-        ("длина прогрева: 100 шагов, как в статье; в отчёте — «несколько шагов»", ASSUMED_TASK),
+        ("длина прогрева, 100 шагов, как в статье (в отчёте «несколько шагов»)", ASSUMED_TASK),
     ),
     2: OriginalRow(
         2,
@@ -84,7 +84,7 @@ ROWS = {
         33.56183,
         30.76847,
         "недостатки первого эксперимента исправлены, но качество получилось не очень",
-        ("lr = 1e-4: отчёт говорит лишь «меньше», это значение названо в его последней фразе", ASSUMED_TASK),
+        ("lr = 1e-4 (отчёт говорит лишь «меньше», это значение названо в его последней фразе)", ASSUMED_TASK),
     ),
 }
 

@@ -325,7 +325,7 @@ def traits(rows: dict[int, dict[str, float]], records: dict[int, list[Record]], 
         max(rows[1]["kl_reference_policy"], rows[1]["kl_policy_reference"]) < ZERO
     )
     for number in (2, 3, 4):
-        found[f"KL эксперимента {number} отличается не больше чем в {format_number(FACTOR)} раза"] = close(
+        found[f"KL эксперимента {number} та же в пределах {format_number(FACTOR)} раз"] = close(
             rows[number]["kl_reference_policy"], ROWS[number].kl_reference_policy
         )
     for number in (1, 2):
