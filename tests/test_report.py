@@ -15,6 +15,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from synthetic import record, results
 
 from warp_nb import report
+from warp_nb.execution import linked_back
 from warp_nb.results import EXPERIMENTS, ROOT, read_result
 from warp_nb.weights import write_json
 
@@ -95,6 +96,21 @@ def test_the_page_tells_how_to_repeat(reports: Path) -> None:
     assert "python -m warp_nb.report exp1 --task small --seeds 2" in text
     for word in ("torch", "потоков", "seed", "Длительность", "Память процесса"):
         assert word in text
+
+
+def test_links_of_a_notebook_lead_back_to_the_notebooks(tmp_path: Path) -> None:
+    notebooks, folder = tmp_path / "notebooks", tmp_path / "reports" / "small"
+    (notebooks / "lessons").mkdir(parents=True)
+    for name in ("index", "lessons/lesson2"):
+        (notebooks / f"{name}.ipynb").touch()
+    text = "[a](index.ipynb#Словарь) [b](lessons/lesson2.ipynb) [c](https://x.org/index.ipynb) [d](exp9.ipynb) $f(x)$"
+    cells = [new_markdown_cell(text), new_code_cell("'[a](index.ipynb)'")]
+    words, code = linked_back(new_notebook(cells=cells), notebooks, folder).cells
+    assert words.source == (
+        "[a](../../notebooks/index.ipynb#Словарь) [b](../../notebooks/lessons/lesson2.ipynb) "
+        "[c](https://x.org/index.ipynb) [d](exp9.ipynb) $f(x)$"
+    )
+    assert code.source == "'[a](index.ipynb)'"
 
 
 def test_a_merged_result_is_ok_only_when_all_are(tmp_path: Path) -> None:

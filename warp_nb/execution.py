@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from warp_nb.results import FAILED, OK, read_result, result_path
 from warp_nb.scrubbing import scrub, scrubbed
@@ -75,13 +77,29 @@ def run(
             result = {"status": FAILED, "error": scrub(f"{error}{stopped_in(notebook)}")}
         result["run"] = {"command": command, "seconds": time.perf_counter() - started} | computer()
         if notebook is not None:
-            write_text(folder / f"{name}.ipynb", nbformat.writes(scrubbed(notebook)) + "\n")
+            executed_copy = linked_back(scrubbed(notebook), notebooks, folder)
+            write_text(folder / f"{name}.ipynb", nbformat.writes(executed_copy) + "\n")
     write_json(kept, result)
     if result["status"] == OK:
         shutil.rmtree(runs, ignore_errors=True)
         with suppress(OSError):  # another experiment's runs wait there
             runs.parent.rmdir()
     return str(result["status"])
+
+
+def linked_back(notebook: NotebookNode, notebooks: Path, folder: Path) -> NotebookNode:
+    """The notebook of `notebooks` for `folder`: its links to what lies beside it there lead there from here."""
+
+    def moved(link: re.Match[str]) -> str:
+        place, mark, heading = link[1].partition("#")
+        if not (notebooks / unquote(place)).is_file():
+            return link[0]
+        return f"]({Path(os.path.relpath(notebooks / place, folder)).as_posix()}{mark}{heading})"
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\]\(([^)\s]+)\)", moved, cell.source)
+    return notebook
 
 
 def stopped_in(notebook: NotebookNode | None) -> str:
