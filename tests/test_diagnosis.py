@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 import tiny
 
@@ -234,7 +235,15 @@ def test_an_arithmetic_that_makes_the_kl_of_experiment_2_makes_that_of_experimen
                 "mixed": {"a": kl},
             }
     found = diagnosis_page.rounding_beside_zero(table)
-    assert said in found and bool(found) == bool(said)
+    assert said in found and bool(found) == bool(said) and "только такой прогрев" not in found
+    for seed in SEEDS:
+        faults, changes = diagnosis.WARM_UPS["never-stepped"]
+        table[Cell(1, "sound", faults, changes, seed).name] = record(kl=0.0, unmoved=[1.0])
+    named = (
+        "только такой прогрев: планировщик начинает с lr = 0 и не вызывается."
+        in diagnosis_page.rounding_beside_zero(table)
+    )
+    assert named == bool(said)
 
 
 FIGURES = (diagnosis_page.sweep, diagnosis_page.twin_curves, diagnosis_page.drift_figure, diagnosis_page.split_figure)
@@ -263,6 +272,16 @@ def test_what_the_reports_take_is_plain_json(tmp_path: Path) -> None:
 
 
 # The committed table
+
+
+def test_the_committed_notebook_says_what_the_table_does() -> None:
+    shown = [
+        cell.get("outputs", []) for cell in nbformat.read(diagnosis.ROOT / "notebooks" / "diagnosis.ipynb", 4).cells
+    ]
+    texts = [o.get("text", "") or o.data.get("text/markdown", "") for outputs in shown for o in outputs]
+    cells = read_table()["cells"]
+    assert diagnosis_page.conclusion(cells).data in texts, "make notebooks"
+    assert f"{diagnosis_page.best_text(cells)}\n" in texts, "make notebooks"
 
 
 def test_the_committed_table_is_whole() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from filling import filled
 
 from warp_nb import exercises, plain
-from warp_nb.exercises import check, diagnosis, filled, kept, mine, pieces, solution, stub, whose
+from warp_nb.exercises import check, diagnosis, kept, mine, pieces, solution, stub, whose
 from warp_nb.gaps import GAPS, Gap, Mistake, defined, mistaken
 
 EACH = pytest.mark.parametrize("gap", GAPS.values(), ids=lambda gap: gap.name)
@@ -43,8 +44,9 @@ def of_file(folder: Path, source: str, name: str) -> exercises.Function:
 
 
 @EACH
-def test_the_solution_passes(gap: Gap) -> None:
+def test_the_solution_runs_in_every_case(gap: Gap) -> None:
     assert diagnosis(gap, gap.solution) == ""
+    assert not [case for case in gap.cases() if isinstance(exercises.observe(gap.solution, case), exercises.Raised)]
 
 
 @pytest.mark.parametrize(("gap", "mistake"), MISTAKES)
@@ -89,7 +91,8 @@ def test_pieces_call_the_readers_functions(cache: Path) -> None:
     """
     check(of_file(cache, source, "liti"))
     functions, weights = pieces(), {"w": torch.tensor([1.0])}
-    functions.warp(weights, lambda init, i, m: {"w": init["w"] + m}, 1, 2, 0.5)
+    end, merged = functions.warp(weights, lambda init, i, m: {"w": init["w"] + m}, 1, 2, 0.5)
+    assert merged["w"].item() == pytest.approx(2.5) and end["w"].item() == pytest.approx(1.75)
     assert "lerp" in functions.liti.__code__.co_names
     assert functions.front.__globals__["liti"] is functions.liti
     assert functions.slerp.__globals__ is functions.front.__globals__
@@ -109,8 +112,8 @@ def test_a_function_that_needs_other_names_of_the_notebook_is_right_and_not_kept
 
 def test_a_kept_function_that_is_no_longer_right_is_not_used() -> None:
     kept("slerp").parent.mkdir(parents=True)
-    for text in ("def slerp(d1, d2, lam):\n    return d1\n", "def slerp(", "x = 1\n", "raise NameError\n"):
-        kept("slerp").write_text(text)
+    for text in ("def slerp(d1, d2, lam):\n    return d1\n", "def slerp(", "x = 1\n", "raise TypeError\n", "\xff"):
+        kept("slerp").write_text(text, encoding="latin-1")
         assert mine("slerp") is plain.slerp
 
 
@@ -122,6 +125,8 @@ def test_a_kept_function_that_is_no_longer_right_is_not_used() -> None:
         ("return F.logsigmoid(rejected - chosen)", "форма (3,), а нужна ()"),
         ("return -F.logsigmoid(2 * (chosen - rejected)).mean()", "случай 1: [[1; 0,5; −2]; [0; 2; −1]]"),
         ("return (-F.logsigmoid(chosen - rejected).mean()).detach()", "градиент None"),
+        ("return -F.logsigmoid(chosen - rejected).mean().item()", "тип float, а нужен Tensor"),
+        ("return -F.logsigmoid(chosen - rejected).mean() + 2e-4", "вышло 1,1095, а нужно 1,1093"),
     ],
 )
 def test_another_mistake_is_told_by_what_came_out(
@@ -131,6 +136,26 @@ def test_another_mistake_is_told_by_what_came_out(
     shown = capsys.readouterr().out
     assert shown.startswith("✗ bradley_terry_loss: ") and said in shown
     assert not kept("bradley_terry_loss").exists()
+
+
+def test_an_argument_that_came_out_wrong_is_named(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body = "for old, new in zip(anchor.parameters(), policy.parameters()):\n        old.data.lerp_(new.data, mu / 2)"
+    check(of_file(cache, f"def ema_update_(anchor, policy, mu):\n    {body}\n", "ema_update_"))
+    said = capsys.readouterr().out
+    assert "после вызова аргумент 1 не тот, что нужно: вышло {0.weight: [[" in said and "Sequential" not in said
+
+
+def test_a_function_that_mine_gave_is_not_the_readers(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check(mine("pair_accuracy"))
+    check(of_file(cache, READERS, "pair_accuracy"))
+    check(mine("pair_accuracy"))
+    ready, right, again = capsys.readouterr().out.splitlines()
+    assert "Сначала выполните ячейку с пропуском" in ready and ready == again and right.startswith("✓")
+
+
+def test_a_filled_gap_whose_dots_were_left_is_filled(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check(of_file(cache, f"{READERS}    ...\n", "pair_accuracy"))
+    assert capsys.readouterr().out.startswith("✓")
 
 
 def test_an_unknown_name_is_refused_with_those_there_are() -> None:

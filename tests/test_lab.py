@@ -20,12 +20,12 @@ from urllib.request import Request, urlopen
 
 import nbformat
 import pytest
+from filling import filled
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from playwright.sync_api import Browser, Page, sync_playwright
 from test_browser import CHROMIUM
 
-from warp_nb.assets import cache_dir
-from warp_nb.exercises import filled
+from warp_nb.exercises import KEPT
 from warp_nb.guide import steps
 
 pytestmark = pytest.mark.browser
@@ -105,15 +105,6 @@ def copied(folder: Path) -> None:
         nbformat.write(sample(source, "1 + 1"), folder / f"{name}.ipynb")
 
 
-def own_cache(folder: Path) -> Path:
-    """A cache folder with all that the real one has but what a reader keeps."""
-    folder.mkdir()
-    for path in cache_dir().glob("*"):
-        if path.name != "lessons" and path.suffix != ".lock":  # filelock opens no symbolic link
-            (folder / path.name).symlink_to(path)
-    return folder
-
-
 class Lab:
     """A server of JupyterLab on a copy of the notebooks."""
 
@@ -129,7 +120,7 @@ class Lab:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(values), encoding="utf-8")
         own = {
-            "WARP_NB_CACHE": own_cache(folder / "cache"),
+            KEPT: folder / "kept",
             "JUPYTERLAB_SETTINGS_DIR": settings,
             "JUPYTERLAB_WORKSPACES_DIR": folder / "workspaces",
             "JUPYTER_CONFIG_DIR": folder / "config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from dataclasses import replace
@@ -12,6 +13,7 @@ import nbformat
 import pytest
 import tiny
 import torch
+from filling import borrowed
 from nbformat import NotebookNode
 from synthetic import SAMPLE, result
 
@@ -19,13 +21,14 @@ from warp_nb import lessons
 from warp_nb.evaluation import Estimate
 from warp_nb.exercises import stub
 from warp_nb.gaps import GAPS
-from warp_nb.plain import merge
+from warp_nb.guide import title
 from warp_nb.rollout import sample
 from warp_nb.scoring import completion_logits, token_kl
 
 matplotlib.use("agg")
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NUMBERS = range(1, 7)
+HOW_MANY = {2: "Пропусков два", 3: "три пропуска", 4: "Пропусков четыре"}
 SECONDS = 120
 """Most a lesson may have taken when it was run for its outputs."""
 
@@ -47,8 +50,8 @@ def test_a_lesson_opens_with_what_it_teaches_and_ends_with_three_questions(numbe
     notebook = lesson(number)
     first, *_, last = prose(notebook)
     assert 15 <= len(notebook.cells) <= 30
-    assert first.startswith(f"# Урок {number}. ") and "После урока вы сможете:\n\n- " in first
-    assert f"{['', 'один', 'Пропусков два', 'три пропуска', 'Пропусков четыре'][len(gaps(number))]}" in first
+    assert title(notebook).startswith(f"Урок {number}. ") and "После урока вы сможете:\n\n- " in first
+    assert HOW_MANY[len(gaps(number))] in first
     assert notebook.cells[-1].source == last
     questions = last.partition("## Три вопроса")[2]
     assert re.findall(r"^\*\*(\d)\.\*\* .+\?", questions, re.MULTILINE) == ["1", "2", "3"]
@@ -67,6 +70,23 @@ def test_the_gaps_are_the_stubs_in_their_order_each_with_its_check_and_solution(
     for place in places:
         name = re.match(r"def (\w+)", cells[place].source)[1]
         assert cells[place + 1].source == f'check({name})\nsolution("{name}")'
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_what_a_solution_calls_has_a_name_in_the_lesson_by_then(number: int) -> None:
+    """Of the functions of other gaps and what the docstring names; a reader writes them as the solution does."""
+    bound: set[str] = set()
+    for cell in code(lesson(number))[1:]:
+        if "gap" in cell.metadata.get("tags", []):
+            name = ast.parse(cell.source).body[0].name
+            assert borrowed(GAPS[name].solution) & (GAPS.keys() | {"blocks", "tied_to", "copy"}) <= bound, name
+        bound |= set(re.findall(r"\w+", "".join(line for line in cell.source.splitlines(True) if "=" in line)))
+        bound |= {alias.asname or alias.name for node in ast.walk(ast.parse(cell.source)) for alias in names(node)}
+
+
+def names(node: ast.AST) -> list[ast.alias]:
+    """What an import binds."""
+    return node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -174,8 +194,7 @@ def test_the_path_goes_through_the_starts_to_the_end_by_the_merged_points() -> N
     track = [(1, zero, runs[0]), (1, zero, runs[1]), (2, nearer, goal)]
     (axes,) = lessons.path(track, end, goal).axes
     assert points(axes, "$θ_{init}$") == [(0, 0), (0.5, 0.5), (1.5, 1)]
-    merged = merge({"w": zero}, [{"w": theta} for theta in runs])["w"]
-    assert points(axes, "$θ_{slerp}$ итерации i") == [tuple(merged.tolist())]
+    assert points(axes, "$θ_{slerp}$ итерации i") == [pytest.approx((math.sqrt(2), math.sqrt(2)))]
 
 
 # The front
@@ -211,6 +230,6 @@ def test_the_slider_moves_picture_figures_and_samples_and_escapes_them() -> None
     before = bytes(picture.value), words.value
     slider.value = 0.5
     assert before[0] != bytes(picture.value) and bytes(picture.value).startswith(b"\x89PNG")
-    assert "+0,6" in words.value.replace("+0,60", "+0,6") and "+0,6" not in before[1]
+    assert "+0,60" in words.value and "+0,6" not in before[1]
     assert "&lt;script&gt;0.5" in words.value and "<script" not in words.value + before[1]
     assert [label for label, _ in slider.options] == ["0", "0,5"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import tiny
@@ -14,6 +15,7 @@ from warp_nb.average import ema_update_, liti, merge, slerp
 from warp_nb.config import WarpConfig
 from warp_nb.gap_cases import near, randn, weights
 from warp_nb.policy_gradient import policy_gradient_loss
+from warp_nb.reward_model import measure_gate
 from warp_nb.rollout import sample
 from warp_nb.scoring import completion_logits, token_kl, token_log_probs
 from warp_nb.weights import snapshot
@@ -45,6 +47,31 @@ def test_merge_keeps_ties() -> None:
     init = snapshot(tiny.gpt2(20))
     merged = plain.merge(init, [near(init, 1), near(init, 2)])
     assert merged["lm_head.weight"].data_ptr() == merged["transformer.wte.weight"].data_ptr()
+
+
+def test_the_loss_of_pairs_by_its_closed_form() -> None:
+    chosen, rejected = torch.tensor([0.3, 2.0, -1.0]).double(), torch.tensor([0.3, -1.0, 4.0]).double()
+    expected = torch.log1p((rejected - chosen).exp()).mean()
+    torch.testing.assert_close(plain.bradley_terry_loss(chosen, rejected), expected)
+    assert plain.bradley_terry_loss(chosen[:1], rejected[:1]).item() == pytest.approx(math.log(2))
+
+
+def test_pair_accuracy_counts_a_tie_as_the_gate_does() -> None:
+    chosen, rejected = torch.tensor([1.0, 0.5, 0.0, 3.0]), torch.tensor([0.0, 0.5, 2.0, -1.0])
+    assert plain.pair_accuracy(chosen, rejected) == (2 + 0.5) / 4
+    pairs = [((f"{a}", ""), (f"{b}", "")) for a, b in zip(chosen.tolist(), rejected.tolist(), strict=True)]
+
+    def reward(prompts: list[str], completions: list[str]) -> list[float]:
+        return [float(prompt) if prompt[-1].isdigit() else 0.0 for prompt in prompts]
+
+    assert measure_gate(reward, pairs=pairs).pair_accuracy == plain.pair_accuracy(chosen, rejected)
+
+
+def test_the_best_point_within_a_budget() -> None:
+    points = [
+        {"eta": e, "reward": r, "kl": k} for e, r, k in [(0, 0.0, 0.0), (0.5, 2.0, 1.0), (1, 1.5, 0.9), (2, 9, 5)]
+    ]
+    assert plain.best_within(points, 1.0)["eta"] == 0.5 and plain.best_within(points, 0.95)["eta"] == 1
 
 
 def test_ema() -> None:

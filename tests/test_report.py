@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from synthetic import record, results
 
 from warp_nb import report
-from warp_nb.execution import linked_back
+from warp_nb.execution import link_back_
 from warp_nb.results import EXPERIMENTS, ROOT, read_result
 from warp_nb.weights import write_json
 
@@ -105,7 +105,8 @@ def test_links_of_a_notebook_lead_back_to_the_notebooks(tmp_path: Path) -> None:
         (notebooks / f"{name}.ipynb").touch()
     text = "[a](index.ipynb#Словарь) [b](lessons/lesson2.ipynb) [c](https://x.org/index.ipynb) [d](exp9.ipynb) $f(x)$"
     cells = [new_markdown_cell(text), new_code_cell("'[a](index.ipynb)'")]
-    words, code = linked_back(new_notebook(cells=cells), notebooks, folder).cells
+    link_back_(notebook := new_notebook(cells=cells), notebooks, folder)
+    words, code = notebook.cells
     assert words.source == (
         "[a](../../notebooks/index.ipynb#Словарь) [b](../../notebooks/lessons/lesson2.ipynb) "
         "[c](https://x.org/index.ipynb) [d](exp9.ipynb) $f(x)$"

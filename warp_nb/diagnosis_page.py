@@ -261,12 +261,11 @@ def best_text(cells: Table) -> str:
     """The best-fitting combination in words, with how many were tried and what it leaves unexplained."""
     tried = combinations_tried(cells)
     best, first = tried[0], [one for one in tried if one.matched == tried[0].matched]
-    missing = [name for name, shown in best.traits.items() if not shown]
     words = (
         f"Перебрано {len(tried)} {plural(len(tried), 'сочетание', 'сочетания', 'сочетаний')}. Лучше всего подходит: "
         f"{described(best)}. Оно повторяет {best.matched} из {len(best.traits)} признаков исходного отчёта"
     )
-    words += f"; не повторяет: {', '.join(missing)}." if missing else "."
+    words += f"; не повторяет: {', '.join(best.missing)}." if best.missing else "."
     if len(first) > 1:
         more = len(first) - 1
         words += f" Столько же повторяют ещё {more} {plural(more, 'сочетание', 'сочетания', 'сочетаний')}: по этим "
@@ -294,14 +293,12 @@ def conclude(cells: Table) -> list[str]:
         "Кривые экспериментов 3 и 4 растут": [rising_curves(cells)],
     }
     lines = [f"- **{oddity}.** {causes(found)}" for oddity, found in groups.items()]
-    best = combinations_tried(cells)[0]
-    missing = [name for name, shown in best.traits.items() if not shown]
     paragraphs = [
         "\n".join(lines),
         rounding_beside_zero(cells),
-        f"Ни одно сочетание не повторило всего; у лучшего нет такого: {'; '.join(missing)}. Сочетания перебраны на "
-        "задаче small, а величина KL зависит от модели и от длины текста, которых отчёт не называет."
-        if missing
+        "Ни одно сочетание не повторило всех признаков отчёта. Перебор сделан на задаче small, а величина KL зависит "
+        "от модели и от длины текста, которых отчёт не называет."
+        if combinations_tried(cells)[0].missing
         else "",
         "Если награда отчёта постоянна, о lr и прогреве его таблица не говорит ничего: постоянную награду не поднимет "
         "никакой lr."
@@ -332,11 +329,12 @@ def rounding_beside_zero(cells: Table) -> str:
     ]
     if not seen or min(seen) < ZERO:
         return ""
-    return (
-        f"Арифметика, которая даёт эксперименту 2 его KL, показала бы и в эксперименте 1 не ноль, а {spread(seen)} "
-        "ната. Обе строки отчёта сходятся, только если в эксперименте 1 веса не двигались вовсе: так бывает, когда "
-        "планировщик начинает с lr = 0 и не вызывается."
+    said = (
+        "Арифметика, которая даёт эксперименту 2 его KL, показала бы и в эксперименте 1 не ноль, а "
+        f"{spread(seen)} ната."
     )
+    silent = [verdict.name for verdict in warm_ups(cells) if verdict.verdict == SUFFICIENT]
+    return f"{said} Ноль в любой арифметике дал только такой прогрев: {'; '.join(silent)}." if silent else said
 
 
 def traits_table(cells: Table, count: int = 6) -> HTML:

@@ -77,8 +77,9 @@ def run(
             result = {"status": FAILED, "error": scrub(f"{error}{stopped_in(notebook)}")}
         result["run"] = {"command": command, "seconds": time.perf_counter() - started} | computer()
         if notebook is not None:
-            executed_copy = linked_back(scrubbed(notebook), notebooks, folder)
-            write_text(folder / f"{name}.ipynb", nbformat.writes(executed_copy) + "\n")
+            kept_copy = scrubbed(notebook)
+            link_back_(kept_copy, notebooks, folder)
+            write_text(folder / f"{name}.ipynb", nbformat.writes(kept_copy) + "\n")
     write_json(kept, result)
     if result["status"] == OK:
         shutil.rmtree(runs, ignore_errors=True)
@@ -87,8 +88,8 @@ def run(
     return str(result["status"])
 
 
-def linked_back(notebook: NotebookNode, notebooks: Path, folder: Path) -> NotebookNode:
-    """The notebook of `notebooks` for `folder`: its links to what lies beside it there lead there from here."""
+def link_back_(notebook: NotebookNode, notebooks: Path, folder: Path) -> None:
+    """Let the links of a notebook of `notebooks` to what lies there lead there from `folder`; in place."""
 
     def moved(link: re.Match[str]) -> str:
         place, mark, heading = link[1].partition("#")
@@ -99,7 +100,6 @@ def linked_back(notebook: NotebookNode, notebooks: Path, folder: Path) -> Notebo
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\]\(([^)\s]+)\)", moved, cell.source)
-    return notebook
 
 
 def stopped_in(notebook: NotebookNode | None) -> str:

@@ -1,6 +1,7 @@
 """What a lesson's cells call about a gap: `check`, `solution`, `mine`; the reader's right functions are kept for later.
 
-They lie as text in the reader's own cache folder, `lessons/<name>.py`, and are run again from there.
+They lie as text in the reader's own cache folder, `lessons/<name>.py` (WARP_NB_LESSONS moves them), and are run again
+from there.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import ast
 import copy
 import inspect
 import math
+import os
 import textwrap
 from html import escape
 from pathlib import Path
@@ -27,10 +29,13 @@ from warp_nb.weights import write_text
 
 if TYPE_CHECKING:
     from IPython.display import HTML
-    from nbformat import NotebookNode
 
 SHOWN = 160
 """Characters of a value in a message."""
+DIGITS = (3, 5, 7)
+"""Of the numbers in a message: as few as tell two values apart."""
+KEPT = "WARP_NB_LESSONS"
+"""Variable of the environment that names another folder for what the reader filled in."""
 
 
 class Raised(str):
@@ -50,6 +55,9 @@ def check(function: Function) -> None:
     Raises ValueError for a function whose name is no gap's.
     """
     gap = gap_of(function.__name__)
+    if function.__module__ == plain.__name__:
+        print(f"○ {gap.name}: здесь стоит готовая или уже проверенная функция. Сначала выполните ячейку с пропуском.")
+        return
     source = textwrap.dedent(inspect.getsource(function))
     if unfilled(source):
         print(f"○ {gap.name}: пропуск ещё не заполнен. Дальше тетрадь возьмёт готовую функцию.")
@@ -68,24 +76,23 @@ def check(function: Function) -> None:
 
 
 def unfilled(source: str) -> bool:
-    """Whether the function still ends with the `...` of its stub."""
-    last = ast.parse(source).body[0].body[-1]  # type: ignore[attr-defined]
-    return isinstance(last, ast.Expr) and isinstance(last.value, ast.Constant) and last.value.value is ...
+    """Whether the function is still its stub: nothing after the docstring but `...`."""
+    head, *rest = ast.parse(source).body[0].body  # type: ignore[attr-defined]
+    return all(isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) for one in (head, *rest))
 
 
 def diagnosis(gap: Gap, function: Function) -> str:
     """What is wrong with the function, in Russian; empty when it does what the solution does in every case."""
-    pairs = [(observe(gap.solution, case), observe(function, case)) for case in gap.cases()]
-    if all(same(*pair) for pair in pairs):
+    cases = gap.cases()
+    seen = [(observe(gap.solution, case), observe(function, case)) for case in cases]
+    if all(same(*pair) for pair in seen):
         return ""
     for mistake in gap.mistakes:
         likely = mistaken(gap, mistake)
-        if all(same(observe(likely, case), seen) for case, (_, seen) in zip(gap.cases(), pairs, strict=True)):
+        if all(same(observe(likely, case), got) for case, (_, got) in zip(cases, seen, strict=True)):
             return mistake.says
-    number, (case, (expected, seen)) = next(
-        (i, row) for i, row in enumerate(zip(gap.cases(), pairs, strict=True), 1) if not same(*row[1])
-    )
-    return f"{difference(expected, seen)}\n  случай {number}: {shown(case)}"
+    place = next(place for place, pair in enumerate(seen) if not same(*pair))
+    return f"{difference(*seen[place])}\n  случай {place + 1}: {shown(cases[place])}"
 
 
 def observe(function: Function, case: Arguments) -> Any:
@@ -121,33 +128,43 @@ def difference(expected: Any, seen: Any) -> str:
     if isinstance(seen, Raised):
         return f"ошибка {seen}"
     (result, gradients, arguments), (got, its_gradients, its_arguments) = expected, seen
-    if not same(arguments, its_arguments):
-        return "аргументы после вызова не те, что нужно: проверьте, что функция меняет на месте, а что нет"
     if got is None and result is not None:
         return "функция ничего не вернула: нужен return"
     if not same(result, got):
-        shapes = [tuple(value.shape) for value in (got, result) if isinstance(value, torch.Tensor)]
-        if len(shapes) == 2 and shapes[0] != shapes[1]:
-            return f"форма {shapes[0]}, а нужна {shapes[1]}"
-        return f"вышло {shown(got)}, а нужно {shown(result)}"
+        return unlike(got, result)
+    for place, (wanted, left) in enumerate(zip(arguments, its_arguments, strict=True), 1):
+        if not same(wanted, left):
+            return f"после вызова аргумент {place} не тот, что нужно: {unlike(left, wanted)}"
     return f"значение верное, а градиент {shown(its_gradients)}, нужен {shown(gradients)}"
 
 
-def shown(value: Any) -> str:
-    """A value in a message, cut to SHOWN characters."""
-    text = _text(value)
+def unlike(got: Any, wanted: Any) -> str:
+    """How a value differs from the one that is wanted: type, shape, else the numbers."""
+    if type(got) is not type(wanted):
+        return f"тип {type(got).__name__}, а нужен {type(wanted).__name__}"
+    if isinstance(got, torch.Tensor) and got.shape != wanted.shape:
+        return f"форма {tuple(got.shape)}, а нужна {tuple(wanted.shape)}"
+    digits = next(digits for digits in DIGITS if shown(got, digits) != shown(wanted, digits) or digits == DIGITS[-1])
+    return f"вышло {shown(got, digits)}, а нужно {shown(wanted, digits)}"
+
+
+def shown(value: Any, digits: int = 3) -> str:
+    """A value in a message, numbers to `digits` significant ones, cut to SHOWN characters."""
+    text = _text(value, digits)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, digits: int) -> str:
+    if isinstance(value, torch.nn.Module):
+        return _text(dict(value.named_parameters()), digits)
     if isinstance(value, torch.Tensor):
-        return _text(value.tolist())
+        return _text(value.tolist(), digits)
     if isinstance(value, float):
-        return format_number(value)
+        return format_number(value, digits)
     if isinstance(value, list | tuple):
-        return f"[{'; '.join(map(_text, value))}]"
+        return f"[{'; '.join(_text(item, digits) for item in value)}]"
     if isinstance(value, dict):
-        return f"{{{'; '.join(f'{name}: {_text(item)}' for name, item in value.items())}}}"
+        return f"{{{'; '.join(f'{name}: {_text(item, digits)}' for name, item in value.items())}}}"
     return value.__name__ if callable(value) and hasattr(value, "__name__") else str(value)
 
 
@@ -167,35 +184,16 @@ def stub(name: str) -> str:
     return f'def {name}({arguments}):\n    """{gap.asks}{end}"""\n    ...'
 
 
-def filled(notebook: NotebookNode) -> NotebookNode:
-    """The notebook with the package's solution in the place of every stub."""
-    notebook = copy.deepcopy(notebook)
-    for cell in notebook.cells:
-        if "gap" in cell.metadata.get("tags", []):
-            name = ast.parse(cell.source).body[0].name
-            cell.source = _standing_alone(gap_of(name).solution)
-    return notebook
-
-
-def _standing_alone(function: Function) -> str:
-    """The source of a function of `plain` with the names it uses from there."""
-    source = inspect.getsource(function)
-    used = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
-    names = ", ".join(sorted((used & vars(plain).keys()) - {function.__name__}))
-    imports = f"from warp_nb.plain import {names}\n\n\n" if names else ""
-    return f"from __future__ import annotations\n\n{imports}{source.rstrip()}"
-
-
 def kept(name: str) -> Path:
     """Where the reader's right function of this name lies."""
-    return cache_dir() / "lessons" / f"{name}.py"
+    return Path(os.environ.get(KEPT) or cache_dir() / "lessons") / f"{name}.py"
 
 
 def kept_function(gap: Gap) -> Function | None:
     """The reader's function if one is kept and still right, with the names of `plain` around it."""
     try:
         function = defined(kept(gap.name).read_text(encoding="utf-8"), gap.name, dict(vars(plain)))
-    except (OSError, SyntaxError, NameError, KeyError):
+    except Exception:  # no file, or one that no longer runs: whatever it says, it is not the reader's right function
         return None
     return None if diagnosis(gap, function) else function
 

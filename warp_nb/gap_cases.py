@@ -135,7 +135,7 @@ def merge_cases() -> list[Arguments]:
     init = weights(0)
     tied = {name: value for name, value in init.items() if name.startswith("layers")}
     tied["head.weight"] = tied["layers.0.w"]
-    near_tied = [{**near(init, seed)} for seed in (1, 2)]
+    near_tied = [near(init, seed) for seed in (1, 2)]
     for policy in near_tied:
         policy.pop("norm.weight")
         policy["head.weight"] = policy["layers.0.w"]

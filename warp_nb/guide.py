@@ -15,15 +15,18 @@ import html
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from warp_nb.config import WarpConfig
+from warp_nb.exercises import KEPT
 from warp_nb.formatting import format_duration, format_number, plural
 from warp_nb.results import COMPARISON, DIAGNOSIS, EXPERIMENTS, ROOT
 from warp_nb.scrubbing import scrubbed
+from warp_nb.tables import CLASSES
 from warp_nb.weights import write_text
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ AFTER_LESSONS = (*EXPERIMENTS, COMPARISON, OWN, DIAGNOSIS)
 KEY = "warp_nb"
 """Of a notebook's metadata."""
 COLUMNS = ("Тетрадь", "О чём", "Время", "Что нужно")
-CORES = {1: "на одном ядре", 2: "на двух ядрах", 4: "на четырёх ядрах", 8: "на восьми ядрах"}
+TIMED = "Время измерено без GPU, вместе с запуском тетради."
 
 
 class Step(NamedTuple):
@@ -77,9 +80,8 @@ def title(notebook: NotebookNode) -> str:
 
 
 def about_duration(seconds: float, cores: int) -> str:
-    """около 20 с на двух ядрах."""
-    there = CORES.get(cores, f"на {cores} {plural(cores, 'ядре', 'ядрах', 'ядрах')}")
-    return f"около {format_duration(seconds)} {there}"
+    """около 20 с на 2 ядрах."""
+    return f"около {format_duration(seconds)} на {cores} {plural(cores, 'ядре', 'ядрах', 'ядрах')}"
 
 
 def as_table(rows: Sequence[Step], folder: str = "") -> str:
@@ -91,8 +93,7 @@ def as_table(rows: Sequence[Step], folder: str = "") -> str:
         + "</tr>"
         for row in rows
     )
-    classes = "warp-nb tex2jax_ignore mathjax_ignore"
-    return f'<table class="{classes}"><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>'
+    return f'<table class="{" ".join(CLASSES)}"><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>'
 
 
 def way() -> HTML:
@@ -100,7 +101,8 @@ def way() -> HTML:
     from IPython.display import HTML
 
     rows = steps()
-    return HTML(as_table(rows) if rows else "<p>Рядом с пакетом тетрадей нет: их список есть в README проекта.</p>")
+    nothing = "<p>Рядом с пакетом тетрадей нет: их список есть в README проекта.</p>"
+    return HTML(f"<p>{TIMED}</p>\n{as_table(rows)}" if rows else nothing)
 
 
 class Symbol(NamedTuple):
@@ -174,34 +176,32 @@ def default_of(symbol: Symbol) -> str:
     return format_number(field.default) if field and isinstance(field.default, int | float) else symbol.ours
 
 
-def run(path: Path, timeout: int | None) -> str:
-    """Execute a notebook in place; the error that stopped it, or nothing. What failed is not written.
+def run(path: Path, timeout: int | None) -> tuple[float, str]:
+    """Execute a notebook in place: its seconds, and the error that stopped it or nothing. What failed is not written.
 
-    Keeps the outputs as `scrubbed` leaves them and puts the seconds and the machine's cores into the metadata.
+    Without a GPU and without what anybody filled in. Keeps the outputs as `scrubbed` leaves them; seconds and cores go
+    into the metadata of a notebook that says there what it answers.
     """
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook,
-        timeout=timeout,
-        kernel_name="python3",
-        record_timing=False,
-        resources={"metadata": {"path": str(path.parent)}},
-    )
+    resources = {"metadata": {"path": str(path.parent)}}
+    client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False, resources=resources)
     started = time.perf_counter()
-    try:
-        client.execute()
-    except CellExecutionError as stopped:
-        return f"{stopped.ename}: {stopped.evalue}"
-    except Exception as error:  # of a cell, a kernel that died or never started: nbclient passes on many kinds
-        return f"{type(error).__name__}: {error}"
-    measured = {"seconds": round(time.perf_counter() - started, 1), "cores": os.cpu_count()}
-    notebook.metadata[KEY] = notebook.metadata.get(KEY, {}) | measured
+    with tempfile.TemporaryDirectory() as nothing_kept:
+        try:
+            client.execute(env=os.environ | {"CUDA_VISIBLE_DEVICES": "", KEPT: nothing_kept})
+        except CellExecutionError as stopped:
+            return time.perf_counter() - started, f"{stopped.ename}: {stopped.evalue}"
+        except Exception as error:  # of a cell, a kernel that died or never started: nbclient passes on many kinds
+            return time.perf_counter() - started, f"{type(error).__name__}: {error}"
+    seconds = time.perf_counter() - started
+    if KEY in notebook.metadata:
+        notebook.metadata[KEY] |= {"seconds": round(seconds, 1), "cores": os.cpu_count()}
     write_text(path, nbformat.writes(scrubbed(notebook)) + "\n")
-    return ""
+    return seconds, ""
 
 
 def chosen(named: Sequence[Path], folder: Path) -> list[Path]:
@@ -223,9 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no such notebook: {', '.join(missing)}; name files, e.g. notebooks/exp4.ipynb")
     bad = 0
     for path in chosen(given.notebooks, given.folder):
-        started = time.perf_counter()
-        error = run(path, given.timeout)
-        print(f"{path.name}: {error or f'{time.perf_counter() - started:.1f} s'}", file=sys.stderr if error else None)
+        seconds, error = run(path, given.timeout)
+        print(f"{path.name}: {error or f'{seconds:.1f} s'}", file=sys.stderr if error else None)
         bad += bool(error)
     return 1 if bad else 0
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from warp_nb.footer import footer
 from warp_nb.formatting import fixed, format_number, plural
-from warp_nb.guide import NOTEBOOKS, Step, as_table
+from warp_nb.guide import NOTEBOOKS, TIMED, Step, as_table
 from warp_nb.original import ASSUMED_TASK, ROWS
 from warp_nb.page import page, safe_markdown
 from warp_nb.results import COMPARISON, DIAGNOSIS, FAILED, MISSING, OK
@@ -176,7 +176,7 @@ def diagnosis_section(result: dict[str, Any], folder: str) -> str:
         f"<td>{sum(verdict['outcomes'])} из {len(verdict['outcomes'])}</td></tr>\n"
         for verdict in result["verdicts"]
     )
-    said = "\n".join(f"<p>{escape(paragraph)}</p>" for paragraph in result["conclusion"])
+    said = "\n".join(safe_markdown(paragraph) for paragraph in result["conclusion"])
     table = grid(("Гипотеза", "Вердикт", "Предсказание сбылось"), rows)
     return f"{head}{table}\n{said}\n{links_to(f'{folder}{DIAGNOSIS}', 'Диагностика')}"
 
@@ -185,7 +185,7 @@ def notebooks_section(steps: Sequence[Step], folder: str) -> str:
     """The way through the notebooks that lie in `folder`, relative to the page; nothing where there are none."""
     if not steps:
         return ""
-    said = "Открыть их в JupyterLab: <code>make lab</code>. Время измерено без GPU, вместе с запуском тетради."
+    said = f"Открыть их в JupyterLab: <code>make lab</code>. {TIMED}"
     return f'<h2>Тетради</h2>\n<p>{said}</p>\n<div class="scroll">{as_table(steps, folder)}</div>'
 
 

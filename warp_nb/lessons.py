@@ -1,4 +1,4 @@
-"""Figures, tables and the slider of the lessons."""
+"""Figures and the slider of the lessons, and two measures that they show."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 from warp_nb.average import StateDict
 from warp_nb.formatting import format_estimate, format_number
 from warp_nb.notebook import DPI, WIDTH
-from warp_nb.plain import merge, slerp, token_kl
-from warp_nb.plots import LINES, MARKERS, OKABE_ITO, decimal_commas, reward_kl_plane
+from warp_nb.plain import merge, slerp
+from warp_nb.plots import OKABE_ITO, commas, reward_kl_plane, stacked, styles
 from warp_nb.rollout import Rollout
-from warp_nb.scoring import completion_logits
+from warp_nb.scoring import completion_logits, token_kl
 from warp_nb.tables import table
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Between = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 """(d1, d2, lambda) -> the point between them."""
-GAIN = "прибавка награды к θ_sft"
+GAIN = "прирост награды над θ_sft"
 
 
 def flat(weights: StateDict, names: Sequence[str]) -> torch.Tensor:
@@ -50,7 +50,7 @@ def chord_and_arc(omega: float, lams: Sequence[float]) -> Figure:
         arrow(ax, (0, 0), (end[0].item(), end[1].item()), "0.3")
         ax.annotate(name, (end[0].item(), end[1].item()), xytext=shift, textcoords="offset points", fontsize="large")
     ways: dict[str, Between] = {"LERP: по хорде": torch.lerp, "SLERP: по дуге": slerp}
-    for (label, between), color, marker in zip(ways.items(), OKABE_ITO, MARKERS, strict=False):
+    for (label, between), (color, _, marker) in zip(ways.items(), styles(), strict=False):
         points = torch.stack([between(first, second, lam) for lam in lams]).T
         ax.plot(*points, color=color, linestyle="", marker=marker, markersize=8, label=label)
     ax.set(aspect="equal", xlabel="первая координата", ylabel="вторая координата")
@@ -72,7 +72,7 @@ def tips(init: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Figur
     left, right = _in_plane(first, second), _in_plane(first - init, second - init)
     names = (("θ¹", "θ²"), ("δ¹", "δ²"))  # the first of a pair lies along x
     for ax, ends, labels in ((whole, left, names[0]), (near, right, names[1])):
-        for end, label, color, line in zip(ends, labels, OKABE_ITO, ("-", "--"), strict=False):
+        for end, label, (color, line, _) in zip(ends, labels, styles(), strict=False):
             arrow(ax, (0, 0), end, color, line)
             ax.plot([], [], color=color, linestyle=line, label=f"{label}, длина {format_number(math.hypot(*end))}")
         ax.set(aspect="equal", xlabel=f"вдоль {labels[0]}", ylabel=f"поперёк {labels[0]}")
@@ -106,18 +106,11 @@ def arrow(
     ax.plot(*zip(start, end, strict=True), alpha=0)
 
 
-def commas(ax: Axes) -> None:
-    """Decimal commas on both axes, a pale grid."""
-    decimal_commas(ax.xaxis)
-    decimal_commas(ax.yaxis)
-    ax.grid(alpha=0.3)
-
-
 @torch.no_grad()
 def sequence_kl(model: PreTrainedModel, other: PreTrainedModel, rollout: Rollout, temperature: float = 1.0) -> float:
     """KL(model || other) along the sampled text, exact over the vocabulary: nats a sequence, the mean of the batch."""
-    logits, others = (completion_logits(side, rollout).float() for side in (model, other))
-    return token_kl(logits, others, rollout.completion_mask, temperature).sum(1).mean().item()
+    logits, others = (completion_logits(side, rollout) for side in (model, other))
+    return token_kl(logits, others, rollout, temperature).sum(1).mean().item()
 
 
 def kl_along(etas: Sequence[float], kls: Sequence[float]) -> Figure:
@@ -142,7 +135,7 @@ def collapse(losses: Mapping[str, Sequence[float]], scores: Mapping[str, Sequenc
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 5.6), dpi=DPI, layout="constrained")
     apart = {name: sorted(value - fmean(values) for value in values) for name, values in scores.items()}
     for ax, curves in zip(axes, (losses, apart), strict=True):
-        for (label, values), color, line in zip(curves.items(), OKABE_ITO, LINES, strict=False):
+        for (label, values), (color, line, _) in zip(curves.items(), styles(), strict=False):
             ax.plot(range(1, len(values) + 1), values, color=color, linestyle=line, label=label)
         commas(ax)
     axes[0].axhline(math.log(2), color="0.5", linewidth=1, linestyle=":", label="ln 2, ответ «пополам»")
@@ -167,7 +160,7 @@ def gradient_errors(sizes: Sequence[int], errors: Mapping[str, Sequence[float]])
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(WIDTH, 3.8), dpi=DPI, layout="constrained")
-    for (label, values), color, line, marker in zip(errors.items(), OKABE_ITO, LINES, MARKERS, strict=False):
+    for (label, values), (color, line, marker) in zip(errors.items(), styles(), strict=False):
         ax.loglog(sizes, values, color=color, linestyle=line, marker=marker, label=label)
     first = next(iter(errors.values()))[0]
     law = [first * math.sqrt(sizes[0] / n) for n in sizes]
@@ -204,7 +197,7 @@ def jump(mus: Sequence[float], steps: int) -> Figure:
 
     figure, ax = plt.subplots(figsize=(WIDTH, 3.4), dpi=DPI, layout="constrained")
     ax.plot([0, 0, steps], [0, 1, 1], color="0.4", linestyle=":", label="вес политики")
-    for mu, color, line, marker in zip(mus, OKABE_ITO, LINES, MARKERS, strict=False):
+    for mu, (color, line, marker) in zip(mus, styles(), strict=False):
         half = math.log(0.5) / math.log(1 - mu)
         label = f"якорь, μ = {format_number(mu)}; полпути за {format_number(half, 2)} шагов"
         ax.plot([1 - (1 - mu) ** t for t in range(steps + 1)], color=color, linestyle=line, label=label)
@@ -225,7 +218,7 @@ def three_anchors(curves: Mapping[str, Sequence[Mapping[str, float]]], limit: Ma
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 5.6), dpi=DPI, layout="constrained", sharex=True)
     titles = {"reward": "средняя награда", "kl_sft": "KL(π‖$π_{sft}$), нат"}
     for ax, (column, title) in zip(axes, titles.items(), strict=True):
-        for (label, rows), color, line in zip(curves.items(), OKABE_ITO, LINES, strict=False):
+        for (label, rows), (color, line, _) in zip(curves.items(), styles(), strict=False):
             ax.plot([row[column] for row in rows], color=color, linestyle=line, label=label)
         ax.axhline(limit[column], color="0.5", linewidth=1, linestyle=":", label="предел, π* по формуле")
         ax.set_title(title, loc="left", fontsize="medium")
@@ -246,7 +239,7 @@ def path(track: Sequence[tuple[int, torch.Tensor, torch.Tensor]], end: torch.Ten
     figure, ax = plt.subplots(figsize=(WIDTH, 5.0), dpi=DPI, layout="constrained")
     iterations = sorted({i for i, _, _ in track})
     starts = [next(init for i, init, _ in track if i == iteration) for iteration in iterations]
-    for iteration, start, color in zip(iterations, starts, OKABE_ITO, strict=False):
+    for iteration, start, (color, _, _) in zip(iterations, starts, styles(), strict=False):
         runs = [theta for i, _, theta in track if i == iteration]
         merged = merge({"w": start}, [{"w": theta} for theta in runs])["w"]
         for theta in runs:
@@ -281,9 +274,8 @@ def along_the_front(rows: Sequence[Mapping[str, Any]]) -> Figure:
     titles = {"gain": GAIN, "kl": "KL(warp‖sft), нат на последовательность"}
     for ax, (name, title) in zip(axes, titles.items(), strict=True):
         values = [row[name] for row in rows]
-        arms = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
-        middle = [v.value for v in values]
-        ax.errorbar(etas, middle, yerr=arms, fmt="o-", color=OKABE_ITO[0], capsize=3, label="измерено")
+        middle = [value.value for value in values]
+        ax.errorbar(etas, middle, yerr=stacked(values), fmt="o-", color=OKABE_ITO[0], capsize=3, label="измерено")
         ax.plot(*straight(etas, middle), color="0.5", linestyle="--", label="если бы росла по прямой")
         ax.set_title(title, loc="left", fontsize="medium")
         commas(ax)
@@ -298,8 +290,9 @@ def front_plane(rows: Sequence[Mapping[str, Any]], chosen: float | None = None) 
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(WIDTH, 3.8), dpi=DPI, layout="constrained")
-    named = ({"name": " "} if row["eta"] == 0 else {} for row in rows)  # θ_sft, at zero, would stand on its neighbour
-    reward_kl_plane(ax, [{**row, "reward": row["gain"]} | name for row, name in zip(rows, named, strict=True)])
+    unnamed = {"name": ""}  # θ_sft, at zero: its name would stand on its neighbour's
+    places = [{**row, "reward": row["gain"]} | (unnamed if row["eta"] == 0 else {}) for row in rows]
+    reward_kl_plane(ax, places)
     ax.set_ylabel(GAIN)
     for row in rows:
         if row["eta"] == chosen:
@@ -363,7 +356,7 @@ def two_kls(rows: Sequence[Mapping[str, float]]) -> Figure:
 
     figure, ax = plt.subplots(figsize=(WIDTH, 3.6), dpi=DPI, layout="constrained")
     columns = {"kl_sft": "до $θ_{sft}$", "kl_anchor": "до якоря"}
-    for (column, label), color, line, marker in zip(columns.items(), OKABE_ITO, LINES, MARKERS, strict=False):
+    for (column, label), (color, line, marker) in zip(columns.items(), styles(), strict=False):
         steps = range(1, len(rows) + 1)
         ax.plot(steps, [row[column] for row in rows], color=color, linestyle=line, marker=marker, label=label)
     ax.set_xlabel("шаг t")

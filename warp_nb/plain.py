@@ -1,7 +1,9 @@
-"""Algorithm 1 in plain PyTorch: nothing fast, nothing hidden. What the lessons take apart.
+"""Algorithm 1 in plain PyTorch. What the lessons take apart.
 
-Each function is a line or two of the algorithm and calls the ones above it. The tests hold them to the fast code of
-the package. The learning rate is constant: warm-up, arithmetic and resuming are left to `policy_gradient`.
+Each function is a line or two of the algorithm and calls the ones above it. Borrowed from the package are sampling,
+the logits of completions, the order of prompts, the seeds and the names of a layer's tensors. The tests hold the
+functions to the fast code or to closed forms. The learning rate is constant: warm-up, arithmetic and resuming are left
+to `policy_gradient`.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def task_vector(policy: StateDict, init: StateDict) -> StateDict:
 
 
 def slerp(d1: torch.Tensor, d2: torch.Tensor, lam: float) -> torch.Tensor:
-    """Spherical interpolation of two task vectors of equal shape; LERP where sin Omega is 0 (line 11, section 3.2)."""
+    """Spherical interpolation of two tensors of one shape; LERP where sin Omega <= 1e-3 (line 11, section 3.2)."""
     cosine = (d1 * d2).sum() / (d1.norm() * d2.norm())
     omega = torch.acos(cosine.clamp(-1, 1))
     sine = torch.sin(omega)
@@ -166,6 +168,19 @@ def step_loss(
     return reinforce_loss(objective, log_probs)
 
 
+@torch.no_grad()
+def measured(
+    policy: PreTrainedModel, anchor: PreTrainedModel, rollout: Rollout, rewards: torch.Tensor, config: WarpConfig
+) -> dict[str, float]:
+    """What a step is drawn by: mean reward, r_beta and KL(policy || anchor) of its completions."""
+    tokens, mask, temperature = rollout.ids[:, -rollout.width :], rollout.completion_mask, config.temperature
+    logits, anchor_logits = (completion_logits(model, rollout) for model in (policy, anchor))
+    log_probs, anchor_log_probs = (token_log_probs(side, tokens, mask, temperature) for side in (logits, anchor_logits))
+    objective = regularised_reward(rewards, log_probs, anchor_log_probs, config.beta)
+    kl = token_kl(logits, anchor_logits, mask, temperature).sum(1)
+    return {name: value.mean().item() for name, value in [("reward", rewards), ("objective", objective), ("kl", kl)]}
+
+
 def run_of(task: Task, config: WarpConfig, on_step: Callable[[dict[str, Any]], None] | None = None) -> RunOf:
     """run(theta_init, i, m) for `warp`: lines 4 to 9 with the prompts and the noise that the package's run (i, m) has.
 
@@ -191,16 +206,3 @@ def run_of(task: Task, config: WarpConfig, on_step: Callable[[dict[str, Any]], N
         return train_run(init, task.policy, loss_of, config.T, config.lr, config.mu)
 
     return run
-
-
-@torch.no_grad()
-def measured(
-    policy: PreTrainedModel, anchor: PreTrainedModel, rollout: Rollout, rewards: torch.Tensor, config: WarpConfig
-) -> dict[str, float]:
-    """What a step is drawn by: mean reward, r_beta and KL(policy || anchor) of its completions."""
-    tokens, mask, temperature = rollout.ids[:, -rollout.width :], rollout.completion_mask, config.temperature
-    logits, anchor_logits = (completion_logits(model, rollout) for model in (policy, anchor))
-    log_probs, anchor_log_probs = (token_log_probs(side, tokens, mask, temperature) for side in (logits, anchor_logits))
-    objective = regularised_reward(rewards, log_probs, anchor_log_probs, config.beta)
-    kl = token_kl(logits, anchor_logits, mask, temperature).sum(1)
-    return {name: value.mean().item() for name, value in [("reward", rewards), ("objective", objective), ("kl", kl)]}

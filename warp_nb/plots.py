@@ -109,7 +109,7 @@ def geometry(ax: Axes, table: pd.DataFrame) -> Axes:
 
 
 def reward_kl_plane(ax: Axes, rows: Sequence[Mapping[str, Any]], label: str = "") -> Axes:
-    """Reward over KL(policy || sft), with intervals; rows hold `reward` and `kl` and perhaps `eta` or `name`.
+    """Reward over KL(policy || sft), with intervals; rows hold `reward` and `kl`, perhaps `eta` or a `name`.
 
     Called again on the same Axes it adds another series in the next style.
     """
@@ -118,8 +118,8 @@ def reward_kl_plane(ax: Axes, rows: Sequence[Mapping[str, Any]], label: str = ""
     ax.errorbar(
         [estimate.value for estimate in kl],
         [estimate.value for estimate in reward],
-        xerr=_stacked(kl),
-        yerr=_stacked(reward),
+        xerr=stacked(kl),
+        yerr=stacked(reward),
         fmt=marker,
         linestyle=line,
         color=color,
@@ -127,14 +127,12 @@ def reward_kl_plane(ax: Axes, rows: Sequence[Mapping[str, Any]], label: str = ""
         label=label or None,
     )
     for row in rows:
-        name = row.get("name") or (f"η = {row['eta']:g}".replace(".", ",") if "eta" in row else "")
+        name = row.get("name", f"η = {row['eta']:g}".replace(".", ",") if "eta" in row else "")
         place = (row["kl"].value, row["reward"].value)
         ax.annotate(name, place, xytext=(5, 5), textcoords="offset points", fontsize="small")
     ax.set_xlabel("KL(warp‖sft), нат на последовательность")
     ax.set_ylabel("награда на отложенных началах")
-    for axis in (ax.xaxis, ax.yaxis):
-        decimal_commas(axis)
-    ax.grid(alpha=0.3)
+    commas(ax)
     if label:
         ax.legend(fontsize="small")
     return ax
@@ -154,6 +152,13 @@ def _curve(ax: Axes, spread: pd.DataFrame, label: str, band: bool, style: tuple[
     ax.plot(spread.index, spread["mean"], color=color, linestyle=line, marker=point, linewidth=1.8, label=label)
     if band:
         ax.fill_between(spread.index, spread["min"], spread["max"], color=color, alpha=BAND, linewidth=0)
+
+
+def commas(ax: Axes) -> None:
+    """Decimal commas on both axes, a pale grid."""
+    decimal_commas(ax.xaxis)
+    decimal_commas(ax.yaxis)
+    ax.grid(alpha=0.3)
 
 
 def decimal_commas(axis: Axis) -> None:
@@ -186,7 +191,7 @@ def _arms(estimate: Estimate) -> list[list[float]] | None:
     return [[low], [high]] if low >= 0 and high >= 0 else None
 
 
-def _stacked(estimates: Sequence[Estimate]) -> list[list[float]] | None:
+def stacked(estimates: Sequence[Estimate]) -> list[list[float]] | None:
     """Lengths of the error bars of a series; None where some interval is unknown."""
     arms = [_arms(estimate) for estimate in estimates]
     known = [arm for arm in arms if arm is not None]

@@ -27,6 +27,8 @@ MEASURES = {
     "distinct_policy": "Доля разных биграмм WARP",
 }
 ORIGINAL_COLUMN = "Исходный отчёт (другие модель и шкала награды)"
+CLASSES = ("warp-nb", "tex2jax_ignore", "mathjax_ignore")
+"""Of a table: our style, and no formulas in the text of a model."""
 VERDICTS = {"passed": "пройдена", "failed": "НЕ ПРОЙДЕНА", "silent": "не применима"}
 
 
@@ -52,7 +54,7 @@ def geometry_table(result: ExperimentResult) -> HTML:
     """Angle and norms of the runs' task vectors, a row a pair and block."""
     several = result.config.n_seeds > 1
     rows = [
-        ({"Seed": pair["seed"]} if several else {})
+        ({"Сид": pair["seed"]} if several else {})
         | {
             "Итерация": pair["iteration"],
             "Прогоны": f"{pair['run_a']} и {pair['run_b']}",
@@ -112,5 +114,4 @@ def table(rows: Sequence[dict[str, Any]], empty: str = "") -> HTML:
 
     frame = pd.DataFrame(list(rows)) if rows else pd.DataFrame({"": [empty]})
     with pd.option_context("display.max_colwidth", None):
-        classes = ["warp-nb", "tex2jax_ignore", "mathjax_ignore"]
-        return HTML(frame.to_html(escape=True, index=False, border=0, classes=classes))
+        return HTML(frame.to_html(escape=True, index=False, border=0, classes=list(CLASSES)))

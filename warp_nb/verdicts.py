@@ -237,7 +237,7 @@ def noise(table: Table) -> list[Verdict]:
                 f"noise of Adam's steps, {english}",
                 "с постоянной наградой KL при lr ≥ 10⁻⁴ не меньше половины той, что с настоящей",
                 tuple(min(shares[lr][place] for lr in large) >= 0.5 for place in range(len(SEEDS))),
-                f"во сколько раз KL с постоянной наградой больше, чем с настоящей: {measured}",
+                f"отношение KL с постоянной наградой к KL с настоящей: {measured}",
             )
         )
     return found
@@ -285,6 +285,11 @@ class Combination:
     def matched(self) -> int:
         """How many traits."""
         return sum(self.traits.values())
+
+    @property
+    def missing(self) -> list[str]:
+        """The traits it lacks."""
+        return [name for name, shown in self.traits.items() if not shown]
 
 
 def combinations_tried(table: Table) -> list[Combination]:
