@@ -183,5 +183,5 @@ def diagnosis_record() -> dict[str, Any]:
             "traits": {"a": True},
             "matched": 1,
         },
-        "conclusion": ["- **Награда.** <script>лучшее</script>"],
+        "conclusion": ["- **Награда.** лучшее <script>x</script>"],
     }

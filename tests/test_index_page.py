@@ -62,7 +62,8 @@ def test_experiment_5_stands_in_the_index() -> None:
 
 def test_the_diagnosis_stands_in_the_index_of_every_task() -> None:
     text = index_page.diagnosis_section(diagnosis_record(), "../")
-    assert 'href="../diagnosis.html"' in text and "2 из 3" in text and "&lt;b&gt;лучшее&lt;/b&gt;" in text
+    assert 'href="../diagnosis.html"' in text and "2 из 3" in text and "<li><strong>Награда.</strong>" in text
+    assert "<script>" not in text and "лучшее" in text
 
 
 def test_what_was_not_run_says_the_command_and_what_failed_its_error() -> None:

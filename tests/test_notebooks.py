@@ -79,7 +79,11 @@ def test_committed_outputs_are_whole_and_small(name: str) -> None:
         assert len([line for line in cell.source.splitlines() if line.strip()]) <= 26
     checked = [cell for cell in cells(name) if not tagged(cell, "nbval-ignore-output") and cell.outputs]
     assert len(checked) >= 2 or name == "exp5", "nbval would compare nothing"
-    assert (FOLDER / f"{name}.ipynb").stat().st_size < 2_000_000
+
+
+def test_no_notebook_is_large() -> None:
+    sizes = {path.name: path.stat().st_size for path in FOLDER.rglob("*.ipynb")}
+    assert len(sizes) >= 14 and max(sizes.values()) < 2_000_000
 
 
 def test_help_lists_every_parameter_with_its_comment(tmp_path: Path) -> None:
