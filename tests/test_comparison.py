@@ -221,6 +221,9 @@ def test_a_gain_in_word_salad_is_no_gain(found: Comparison) -> None:
     assert "выше, чем у SFT" in comparison_page.say_arm(mixed, SINGLE)
     told = comparison_page.say_arm(mixed, PLAIN)
     assert "При η = 0,25 прирост +0,5" in told and "улучшением считать нельзя" in told
+    assert "текст на отзыв не похож: при η = 1 перплексия" in told
+    several = made(found, warp=[late, LINE], single=[LINE] * 2, plain=[LINE] * 2)
+    assert "не при каждом сиде: при η = 1 у 1 из 2, средняя перплексия" in comparison_page.say_arm(several, WARP)
     assert "портится текст" in comparison_page.say_why(mixed)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from warp_nb import notebook
-from warp_nb.checks import headline, slope
+from warp_nb.checks import headline, reads_like_reference, slope
 from warp_nb.comparison import ARMS, ETAS, PLAIN, SINGLE, WARP, Comparison
 from warp_nb.evaluation import Estimate, Evaluation, mean_interval
 from warp_nb.formatting import format_estimate, format_number, plural
@@ -152,10 +152,21 @@ def say_arm(result: Comparison, arm: str) -> str:
     )
     if place + 1 < len(ETAS):
         said += (
-            f" Дальше по фронту текст на отзыв не похож: при η = 1 перплексия {format_number(perplexity[-1].value)}, и "
-            f"прирост там, {format_estimate(gains[-1], signed=True)}, улучшением считать нельзя."
+            f" Дальше по фронту {beyond(result, arm, format_number(perplexity[-1].value))}, и прирост там, "
+            f"{format_estimate(gains[-1], signed=True)}, улучшением считать нельзя."
         )
     return head + said
+
+
+def beyond(result: Comparison, arm: str, perplexity: str) -> str:
+    """What became of the text at the end of a front that is not readable in every seed up to there."""
+    seeds = result.arms[arm].measured
+    if len(seeds) == 1:
+        return f"текст на отзыв не похож: при η = 1 перплексия {perplexity}"
+    good = sum(reads_like_reference(measured.front[-1]) for measured in seeds)
+    return (
+        f"текст похож на отзыв не при каждом сиде: при η = 1 у {good} из {len(seeds)}, средняя перплексия {perplexity}"
+    )
 
 
 def say_why(result: Comparison) -> str:
