@@ -84,14 +84,14 @@ def test_failed_checks_stand_first_and_silent_ones_say_so():
 def test_geometry_rows_and_undefined_angles():
     frame = read(geometry_table(result(omega=math.nan, n_seeds=2)))
     assert len(frame) == 2 * 2 * 3
-    assert list(frame.iloc[0][["Seed", "Итерация", "Прогоны", "Блок", "Ω, °"]]) == [
+    assert list(frame.iloc[0][["Сид", "Итерация", "Прогоны", "Блок", "Ω, °"]]) == [
         "0",
         "1",
         "1 и 2",
         "wte",
         "не определено",
     ]
-    assert "Seed" not in read(geometry_table(result()))
+    assert "Сид" not in read(geometry_table(result()))
 
 
 def test_geometry_of_one_run_is_a_sentence():

@@ -198,7 +198,7 @@ def run(path: Path, timeout: int | None) -> tuple[float, str]:
         except Exception as error:  # of a cell, a kernel that died or never started: nbclient passes on many kinds
             return time.perf_counter() - started, f"{type(error).__name__}: {error}"
     seconds = time.perf_counter() - started
-    if KEY in notebook.metadata:
+    if notebook.metadata.get(KEY):
         notebook.metadata[KEY] |= {"seconds": round(seconds, 1), "cores": os.cpu_count()}
     write_text(path, nbformat.writes(scrubbed(notebook)) + "\n")
     return seconds, ""
