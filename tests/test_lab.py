@@ -144,7 +144,9 @@ class Lab:
 
     def command(self) -> list[str]:
         """What `make lab` runs, on the copy."""
-        told = subprocess.run(["make", "-n", "lab"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        told = subprocess.run(
+            ["make", "-n", "--no-print-directory", "lab"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
         python, *words, opened = told.strip().splitlines()[-1].split()
         assert python.endswith("python") and opened == "notebooks/index.ipynb"
         return [sys.executable, *words, str(self.notebooks / "index.ipynb")]
