@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
 import torch
 from scipy.stats import ttest_1samp
+from synthetic import equal, result
 from test_rollout import FOUR
 from test_scoring import exact_kl
 
@@ -21,6 +23,7 @@ from warp_nb.evaluation import (
     evaluate,
     exponential,
     mean_interval,
+    over_trainings,
     pareto_front,
     token_nll,
 )
@@ -124,3 +127,14 @@ def test_the_front_starts_at_theta_sft_and_ends_at_the_merge() -> None:
     alone = evaluate(other, task.policy, task, 32, 0, 5, 1.0)
     assert rows[2]["kl"] == alone.kl_policy_reference and rows[2]["reward"] == alone.reward_policy
     assert fingerprint(task.policy.state_dict()) == before
+
+
+def test_perplexities_of_several_trainings_are_averaged_in_the_log() -> None:
+    one, two = (
+        replace(result().evaluations[0], perplexity_policy=equal(value), reward_policy=equal(value))
+        for value in (10.0, 1000.0)
+    )
+    found = over_trainings([one, two], "perplexity_policy")
+    assert found.value == pytest.approx(100) and 0 < found.low < 10
+    assert over_trainings([one, two], "reward_policy").value == pytest.approx(505)
+    assert over_trainings([one], "perplexity_policy") is one.perplexity_policy

@@ -29,6 +29,7 @@ from warp_nb.evaluation import (
     check_eval_prompts,
     evaluate,
     mean_interval,
+    over_trainings,
     pareto_front,
 )
 from warp_nb.experiment import machine, peak_rss_mb
@@ -109,7 +110,7 @@ class Comparison:
     def over_seeds(self, arm: str, measure: str) -> list[Estimate]:
         """A measure at every eta of ETAS: over the seeds by the t interval, of a single one over its prompts."""
         fronts = [measured.front for measured in self.arms[arm].measured]
-        return [estimate_of(points, measure) for points in zip(*fronts, strict=True)]
+        return [over_trainings(points, measure) for points in zip(*fronts, strict=True)]
 
     def front(self, arm: str) -> list[dict[str, Any]]:
         """Rows (eta, reward, kl) for `plots.reward_kl_plane`: the gain over θ_sft, which stands first, at zero."""
@@ -121,7 +122,7 @@ class Comparison:
     def end(self) -> dict[str, Any]:
         """Row (name, reward, kl) for `plots.reward_kl_plane`: the policy after the last line 12 of WARP."""
         ends = [measured.end for measured in self.arms[WARP].measured if measured.end]
-        gain, kl = (estimate_of(ends, name) for name in ("reward_difference", "kl_policy_reference"))
+        gain, kl = (over_trainings(ends, name) for name in ("reward_difference", "kl_policy_reference"))
         return {"name": "конец", "reward": gain, "kl": kl}
 
     def readable(self, arm: str, place: int) -> bool:
@@ -137,7 +138,7 @@ class Comparison:
     def gain_at_equal_kl(self, arm: str) -> Estimate:
         """Reward over θ_sft's at the common KL; NaN where there is none."""
         points = self.matched(arm)
-        return estimate_of([e for _, e in points], "reward_difference") if points else Estimate(*[math.nan] * 3)
+        return over_trainings([e for _, e in points], "reward_difference") if points else Estimate(*[math.nan] * 3)
 
     def advantage(self, arm: str, other: str) -> Estimate:
         """How much more reward one arm has than another at the common KL; NaN where there is none.
@@ -190,14 +191,6 @@ class Comparison:
                 "machine": machine(),
             }
         )
-
-
-def estimate_of(evaluations: Sequence[Evaluation], measure: str) -> Estimate:
-    """Over seeds by the t interval; of one seed its own, over prompts."""
-    if len(evaluations) == 1:
-        found: Estimate = getattr(evaluations[0], measure)
-        return found
-    return mean_interval([getattr(evaluation, measure).value for evaluation in evaluations])
 
 
 def measured_record(measured: Measured) -> dict[str, Any]:

@@ -96,6 +96,17 @@ class Evaluation:
         return {name: getattr(self, name) for name in MEASURES}
 
 
+def over_trainings(evaluations: Sequence[Evaluation], measure: str) -> Estimate:
+    """Of one training its own estimate, over prompts; of several the t interval, of perplexities in the log."""
+    own: list[Estimate] = [getattr(evaluation, measure) for evaluation in evaluations]
+    if len(own) == 1:
+        return own[0]
+    values = [estimate.value for estimate in own]
+    if measure.startswith("perplexity"):
+        return exponential(mean_interval([math.log(value) for value in values]))
+    return mean_interval(values)
+
+
 def check_eval_prompts(count: int, task: Task) -> None:
     """Raises ValueError unless the task has `count` held-out prompts, two at least."""
     if not 2 <= count <= len(task.eval_prompts):

@@ -17,7 +17,7 @@ from warp_nb.algorithm import WarpResult, reporting, warp
 from warp_nb.checks import Check, run_checks
 from warp_nb.config import ExperimentConfig
 from warp_nb.devices import training_dtype
-from warp_nb.evaluation import MEASURES, Estimate, Evaluation, check_eval_prompts, evaluate, mean_interval
+from warp_nb.evaluation import MEASURES, Estimate, Evaluation, check_eval_prompts, evaluate, over_trainings
 from warp_nb.policy_gradient import derive_seed
 from warp_nb.reward_model import RewardGate, gate_pairs, measure_gate
 from warp_nb.tasks import Task, describe
@@ -126,10 +126,8 @@ def run_experiment(config: ExperimentConfig, task: Task, progress: bool = True) 
 
 
 def summarise(evaluations: list[Evaluation]) -> dict[str, Estimate]:
-    """One evaluation as it is; several by the t interval over their values."""
-    if len(evaluations) == 1:
-        return evaluations[0].measures()
-    return {name: mean_interval([getattr(e, name).value for e in evaluations]) for name in MEASURES}
+    """Every measure over the trainings."""
+    return {name: over_trainings(evaluations, name) for name in MEASURES}
 
 
 def peak_rss_mb() -> float:
