@@ -221,10 +221,25 @@ def test_a_gain_in_word_salad_is_no_gain(found: Comparison) -> None:
     assert "выше, чем у SFT" in comparison_page.say_arm(mixed, SINGLE)
     told = comparison_page.say_arm(mixed, PLAIN)
     assert "При η = 0,25 прирост +0,5" in told and "улучшением считать нельзя" in told
-    assert "текст на отзыв не похож: при η = 1 перплексия" in told
+    assert "текст на отзыв не похож: при η = 1 перплексия 500 против" in told
     several = made(found, warp=[late, LINE], single=[LINE] * 2, plain=[LINE] * 2)
-    assert "не при каждом сиде: при η = 1 у 1 из 2, средняя перплексия" in comparison_page.say_arm(several, WARP)
+    assert "не при каждом сиде: при η = 1 у 1 из 2, в худшем случае перплексия 500" in comparison_page.say_arm(
+        several, WARP
+    )
     assert "портится текст" in comparison_page.say_why(mixed)
+
+
+def test_text_that_does_not_read_is_told_by_what_is_wrong(found: Comparison) -> None:
+    alike: Front = [*LINE[:-1], (2.0, 4.0, 50.0, 0.1)]
+    alone = made(found, warp=[alike], single=[LINE], plain=[LINE])
+    told = comparison_page.say_arm(alone, WARP)
+    assert "при η = 1 к разным началам дописано похожее, во всех продолжениях вместе разных биграмм 10" in told
+    assert comparison_page.say_reading(alone, WARP, -1).startswith("нет: к разным началам дописано похожее")
+    assert comparison_page.say_reading(alone, WARP, 0) == "да"
+    several = made(found, warp=[alike, LINE], single=[LINE] * 2, plain=[LINE] * 2)
+    assert comparison_page.say_reading(several, WARP, -1).startswith("у 1 из 2 сидов; в худшем случае к разным")
+    mended = made(found, warp=[[*LINE[:3], SALAD[3], LINE[4]]], single=[LINE], plain=[LINE])
+    assert "при η = 0,75 перплексия 500" in comparison_page.say_arm(mended, WARP)
 
 
 def test_the_sign_of_a_gain_is_said(found: Comparison) -> None:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from warp_nb.evaluation import Estimate
@@ -304,39 +303,36 @@ def check_objective(history: pd.DataFrame) -> Check:
 def check_completions(runs: pd.DataFrame, evaluations: Sequence[Evaluation]) -> list[Check]:
     """Completions are not empty, not a loop, and still text to the reference."""
     empty = float(runs["empty_completions"].max(skipna=False))
-    distinct = [(diversity(e), e) for e in evaluations]
-    varied = [(variety(e), e) for e in evaluations]
-    garbling = [(perplexity_factor(e), e) for e in evaluations]
-    lowest, looped = min(distinct, key=itemgetter(0))
-    least, alike = min(varied, key=itemgetter(0))
-    farthest, garbled = max(garbling, key=itemgetter(0))
+    nonempty = _check("completions-nonempty", empty <= EMPTY_SHARE, f"пустых: {format_share(empty)}")
+    return [nonempty, *check_texts(evaluations)]
+
+
+def check_texts(evaluations: Sequence[Evaluation]) -> list[Check]:
+    """The policy's texts are as diverse, as varied and as likely as the reference's; measured where it is worst."""
+    looped, alike = min(evaluations, key=diversity), min(evaluations, key=variety)
+    garbled = max(evaluations, key=perplexity_factor)
     return [
-        _check("completions-nonempty", empty <= EMPTY_SHARE, f"пустых: {format_share(empty)}"),
         _check(
             "completions-diverse",
-            lowest >= DISTINCT_RATIO,
+            diversity(looped) >= DISTINCT_RATIO,
             _against(looped.distinct_policy, looped.distinct_reference),
         ),
         _check(
             "completions-varied",
-            least >= VARIETY_RATIO,
+            variety(alike) >= VARIETY_RATIO,
             f"{format_share(alike.variety_policy)} против {format_share(alike.variety_reference)} у θ_sft",
         ),
         _check(
             "completions-fluent",
-            farthest <= PERPLEXITY_RATIO,
+            perplexity_factor(garbled) <= PERPLEXITY_RATIO,
             _against(garbled.perplexity_policy, garbled.perplexity_reference),
         ),
     ]
 
 
 def reads_like_reference(evaluation: Evaluation) -> bool:
-    """Whether the policy's text is as diverse, as varied and as likely as the reference's, by the checks' limits."""
-    return (
-        diversity(evaluation) >= DISTINCT_RATIO
-        and variety(evaluation) >= VARIETY_RATIO
-        and perplexity_factor(evaluation) <= PERPLEXITY_RATIO
-    )
+    """Whether the policy's text passes `check_texts`."""
+    return not any(check.failed for check in check_texts([evaluation]))
 
 
 def diversity(evaluation: Evaluation) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from warp_nb import notebook
-from warp_nb.checks import headline, reads_like_reference, slope
+from warp_nb.checks import check_texts, headline, reads_like_reference, slope
 from warp_nb.comparison import ARMS, ETAS, PLAIN, SINGLE, WARP, Comparison
 from warp_nb.evaluation import Estimate, Evaluation, mean_interval
 from warp_nb.formatting import format_estimate, format_number, plural
@@ -59,7 +59,7 @@ def front_table(result: Comparison) -> HTML:
                     "KL(политика‖sft), нат": format_estimate(columns["kl_policy_reference"][place]),
                     "Перплексия по θ_sft": format_number(columns["perplexity_policy"][place].value),
                     "Доля разных биграмм": format_number(columns["distinct_policy"][place].value),
-                    "Похож на отзыв": "да" if result.readable(arm, place) else "нет",
+                    "Похож на отзыв": say_reading(result, arm, place),
                 }
             )
     return table(rows)
@@ -89,8 +89,23 @@ def samples(result: Comparison, arm: str) -> HTML:
     return samples_table(points[0][1], 4, name=arm) if points else table([], empty=NO_COMMON_KL)
 
 
+def say_reading(result: Comparison, arm: str, place: int) -> str:
+    """Whether the text reads at this place of ETAS, in how many seeds, and what is wrong where it does not."""
+    if result.readable(arm, place):
+        return "да"
+    good, seeds = reading(result, arm, place), len(result.seeds)
+    told = "нет:" if seeds == 1 else f"у {good} из {seeds} сидов; в худшем случае"
+    return f"{told} {say_faults(result, arm, place)}"
+
+
 # Conclusion
 
+FAULTS = {
+    "completions-diverse": "слова повторяются по кругу, разных биграмм",
+    "completions-varied": "к разным началам дописано похожее, во всех продолжениях вместе разных биграмм",
+    "completions-fluent": "перплексия",
+}
+"""Of the checks of texts: what is wrong, followed by what was measured."""
 NO_COMMON_KL = "Общей KL, при которой текст всех трёх способов ещё похож на отзыв, не нашлось."
 
 
@@ -151,22 +166,32 @@ def say_arm(result: Comparison, arm: str) -> str:
         f"{format_number(own[place].value)} у самой θ_sft."
     )
     if place + 1 < len(ETAS):
+        last = max(later for later in range(len(ETAS)) if not result.readable(arm, later))
         said += (
-            f" Дальше по фронту {beyond(result, arm, format_number(perplexity[-1].value))}, и прирост там, "
-            f"{format_estimate(gains[-1], signed=True)}, улучшением считать нельзя."
+            f" Дальше по фронту {beyond(result, arm, last)}. Прирост там, {format_estimate(gains[last], signed=True)}, "
+            "улучшением считать нельзя."
         )
     return head + said
 
 
-def beyond(result: Comparison, arm: str, perplexity: str) -> str:
-    """What became of the text at the end of a front that is not readable in every seed up to there."""
-    seeds = result.arms[arm].measured
-    if len(seeds) == 1:
-        return f"текст на отзыв не похож: при η = 1 перплексия {perplexity}"
-    good = sum(reads_like_reference(measured.front[-1]) for measured in seeds)
-    return (
-        f"текст похож на отзыв не при каждом сиде: при η = 1 у {good} из {len(seeds)}, средняя перплексия {perplexity}"
-    )
+def beyond(result: Comparison, arm: str, place: int) -> str:
+    """What became of the text where it does not read in every seed."""
+    seeds, at = len(result.seeds), f"при η = {format_number(ETAS[place])}"
+    if seeds == 1:
+        return f"текст на отзыв не похож: {at} {say_faults(result, arm, place)}"
+    good = f"у {reading(result, arm, place)} из {seeds}"
+    return f"текст похож на отзыв не при каждом сиде: {at} {good}, в худшем случае {say_faults(result, arm, place)}"
+
+
+def reading(result: Comparison, arm: str, place: int) -> int:
+    """In how many seeds the text reads at this place of ETAS."""
+    return sum(reads_like_reference(measured.front[place]) for measured in result.arms[arm].measured)
+
+
+def say_faults(result: Comparison, arm: str, place: int) -> str:
+    """What is wrong with the text at this place of ETAS, measured in the seed where it is worst."""
+    checks = check_texts([measured.front[place] for measured in result.arms[arm].measured])
+    return "; ".join(f"{FAULTS[check.name]} {check.measured}" for check in checks if check.failed)
 
 
 def say_why(result: Comparison) -> str:
