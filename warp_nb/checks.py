@@ -141,6 +141,18 @@ TEXT = {
 }
 
 
+TEXT_FAULTS = {
+    "completions-nonempty": "среди продолжений",
+    "completions-diverse": "слова повторяются по кругу, разных биграмм",
+    "completions-varied": "к разным началам дописано похожее, во всех продолжениях вместе разных биграмм",
+    "completions-fluent": f"перплексия изменилась больше чем в {format_number(PERPLEXITY_RATIO)} раза,",
+}
+"""Of the checks of what the policy writes what is wrong, followed by what was measured.
+
+What a policy writes is a result of its training; every other check is about the instrument.
+"""
+
+
 @dataclass(frozen=True)
 class Check:
     """One check; everything but `name` is Russian. Where `applies` is False, `passed` says nothing."""
@@ -328,6 +340,13 @@ def check_texts(evaluations: Sequence[Evaluation]) -> list[Check]:
             _against(garbled.perplexity_policy, garbled.perplexity_reference),
         ),
     ]
+
+
+def say_faults(checks: Sequence[Check]) -> str:
+    """What is wrong with the policy's texts, with its figures; empty where nothing is."""
+    return "; ".join(
+        f"{TEXT_FAULTS[check.name]} {check.measured}" for check in checks if check.failed and check.name in TEXT_FAULTS
+    )
 
 
 def reads_like_reference(evaluation: Evaluation) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from warp_nb import notebook
-from warp_nb.checks import check_texts, headline, reads_like_reference, slope
+from warp_nb.checks import check_texts, headline, reads_like_reference, say_faults, slope
 from warp_nb.comparison import ARMS, ETAS, PLAIN, SINGLE, WARP, Comparison
 from warp_nb.evaluation import Estimate, Evaluation, mean_interval
 from warp_nb.formatting import format_estimate, format_number, plural
@@ -95,17 +95,11 @@ def say_reading(result: Comparison, arm: str, place: int) -> str:
         return "да"
     good, seeds = reading(result, arm, place), len(result.seeds)
     told = "нет:" if seeds == 1 else f"у {good} из {seeds} сидов; в худшем случае"
-    return f"{told} {say_faults(result, arm, place)}"
+    return f"{told} {faults(result, arm, place)}"
 
 
 # Conclusion
 
-FAULTS = {
-    "completions-diverse": "слова повторяются по кругу, разных биграмм",
-    "completions-varied": "к разным началам дописано похожее, во всех продолжениях вместе разных биграмм",
-    "completions-fluent": "перплексия",
-}
-"""Of the checks of texts: what is wrong, followed by what was measured."""
 NO_COMMON_KL = "Общей KL, при которой текст всех трёх способов ещё похож на отзыв, не нашлось."
 
 
@@ -178,9 +172,9 @@ def beyond(result: Comparison, arm: str, place: int) -> str:
     """What became of the text where it does not read in every seed."""
     seeds, at = len(result.seeds), f"при η = {format_number(ETAS[place])}"
     if seeds == 1:
-        return f"текст на отзыв не похож: {at} {say_faults(result, arm, place)}"
+        return f"текст на отзыв не похож: {at} {faults(result, arm, place)}"
     good = f"у {reading(result, arm, place)} из {seeds}"
-    return f"текст похож на отзыв не при каждом сиде: {at} {good}, в худшем случае {say_faults(result, arm, place)}"
+    return f"текст похож на отзыв не при каждом сиде: {at} {good}, в худшем случае {faults(result, arm, place)}"
 
 
 def reading(result: Comparison, arm: str, place: int) -> int:
@@ -188,10 +182,9 @@ def reading(result: Comparison, arm: str, place: int) -> int:
     return sum(reads_like_reference(measured.front[place]) for measured in result.arms[arm].measured)
 
 
-def say_faults(result: Comparison, arm: str, place: int) -> str:
+def faults(result: Comparison, arm: str, place: int) -> str:
     """What is wrong with the text at this place of ETAS, measured in the seed where it is worst."""
-    checks = check_texts([measured.front[place] for measured in result.arms[arm].measured])
-    return "; ".join(f"{FAULTS[check.name]} {check.measured}" for check in checks if check.failed)
+    return say_faults(check_texts([measured.front[place] for measured in result.arms[arm].measured]))
 
 
 def say_why(result: Comparison) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from warp_nb.checks import PERPLEXITY_RATIO, Check, headline, slope
+from warp_nb.checks import PERPLEXITY_RATIO, TEXT_FAULTS, Check, headline, say_faults, slope
 from warp_nb.evaluation import Estimate
 from warp_nb.formatting import fixed, format_estimate, format_number, plural
 from warp_nb.original import ROWS, match
@@ -31,8 +31,6 @@ CURVES_DIFFER = (
     "с почти постоянной наградой («Диагностика», 3 и 4)."
 )
 """Said only where the instrument is healthy, that is where the runs do differ."""
-TEXT_CHECKS = ("completions-nonempty", "completions-diverse", "completions-varied", "completions-fluent")
-"""What a policy writes is a result of its training; every other check is about the instrument."""
 
 
 def conclude(result: ExperimentResult) -> list[str]:
@@ -57,12 +55,12 @@ def conclude(result: ExperimentResult) -> list[str]:
 
 def broken_instrument(result: ExperimentResult) -> list[Check]:
     """Failed checks that leave the measurement itself in doubt."""
-    return [check for check in result.checks if check.failed and check.name not in TEXT_CHECKS]
+    return [check for check in result.checks if check.failed and check.name not in TEXT_FAULTS]
 
 
 def text_broken(result: ExperimentResult) -> bool:
     """Whether the completions are empty, looped or no longer text."""
-    return any(check.failed for check in result.checks if check.name in TEXT_CHECKS)
+    return any(check.failed for check in result.checks if check.name in TEXT_FAULTS)
 
 
 def say_checks(result: ExperimentResult) -> str:
@@ -133,28 +131,22 @@ def say_distance(result: ExperimentResult) -> str:
 
 def say_text(result: ExperimentResult) -> str:
     """Is the text still a review, by perplexity and distinct bigrams?"""
+    if text_broken(result):
+        seeds = result.config.n_seeds
+        worst = f" (указано худшее из {seeds} обучений)" if seeds > 1 else ""
+        text = f"Качество текста пострадало{worst}: {say_faults(result.checks)}."
+        if believable_change(result).low > 0:
+            text += (
+                " Награда при этом выросла: её модель хвалит и такой текст, поэтому рост награды здесь не улучшение."
+            )
+        return text
     values = {name: format_number(result.summary[name].value) for name in result.summary}
-    measured = (
-        f"перплексия по θ_sft {values['perplexity_policy']} у текстов WARP и {values['perplexity_reference']} "
-        f"у текстов самой θ_sft, доля разных биграмм {values['distinct_policy']} и {values['distinct_reference']}"
+    return (
+        f"Порчи текста по числам не видно: перплексия по θ_sft {values['perplexity_policy']} у текстов WARP и "
+        f"{values['perplexity_reference']} у текстов самой θ_sft, доля разных биграмм {values['distinct_policy']} и "
+        f"{values['distinct_reference']}; порчей считается перплексия, изменившаяся больше чем "
+        f"в {format_number(PERPLEXITY_RATIO)} раза. Всего эти числа не видят, поэтому прочтите примеры."
     )
-    failed = {check.name for check in result.checks if check.failed}
-    if not text_broken(result):
-        return (
-            f"Порчи текста по числам не видно: {measured}; порчей считается перплексия, изменившаяся больше чем "
-            f"в {format_number(PERPLEXITY_RATIO)} раза. Всего эти числа не видят, поэтому прочтите примеры."
-        )
-    faults = {
-        "completions-nonempty": "часть продолжений пуста",
-        "completions-diverse": "политика повторяется",
-        "completions-varied": "разные продолжения почти одинаковы",
-        "completions-fluent": "текст перестал быть похож на отзыв",
-    }
-    words = ", ".join(words for name, words in faults.items() if name in failed)
-    text = f"Качество текста пострадало ({words}): {measured}."
-    if believable_change(result).low > 0:
-        text += " Награда при этом выросла: её модель хвалит и такой текст, поэтому рост награды здесь не улучшение."
-    return text
 
 
 def say_curves(result: ExperimentResult) -> str:
