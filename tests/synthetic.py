@@ -154,7 +154,7 @@ def results() -> dict[str, dict[str, Any]]:
 def comparison_record() -> dict[str, Any]:
     """What the reports take of an experiment 5 that never ran."""
     estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
-    at_equal = {"gain_at_equal_kl": estimate, "equal_kl": [1.5, 2.5, 3.5], "steps": 400}
+    at_equal = {"gain_at_equal_kl": estimate, "equal_kl": [1.5, 2.5, 3.5], "steps": 400, "readable": [True, False]}
     arm = {name: [estimate] * 4 for name in HELD_OUT} | at_equal
     return {
         "status": "ok",

@@ -56,6 +56,7 @@ def test_the_index_leads_to_the_notebooks_where_there_are_any() -> None:
 
 def test_experiment_5_stands_in_the_index() -> None:
     text = index_page.comparison_section("small", comparison_record())
+    assert "Похож на отзыв, η = 1" in text and text.count("<td>нет</td>") == 3
     assert text.count("<tr>") == 1 + 3 and f'href="{COMPARISON}.html"' in text
     assert "0,5 <small>[0,4; 0,6]" in text and "<strong>WARP</strong>" in text and "<script>" not in text
 

@@ -35,7 +35,7 @@ def test_experiment_5_and_the_diagnosis_have_their_tables() -> None:
     lines = readme.comparison_table(merged).splitlines()
     assert (
         lines[2].startswith("| WARP | 400 | 0.5 [0.4, 0.6]")
-        and lines[2].endswith("|  |")
+        and lines[2].endswith("| no | 0.5 [0.4, 0.6] |  |")
         and "1.5, 2.5, 3.5" in lines[-1]
     )
     said = readme.diagnosis_table(merged)

@@ -147,7 +147,7 @@ def comparison_section(task: str, result: dict[str, Any]) -> str:
     if result["status"] != OK:
         return head + unfinished(result, f"python -m warp_nb.report {COMPARISON} --task {task}")
     titles = ("Способ", "Шагов", "Прирост награды, η = 1", "KL(политика‖sft), η = 1", "Перплексия по θ_sft, η = 1",
-              "Прирост при общей KL")  # fmt: skip
+              "Похож на отзыв, η = 1", "Прирост при общей KL")  # fmt: skip
     rows = "".join(
         f"<tr><th>{escape(arm)}</th><td>{found['steps']}</td>"
         + "".join(
@@ -156,10 +156,9 @@ def comparison_section(task: str, result: dict[str, Any]) -> str:
                 found["reward_difference"][-1],
                 found["kl_policy_reference"][-1],
                 found["perplexity_policy"][-1],
-                found["gain_at_equal_kl"],
             )
         )
-        + "</tr>\n"
+        + f"<td>{'да' if found['readable'][-1] else 'нет'}</td><td>{interval(found['gain_at_equal_kl'])}</td></tr>\n"
         for arm, found in result["summary"].items()
     )
     said = "\n".join(safe_markdown(paragraph) for paragraph in result["conclusion"])

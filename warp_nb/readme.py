@@ -58,14 +58,15 @@ def comparison_table(merged: dict[str, Any]) -> str:
         return NOT_RUN
     lines = [
         "| arm | steps | reward gained at η = 1 | KL(policy‖sft) at η = 1 | perplexity under θ_sft at η = 1 "
-        "| reward gained at equal KL | WARP ahead of it at equal KL |",
-        "|---|---|---|---|---|---|---|",
+        "| text still reads at η = 1, in all trainings | reward gained at equal KL | WARP ahead of it at equal KL |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for arm, found in result["summary"].items():
         ends = [found[name][-1] for name in ("reward_difference", "kl_policy_reference", "perplexity_policy")]
-        figures = " | ".join(_english(estimate) for estimate in (*ends, found["gain_at_equal_kl"]))
+        figures = " | ".join(map(_english, ends))
+        reads, gain = "yes" if found["readable"][-1] else "no", _english(found["gain_at_equal_kl"])
         ahead = _english(result["advantage"][arm]) if arm in result["advantage"] else ""
-        lines.append(f"| {arm} | {found['steps']} | {figures} | {ahead} |")
+        lines.append(f"| {arm} | {found['steps']} | {figures} | {reads} | {gain} | {ahead} |")
     config, first = result["config"], next(iter(result["summary"].values()))
     own = _english(first["perplexity_reference"][-1])
     kls = ", ".join(f"{kl:.3g}" for kl in first["equal_kl"]) or "there is none"
