@@ -223,7 +223,7 @@ def test_a_gain_in_word_salad_is_no_gain(found: Comparison) -> None:
     assert "При η = 0,25 прирост +0,5" in told and "улучшением считать нельзя" in told
     assert "текст на отзыв не похож: при η = 1 перплексия изменилась больше чем в 2 раза, 500 против" in told
     several = made(found, warp=[late, LINE], single=[LINE] * 2, plain=[LINE] * 2)
-    assert "не при каждом сиде: при η = 1 у 1 из 2, в худшем случае перплексия изменилась" in comparison_page.say_arm(
+    assert "лишь у 1 из 2 сидов: при η = 1 в худшем случае перплексия изменилась" in comparison_page.say_arm(
         several, WARP
     )
     assert "портится текст" in comparison_page.say_why(mixed)
@@ -237,7 +237,10 @@ def test_text_that_does_not_read_is_told_by_what_is_wrong(found: Comparison) -> 
     assert comparison_page.say_reading(alone, WARP, -1).startswith("нет: к разным началам дописано похожее")
     assert comparison_page.say_reading(alone, WARP, 0) == "да"
     several = made(found, warp=[alike, LINE], single=[LINE] * 2, plain=[LINE] * 2)
-    assert comparison_page.say_reading(several, WARP, -1).startswith("у 1 из 2 сидов; в худшем случае к разным")
+    assert comparison_page.say_reading(several, WARP, -1).startswith("у 1 из 2 сидов: в худшем случае к разным")
+    none = made(found, warp=[alike] * 2, single=[LINE] * 2, plain=[LINE] * 2)
+    assert "текст на отзыв не похож: при η = 1 в худшем случае к разным" in comparison_page.say_arm(none, WARP)
+    assert comparison_page.say_reading(none, WARP, -1).startswith("нет: в худшем случае")
     mended = made(found, warp=[[*LINE[:3], SALAD[3], LINE[4]]], single=[LINE], plain=[LINE])
     assert "при η = 0,75 перплексия изменилась" in comparison_page.say_arm(mended, WARP)
 

@@ -94,8 +94,8 @@ def say_reading(result: Comparison, arm: str, place: int) -> str:
     if result.readable(arm, place):
         return "да"
     good, seeds = reading(result, arm, place), len(result.seeds)
-    told = "нет:" if seeds == 1 else f"у {good} из {seeds} сидов; в худшем случае"
-    return f"{told} {faults(result, arm, place)}"
+    told = f"у {good} из {seeds} сидов" if good else "нет"
+    return f"{told}: {worst(result)}{faults(result, arm, place)}"
 
 
 # Conclusion
@@ -170,11 +170,14 @@ def say_arm(result: Comparison, arm: str) -> str:
 
 def beyond(result: Comparison, arm: str, place: int) -> str:
     """What became of the text where it does not read in every seed."""
-    seeds, at = len(result.seeds), f"при η = {format_number(ETAS[place])}"
-    if seeds == 1:
-        return f"текст на отзыв не похож: {at} {faults(result, arm, place)}"
-    good = f"у {reading(result, arm, place)} из {seeds}"
-    return f"текст похож на отзыв не при каждом сиде: {at} {good}, в худшем случае {faults(result, arm, place)}"
+    good, seeds = reading(result, arm, place), len(result.seeds)
+    told = f"похож на отзыв лишь у {good} из {seeds} сидов" if good else "на отзыв не похож"
+    return f"текст {told}: при η = {format_number(ETAS[place])} {worst(result)}{faults(result, arm, place)}"
+
+
+def worst(result: Comparison) -> str:
+    """That figures are of one seed of several; nothing where there is one only."""
+    return "в худшем случае " if len(result.seeds) > 1 else ""
 
 
 def reading(result: Comparison, arm: str, place: int) -> int:
