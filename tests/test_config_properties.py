@@ -79,6 +79,7 @@ SOUND = {
 } | {name: st.sampled_from(get_args(field.annotation)) for name, field in FIELDS.items() if get_args(field.annotation)}
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.fixed_dictionaries({}, optional=SOUND))
 def test_what_is_taken_runs_or_stops_by_name(values: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ def run(monkeypatch: pytest.MonkeyPatch, task: Any = None, **changes: Any) -> Ex
     return run_experiment(CONFIG.replace(**({"T": 2} | changes)), task or tiny.task(), progress=False)
 
 
+@pytest.mark.slow
 def test_seeds_are_whole_trainings_with_an_interval_over_them(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(monkeypatch, n_seeds=2, seed=5)
     for frame in (result.history, result.geometry, result.runs, result.merges):

@@ -67,6 +67,7 @@ def test_a_pool_gives_the_bits_of_a_loop_and_reports_every_step(pool: Executor, 
     assert steps == [(i, m, t) for i in (1, 2) for m in (1, 2) for t in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_the_runs_are_done_in_other_processes(pool: Executor) -> None:
     here = run(ONE, remote.identified("cpu")).history.reward
     there = run(ONE, remote.identified("cpu"), executor=pool).history.reward
