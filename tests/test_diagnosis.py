@@ -288,6 +288,12 @@ def test_the_committed_table_is_whole() -> None:
     assert list(read_table()["cells"]) == [cell.name for cell in cells()]
 
 
+def test_a_single_run_has_no_pair() -> None:
+    alone = {"curves": {"objective": [[1.0, 2.0]], "reward": [[1.0, 2.0]]}}
+    assert verdicts.pairs(alone) == [] and verdicts.same_curves(alone)
+    assert verdicts.pairs({"curves": {"objective": [[1.0]] * 4}}) == [(0, 1), (2, 3)]
+
+
 def chosen(commit: str, count: int = 2) -> list[Any]:
     """Cells of small that the commit's hash draws."""
     quick = [cell for cell in cells() if isinstance(cell, Cell) and cell.task == "small"]

@@ -364,8 +364,8 @@ def same_curves(record: Record) -> bool:
 
 
 def pairs(record: Record) -> list[tuple[int, int]]:
-    """Places of two runs of one iteration among the curves, for M = 2."""
-    return [(place, place + 1) for place in range(0, len(record["curves"]["objective"]), 2)]
+    """Places of two runs of one iteration among the curves, for M = 2; none of a single run."""
+    return [(place, place + 1) for place in range(0, len(record["curves"]["objective"]) - 1, 2)]
 
 
 def pair_equal(record: Record, first: int, second: int) -> bool:
