@@ -109,6 +109,11 @@ def test_broken_text_is_named_and_its_reward_is_not_praised(planted, words):
     assert "поэтому рост награды здесь не улучшение" in found
 
 
+def test_of_several_trainings_the_worst_text_is_told():
+    assert "пострадало (указано худшее из 3 обучений): перплексия" in text(result(n_seeds=3, held_out=BROKEN_TEXT))
+    assert "указано худшее" not in text(result(held_out=BROKEN_TEXT))
+
+
 def test_broken_text_without_more_reward():
     assert "рост награды здесь не улучшение" not in text(result(held_out=BROKEN_TEXT | DOWN))
 
