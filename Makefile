@@ -35,11 +35,11 @@ exp5: $(VENV)/.ready ## experiment 5, T = 100, about an hour on two cores -> the
 	$(BIN)/python -m warp_nb.report exp5 --task $(TASK) --seeds $(SEEDS)
 
 diagnosis: $(VENV)/.ready ## why the original saw what it saw: runs that reports/diagnosis.json lacks, the report
-	$(BIN)/python -m warp_nb.diagnosis
+	$(BIN)/python -m warp_nb diagnosis
 	$(BIN)/python -m warp_nb.report diagnosis
 
 notebooks: $(VENV)/.ready ## run and time the committed notebooks again, all but exp5, outputs kept in place
-	$(BIN)/python -m warp_nb.guide
+	$(BIN)/python -m warp_nb guide
 
 lint: $(VENV)/.ready-dev ## ruff and mypy
 	$(BIN)/python -m ruff check .

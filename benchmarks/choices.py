@@ -14,7 +14,7 @@ from benchmarks.sides import Side, Turns, interleave
 if TYPE_CHECKING:
     import torch
 
-    from warp_nb.rollout import Rollout
+    from warp_nb.fast.rollout import Rollout
 
 MADE = {
     "weights laid out for decoding": "plain_decoding",
@@ -61,8 +61,8 @@ def step(
     from benchmarks import work
     from benchmarks.step import BETA, ENDLESS, LR, MU, in_turn
     from warp_nb import WarpConfig
-    from warp_nb.policy_gradient import train_run
-    from warp_nb.rollout import encode_prompts
+    from warp_nb.fast.rollout import encode_prompts
+    from warp_nb.runs.policy_gradient import train_run
 
     torch.set_num_threads(threads)
     if other == "fp32":
@@ -85,28 +85,28 @@ def step(
 
 def plain_decoding() -> None:
     """transformers' own forward and cache for every new token."""
-    from warp_nb.decoder import LlamaDecoder
+    from warp_nb.fast.decoder import LlamaDecoder
 
     LlamaDecoder.fits = staticmethod(lambda policy: False)  # type: ignore[method-assign]
 
 
 def unpacked() -> None:
     """Fused projections, multiplied as torch has them."""
-    from warp_nb import decoder
+    from warp_nb.fast import decoder
 
     decoder._can_pack = lambda dtype: False
 
 
 def bf16_attention() -> None:
     """torch's bf16 attention in training."""
-    from warp_nb import policy_gradient
+    from warp_nb.runs import policy_gradient
 
     policy_gradient.prepare_attention = lambda model, dtype: None
 
 
 def whole_logits() -> None:
     """Log-softmax of all logits in fp32 at once, its gradient by autograd."""
-    from warp_nb import policy_gradient
+    from warp_nb.runs import policy_gradient
 
     def masked(values: torch.Tensor, rollout: Rollout) -> torch.Tensor:
         return values.masked_fill(~rollout.completion_mask, 0.0)
@@ -128,14 +128,14 @@ def unfused_adam() -> None:
     """torch's default on the CPU: a loop over the tensors."""
     import torch
 
-    from warp_nb import policy_gradient
+    from warp_nb.runs import policy_gradient
 
     policy_gradient.build_optimizer = lambda config, policy: torch.optim.Adam(policy.parameters(), lr=config.lr)
 
 
 def freed_memory_given_back() -> None:
     """glibc's default."""
-    from warp_nb import policy_gradient
+    from warp_nb.runs import policy_gradient
 
     policy_gradient.keep_freed_memory = lambda: False  # type: ignore[assignment]
 
@@ -144,8 +144,8 @@ def compiled() -> None:
     """Inductor's kernels for the scoring forwards and the backward pass, for any length."""
     import torch
 
-    from warp_nb import policy_gradient
-    from warp_nb.scoring import scored_inputs
+    from warp_nb.fast.scoring import scored_inputs
+    from warp_nb.runs import policy_gradient
 
     known: dict[int, Any] = {}
 

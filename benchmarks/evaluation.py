@@ -33,10 +33,10 @@ def measure(turns: Turns, task: str, n_prompts: int, completion: int, threads: i
 
     from benchmarks import work
     from benchmarks.floor import best_rates, machine_rates, products
-    from warp_nb.cost import CHUNK, evaluation_work, seconds, sizes_of
-    from warp_nb.devices import LARGE
-    from warp_nb.evaluation import evaluate
-    from warp_nb.rollout import encode_prompts
+    from warp_nb.fast.devices import LARGE
+    from warp_nb.fast.rollout import encode_prompts
+    from warp_nb.measure.cost import CHUNK, evaluation_work, seconds, sizes_of
+    from warp_nb.measure.evaluation import evaluate
 
     torch.set_num_threads(threads)
     work_task = work.task(task)

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     import torch
 
 WRAPPED = {
-    "sample": ("warp_nb.policy_gradient", "sample"),
-    "draw": ("warp_nb.rollout", "_draw"),
-    "loss": ("warp_nb.policy_gradient", "policy_gradient_loss"),
-    "logits": ("warp_nb.policy_gradient", "completion_logits"),
-    "log_probs": ("warp_nb.policy_gradient", "token_log_probs"),
+    "sample": ("warp_nb.runs.policy_gradient", "sample"),
+    "draw": ("warp_nb.fast.rollout", "_draw"),
+    "loss": ("warp_nb.runs.policy_gradient", "policy_gradient_loss"),
+    "logits": ("warp_nb.runs.policy_gradient", "completion_logits"),
+    "log_probs": ("warp_nb.runs.policy_gradient", "token_log_probs"),
     "backward": ("torch", "Tensor.backward"),
     "norm": ("torch", "nn.utils.get_total_norm"),
     "optimizer": ("torch", "optim.Adam.step"),
-    "ema": ("warp_nb.policy_gradient", "ema_update_"),
+    "ema": ("warp_nb.runs.policy_gradient", "ema_update_"),
 }
 """Event -> the module and the name in it that a step of `train_run` calls."""
 PHASES = ("prefill", "decode", "forward", "anchor", "backward", "optimizer", "ema")
@@ -82,9 +82,9 @@ def measure(
     from benchmarks import work
     from benchmarks.step import BETA, LR, MU
     from warp_nb import WarpConfig
-    from warp_nb.cost import sizes_of, step_memory
-    from warp_nb.policy_gradient import train_run
-    from warp_nb.rollout import encode_prompts
+    from warp_nb.fast.rollout import encode_prompts
+    from warp_nb.measure.cost import sizes_of, step_memory
+    from warp_nb.runs.policy_gradient import train_run
 
     torch.set_num_threads(threads)
     work_task = work.task(task)
@@ -208,7 +208,7 @@ def phase_floors(
     The policy's forward is the anchor's; what is left of `policy` is the backward. The update's bytes are
     Adam and norm but for three passes of the EMA.
     """
-    from warp_nb.cost import Work, step_work
+    from warp_nb.measure.cost import Work, step_work
 
     work = step_work(sizes, batch, prompt, completion, bf16)
     policy, anchor, update = work["policy"], work["anchor"], work["update"]

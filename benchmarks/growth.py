@@ -87,7 +87,7 @@ def warp_seconds(task: Task, I: int = 1, M: int = 1, T: int = 2) -> float:  # no
 def step_seconds(task: Task, batch: int = 8, completion: int = 12) -> float:
     """Median seconds of SETTLED steps."""
     from warp_nb import WarpConfig
-    from warp_nb.policy_gradient import train_run
+    from warp_nb.runs.policy_gradient import train_run
 
     config = WarpConfig(T=2 + SETTLED, batch_size=batch, max_new_tokens=completion)
     history = train_run(task, config, task.policy.state_dict(), 1, 1).history

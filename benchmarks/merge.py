@@ -89,8 +89,8 @@ def slerp_files(folder: Path) -> tuple[Any, Any, float]:
     """
     from safetensors.torch import load_file
 
-    from warp_nb.average import merge
-    from warp_nb.weights import save_weights
+    from warp_nb.algorithm.average import merge
+    from warp_nb.runs.weights import save_weights
 
     base, *runs = (load_file(folder / name / "model.safetensors") for name in NAMES)
     merged = merge(base, runs, by="tensor")
@@ -103,7 +103,7 @@ def ours(turns: Turns, folder: str, threads: int) -> None:
     """A unit is one `slerp_files`."""
     import torch
 
-    from warp_nb.devices import keep_freed_memory
+    from warp_nb.fast.devices import keep_freed_memory
 
     keep_freed_memory()  # as a run does before `warp` merges
     torch.set_num_threads(threads)
@@ -162,9 +162,9 @@ def whole(turns: Turns, folder: str, threads: int, etas: list[float]) -> None:
 
 def front_files(folder: Path, etas: list[float]) -> None:
     """Read, SLERP, LITI, the front; the merge, the next initialisation and the front's models are written."""
-    from warp_nb.algorithm import final_front
-    from warp_nb.average import liti
-    from warp_nb.weights import save_weights
+    from warp_nb.algorithm.average import liti
+    from warp_nb.runs.warping import final_front
+    from warp_nb.runs.weights import save_weights
 
     base, merged, _ = slerp_files(folder)
     save_weights(folder / "init.safetensors", liti(base, merged, 0.5))

@@ -28,7 +28,7 @@ def run(say: Callable[[str], None], pairs: int, **settings: Any) -> Figure:
 def measure(turns: Turns, pairs: int, settings: dict[str, Any]) -> None:
     """The side: seconds of every call; RuntimeError when equal threads do not give equal bits."""
     from warp_nb import WarpConfig, load_task
-    from warp_nb.parallel import process_pool
+    from warp_nb.runs.jobs import process_pool
 
     task = load_task("small", "cpu")
     wide, narrow = (WarpConfig(I=1, M=2, threads=threads, **settings) for threads in (2, 1))
@@ -44,7 +44,7 @@ def measure(turns: Turns, pairs: int, settings: dict[str, Any]) -> None:
 def timed(config: WarpConfig, task: Task, executor: Executor | None = None) -> tuple[float, str]:
     """Seconds of a call of `warp()`, and the fingerprint of its policy."""
     from warp_nb import warp
-    from warp_nb.weights import fingerprint
+    from warp_nb.runs.weights import fingerprint
 
     started = time.perf_counter()
     policy = warp(config, task, executor=executor, progress=False).policy

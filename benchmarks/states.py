@@ -32,8 +32,8 @@ def measure(
     from benchmarks import work
     from benchmarks.step import BETA, LR, MU
     from warp_nb import WarpConfig
-    from warp_nb.checkpoint import RunStates
-    from warp_nb.policy_gradient import Run
+    from warp_nb.runs.checkpoint import RunStates
+    from warp_nb.runs.policy_gradient import Run
 
     torch.set_num_threads(threads)
     work_task = work.task(task)

@@ -60,8 +60,8 @@ def ours(
 
     from benchmarks import work
     from warp_nb import WarpConfig
-    from warp_nb.policy_gradient import train_run
-    from warp_nb.rollout import encode_prompts
+    from warp_nb.fast.rollout import encode_prompts
+    from warp_nb.runs.policy_gradient import train_run
 
     torch.set_num_threads(threads)
     work_task = work.task(task)
@@ -96,7 +96,7 @@ def trl(
     from trl import RLOOConfig, RLOOTrainer
 
     from benchmarks import work
-    from warp_nb.rollout import encode_prompts
+    from warp_nb.fast.rollout import encode_prompts
 
     torch.set_num_threads(threads)
     policy, tokenizer = work.load(task)

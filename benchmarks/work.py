@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from warp_nb import imdb
-from warp_nb.sft import load_sft
-from warp_nb.tasks import SMALL, Task, first_tokens
+from warp_nb.tasks import imdb
+from warp_nb.tasks.sft import load_sft
+from warp_nb.tasks.task import SMALL, Task, first_tokens
 
 PROMPTS = 512
 

@@ -8,9 +8,9 @@ import inspect
 
 from nbformat import NotebookNode
 
-from warp_nb import plain
-from warp_nb.exercises import gap_of
-from warp_nb.gaps import Function
+from warp_nb.algorithm import plain
+from warp_nb.course.exercises import gap_of
+from warp_nb.course.gaps import Function
 
 
 def filled(notebook: NotebookNode) -> NotebookNode:
@@ -25,7 +25,7 @@ def filled(notebook: NotebookNode) -> NotebookNode:
 def standing_alone(function: Function) -> str:
     """The source of a function of `plain` with the names it uses from there."""
     names = ", ".join(sorted(borrowed(function)))
-    imports = f"from warp_nb.plain import {names}\n\n\n" if names else ""
+    imports = f"from warp_nb.algorithm.plain import {names}\n\n\n" if names else ""
     return f"from __future__ import annotations\n\n{imports}{inspect.getsource(function).rstrip()}"
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from transformers import DistilBertConfig, DistilBertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from warp_nb import hub
+from warp_nb.tasks import hub
 
 END = "<|endoftext|>"
 GOOD, BAD = "a wonderful and touching film that we enjoyed", "a boring and stupid mess that we regretted"

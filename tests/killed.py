@@ -20,8 +20,9 @@ from typing import Any
 import tiny
 import torch
 
-from warp_nb import algorithm, checkpoint, sealed, weights
 from warp_nb.config import WarpConfig
+from warp_nb.runs import checkpoint, sealed, weights
+from warp_nb.runs import warping as algorithm
 
 CONFIG = WarpConfig(
     I=2, M=2, T=2, lr=1e-2, warmup_steps=2, beta=0.5, mu=0.1, eta=0.3, batch_size=4, max_new_tokens=5, threads=1
@@ -31,8 +32,8 @@ HOLDERS: dict[str, list[Any]] = {
     "write_tensors": [sealed, weights],
     "merge": [algorithm],
     "liti": [algorithm],
-    "call_reward": [sys.modules["warp_nb.policy_gradient"]],
-    "ema_update_": [sys.modules["warp_nb.policy_gradient"]],
+    "call_reward": [sys.modules["warp_nb.runs.policy_gradient"]],
+    "ema_update_": [sys.modules["warp_nb.runs.policy_gradient"]],
 }
 
 

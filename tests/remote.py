@@ -18,8 +18,8 @@ from typing import Any
 import tiny
 import torch
 
-from warp_nb.parallel import Job
-from warp_nb.tasks import Task
+from warp_nb.runs.jobs import Job
+from warp_nb.tasks.task import Task
 
 
 class Mortal:
@@ -119,5 +119,5 @@ class Commands(Executor):
 
     def submit(self, work: Any, job: Job, /) -> Future[Any]:  # type: ignore[override]
         where = [job.folder, str(job.iteration), str(job.run)]
-        command = [*self.prefix, sys.executable, "-m", "warp_nb.parallel", *where, "--task", "small"]
+        command = [*self.prefix, sys.executable, "-m", "warp_nb.runs.jobs", *where, "--task", "small"]
         return self.threads.submit(subprocess.run, command, check=True)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from warp_nb.checks import Check, run_checks
 from warp_nb.config import ExperimentConfig
-from warp_nb.evaluation import MEASURES, Estimate, Evaluation, mean_interval
-from warp_nb.experiment import ExperimentResult
-from warp_nb.results import EXPERIMENTS
-from warp_nb.reward_model import RewardGate
+from warp_nb.measure.checks import Check, run_checks
+from warp_nb.measure.evaluation import MEASURES, Estimate, Evaluation, mean_interval
+from warp_nb.report.results import EXPERIMENTS
+from warp_nb.studies.experiment import ExperimentResult
+from warp_nb.tasks.reward_model import RewardGate
 
 GATE = RewardGate(pair_accuracy=0.86, n_pairs=400, spread=1.2, good_above_bad=1.0, swap_change=0.9)
 HELD_OUT = {

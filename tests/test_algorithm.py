@@ -13,14 +13,14 @@ import pytest
 import tiny
 import torch
 
-from warp_nb import policy_gradient
-from warp_nb.algorithm import final_front, warp
 from warp_nb.config import WarpConfig
-from warp_nb.evaluation import evaluate
-from warp_nb.parallel import record_sha256
-from warp_nb.rollout import sample
-from warp_nb.tasks import Task
-from warp_nb.weights import fingerprint, snapshot
+from warp_nb.fast.rollout import sample
+from warp_nb.measure.evaluation import evaluate
+from warp_nb.runs import policy_gradient
+from warp_nb.runs.jobs import record_sha256
+from warp_nb.runs.warping import final_front, warp
+from warp_nb.runs.weights import fingerprint, snapshot
+from warp_nb.tasks.task import Task
 
 CONFIG = WarpConfig(I=2, M=2, T=3, lr=1e-2, warmup_steps=2, beta=0.5, mu=0.1, eta=0.3, batch_size=4, max_new_tokens=5)
 Weights = dict[str, torch.Tensor]
@@ -195,7 +195,7 @@ def test_an_ema_that_never_moves_is_the_sft_anchor_in_the_first_iteration_only()
 
 
 def test_lerp_merges_to_the_mean(tmp_path: Path) -> None:
-    from warp_nb.weights import load_weights
+    from warp_nb.runs.weights import load_weights
 
     task = tiny.task()
     result = quick(CONFIG.replace(I=1, M=3, merge="lerp"), task, out_dir=tmp_path)

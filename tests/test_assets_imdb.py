@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from warp_nb import assets, imdb
+from warp_nb.tasks import imdb
+from warp_nb.tasks import wheels as assets
 
 
 def make_zip(path: Path, members: dict[str, str]) -> Path:

@@ -14,8 +14,8 @@ import yaml
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from transformers import GPT2LMHeadModel
 
-from warp_nb.average import angles, blocks, check_same, ema_update_, liti, merge, slerp, tied_to
-from warp_nb.weights import snapshot
+from warp_nb.algorithm.average import angles, blocks, check_same, ema_update_, liti, merge, slerp, tied_to
+from warp_nb.runs.weights import snapshot
 
 LAMBDAS = (0.0, 0.25, 0.5, 0.8, 1.0)
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}

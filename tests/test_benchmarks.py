@@ -18,9 +18,11 @@ import torch
 from benchmarks import __main__ as bench
 from benchmarks import choices, figures, floor, merge, page, sides, step
 from benchmarks.machine import LIMIT, Clock, others, refuse_load
-from warp_nb import WarpConfig, decoder, policy_gradient
-from warp_nb.cost import seconds, sizes_of, step_work
-from warp_nb.policy_gradient import train_run
+from warp_nb import WarpConfig
+from warp_nb.fast import decoder
+from warp_nb.measure.cost import seconds, sizes_of, step_work
+from warp_nb.runs import policy_gradient
+from warp_nb.runs.policy_gradient import train_run
 
 # figures
 
@@ -191,7 +193,7 @@ def test_what_is_wrapped_exists(name: str) -> None:
 
 
 def test_a_name_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(floor.WRAPPED, "ema", ("warp_nb.policy_gradient", "no_such_name"))
+    monkeypatch.setitem(floor.WRAPPED, "ema", ("warp_nb.runs.policy_gradient", "no_such_name"))
     with pytest.raises(AttributeError, match=r"policy_gradient\.no_such_name is gone.*adapt WRAPPED"), floor.recorded():
         pytest.fail("nothing may run")
 

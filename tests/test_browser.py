@@ -21,7 +21,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from test_page import HOSTILE, hostile_notebook
 
-from warp_nb.page import notebook_html, page, stylesheet
+from warp_nb.report.page import notebook_html, page, stylesheet
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[1]

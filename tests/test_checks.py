@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from synthetic import around, equal, result
 
-from warp_nb.checks import KL_FLOOR, TEXT, headline, slope
+from warp_nb.measure.checks import KL_FLOOR, TEXT, headline, slope
 
 NAN = math.nan
 

@@ -14,8 +14,11 @@ import pytest
 import tiny
 from test_planted_faults import PAIRS
 
-from warp_nb import comparison, comparison_page
-from warp_nb.comparison import (
+from warp_nb.config import ExperimentConfig
+from warp_nb.measure.evaluation import Estimate, Evaluation
+from warp_nb.notebook import comparison_cells as comparison_page
+from warp_nb.studies import comparison
+from warp_nb.studies.comparison import (
     ARMS,
     ETAS,
     PLAIN,
@@ -29,8 +32,6 @@ from warp_nb.comparison import (
     eta_at,
     run_comparison,
 )
-from warp_nb.config import ExperimentConfig
-from warp_nb.evaluation import Estimate, Evaluation
 
 CONFIG = ExperimentConfig(
     T=2, lr=3e-3, warmup_steps=1, mu=0.1, eta=0.5, batch_size=4, max_new_tokens=4, n_eval_prompts=16, n_seeds=2

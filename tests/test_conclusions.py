@@ -4,9 +4,9 @@ import re
 import pytest
 from synthetic import Result, around, equal, history, result
 
-from warp_nb.checks import TEXT
-from warp_nb.conclusions import KL_FAR, KL_TINY, between_iterations, conclude
-from warp_nb.original import ROWS, match
+from warp_nb.measure.checks import TEXT
+from warp_nb.notebook.conclusions import KL_FAR, KL_TINY, between_iterations, conclude
+from warp_nb.studies.original import ROWS, match
 
 NOTHING = {
     "reward_difference": around(0.01, 0.05),

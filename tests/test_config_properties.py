@@ -11,8 +11,8 @@ import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from warp_nb.algorithm import warp
 from warp_nb.config import WarpConfig
+from warp_nb.runs.warping import warp
 
 FIELDS = WarpConfig.model_fields
 NUMBERS = st.one_of(

@@ -10,8 +10,8 @@ from tiny import gpt2, llama
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DistilBertConfig, DistilBertForSequenceClassification, GPT2Config
 
-from warp_nb import cost
-from warp_nb.cost import GPT2, Sizes, evaluation_work, host_memory, seconds, sizes_of, step_memory, step_work
+from warp_nb.measure import cost
+from warp_nb.measure.cost import GPT2, Sizes, evaluation_work, host_memory, seconds, sizes_of, step_memory, step_work
 
 B, P, C, V = 3, 5, 6, 50
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"

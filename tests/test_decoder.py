@@ -9,10 +9,10 @@ import tiny
 import torch
 from scipy.stats import chi2_contingency
 
-from warp_nb import decoder as module
-from warp_nb.decoder import CachedForward, LlamaDecoder, decoder
-from warp_nb.devices import arithmetic
-from warp_nb.rollout import encode_prompts, sample
+from warp_nb.fast import decoder as module
+from warp_nb.fast.decoder import CachedForward, LlamaDecoder, decoder
+from warp_nb.fast.devices import arithmetic
+from warp_nb.fast.rollout import encode_prompts, sample
 
 PROMPTS = ["the", "the film was", "it was the best movie we saw", "story of it"]
 

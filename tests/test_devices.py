@@ -10,9 +10,9 @@ import pytest
 import tiny
 import torch
 
-from warp_nb import devices
-from warp_nb.devices import bf16_is_fast, choose_device, training_dtype
-from warp_nb.tasks import resolve
+from warp_nb.fast import devices
+from warp_nb.fast.devices import bf16_is_fast, choose_device, training_dtype
+from warp_nb.tasks.task import resolve
 
 
 @pytest.fixture

@@ -13,13 +13,16 @@ import nbformat
 import pytest
 import tiny
 
-from warp_nb import diagnosis, diagnosis_page, policy_gradient, rollout, verdicts
-from warp_nb.algorithm import warp
 from warp_nb.config import WarpConfig
-from warp_nb.diagnosis import SEEDS, SWEEP_LR, Cell, RewardCell, cells, measure, read_table
-from warp_nb.experiment import machine
-from warp_nb.faults import FAULTS, constant_reward, planted
-from warp_nb.weights import fingerprint
+from warp_nb.fast import rollout
+from warp_nb.notebook import diagnosis_cells as diagnosis_page
+from warp_nb.runs import policy_gradient
+from warp_nb.runs.warping import warp
+from warp_nb.runs.weights import fingerprint
+from warp_nb.studies import diagnosis, verdicts
+from warp_nb.studies.diagnosis import SEEDS, SWEEP_LR, Cell, RewardCell, cells, measure, read_table
+from warp_nb.studies.experiment import machine
+from warp_nb.studies.faults import FAULTS, constant_reward, planted
 
 CONFIG = WarpConfig(I=1, T=2, lr=1e-2, warmup_steps=0, batch_size=4, max_new_tokens=4, threads=1)
 

@@ -15,7 +15,8 @@ from synthetic import equal, result
 from test_rollout import FOUR
 from test_scoring import exact_kl
 
-from warp_nb.evaluation import (
+from warp_nb.fast.scoring import completion_logits
+from warp_nb.measure.evaluation import (
     MEASURES,
     Estimate,
     completion_bigrams,
@@ -27,9 +28,8 @@ from warp_nb.evaluation import (
     pareto_front,
     token_nll,
 )
-from warp_nb.scoring import completion_logits
-from warp_nb.tasks import Task
-from warp_nb.weights import fingerprint, snapshot
+from warp_nb.runs.weights import fingerprint, snapshot
+from warp_nb.tasks.task import Task
 
 
 def test_interval_against_scipy_and_its_coverage() -> None:

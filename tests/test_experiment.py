@@ -13,10 +13,10 @@ import pytest
 import tiny
 from test_planted_faults import CONFIG, PAIRS
 
-from warp_nb import experiment
-from warp_nb.evaluation import MEASURES, mean_interval
-from warp_nb.experiment import ExperimentResult, run_experiment
-from warp_nb.reward_model import measure_gate
+from warp_nb.measure.evaluation import MEASURES, mean_interval
+from warp_nb.studies import experiment
+from warp_nb.studies.experiment import ExperimentResult, run_experiment
+from warp_nb.tasks.reward_model import measure_gate
 
 
 def run(monkeypatch: pytest.MonkeyPatch, task: Any = None, **changes: Any) -> ExperimentResult:

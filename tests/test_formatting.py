@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from warp_nb.evaluation import Estimate
-from warp_nb.formatting import fixed, format_estimate, format_number, format_share, plural
+from warp_nb.measure.evaluation import Estimate
+from warp_nb.notebook.numbers import fixed, format_estimate, format_number, format_share, plural
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import pytest
 import torch
 from filling import filled
 
-from warp_nb import exercises, plain
-from warp_nb.exercises import check, diagnosis, kept, mine, pieces, solution, stub, whose
-from warp_nb.gaps import GAPS, Gap, Mistake, defined, mistaken
+from warp_nb.algorithm import plain
+from warp_nb.course import exercises
+from warp_nb.course.exercises import check, diagnosis, kept, mine, pieces, solution, stub, whose
+from warp_nb.course.gaps import GAPS, Gap, Mistake, defined, mistaken
 
 EACH = pytest.mark.parametrize("gap", GAPS.values(), ids=lambda gap: gap.name)
 MISTAKES = [

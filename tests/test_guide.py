@@ -13,10 +13,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from synthetic import results
 
-from warp_nb import guide, index_page
 from warp_nb.config import WarpConfig
-from warp_nb.formatting import format_number
-from warp_nb.results import ROOT
+from warp_nb.notebook.numbers import format_number
+from warp_nb.report import guide, index_page
+from warp_nb.report.results import ROOT
 
 FOLDER = guide.NOTEBOOKS
 INDEX = FOLDER / "index.ipynb"

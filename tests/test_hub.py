@@ -13,11 +13,11 @@ import hub_miniature
 import pytest
 from huggingface_hub import constants
 
-from warp_nb import hub, imdb
-from warp_nb import reward_model as rm
 from warp_nb.config import ExperimentConfig
-from warp_nb.experiment import run_experiment
-from warp_nb.tasks import Task, load_task
+from warp_nb.studies.experiment import run_experiment
+from warp_nb.tasks import hub, imdb
+from warp_nb.tasks import reward_model as rm
+from warp_nb.tasks.task import Task, load_task
 
 PARTS = (hub.GPT2_IMDB, hub.DISTILBERT, hub.IMDB)
 Patch = pytest.MonkeyPatch

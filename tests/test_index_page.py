@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from synthetic import comparison_record, diagnosis_record, results
 
-from warp_nb import index_page
-from warp_nb.guide import Step
-from warp_nb.results import COMPARISON, EXPERIMENTS
+from warp_nb.report import index_page
+from warp_nb.report.guide import Step
+from warp_nb.report.results import COMPARISON, EXPERIMENTS
 
 MISSING = {"status": "missing"}
 
@@ -69,6 +69,6 @@ def test_the_diagnosis_stands_in_the_index_of_every_task() -> None:
 
 def test_what_was_not_run_says_the_command_and_what_failed_its_error() -> None:
     assert "python -m warp_nb.report exp5 --task small" in index_page.comparison_section("small", MISSING)
-    assert "python -m warp_nb.diagnosis" in index_page.diagnosis_section(MISSING, "")
+    assert "python -m warp_nb diagnosis" in index_page.diagnosis_section(MISSING, "")
     failed = {"status": "failed", "error": "<b>x</b>"}
     assert "&lt;b&gt;x" in index_page.comparison_section("small", failed)

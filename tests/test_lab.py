@@ -25,8 +25,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from playwright.sync_api import Browser, Page, sync_playwright
 from test_browser import CHROMIUM
 
-from warp_nb.exercises import KEPT
-from warp_nb.guide import steps
+from warp_nb.course.exercises import KEPT
+from warp_nb.report.guide import steps
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,13 +17,13 @@ from filling import borrowed
 from nbformat import NotebookNode
 from synthetic import SAMPLE, result
 
-from warp_nb import lessons
-from warp_nb.evaluation import Estimate
-from warp_nb.exercises import stub
-from warp_nb.gaps import GAPS
-from warp_nb.guide import title
-from warp_nb.rollout import sample
-from warp_nb.scoring import completion_logits, token_kl
+from warp_nb.course import figures as lessons
+from warp_nb.course.exercises import stub
+from warp_nb.course.gaps import GAPS
+from warp_nb.fast.rollout import sample
+from warp_nb.fast.scoring import completion_logits, token_kl
+from warp_nb.measure.evaluation import Estimate
+from warp_nb.report.guide import title
 
 matplotlib.use("agg")
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from synthetic import result as synthetic
 
-from warp_nb import notebook
 from warp_nb.config import ExperimentConfig
-from warp_nb.evaluation import Estimate
-from warp_nb.formatting import format_number
-from warp_nb.weights import write_json
+from warp_nb.measure.evaluation import Estimate
+from warp_nb.notebook import cells as notebook
+from warp_nb.notebook.numbers import format_number
+from warp_nb.runs.weights import write_json
 
 BORDERS = {"low": 0.0, "middle": 10.0}
 

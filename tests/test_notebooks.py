@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from warp_nb.config import RESERVED, ExperimentConfig
-from warp_nb.original import match
+from warp_nb.studies.original import match
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 EXPERIMENTS = ["exp1", "exp2", "exp3", "exp4", "exp"]

@@ -10,8 +10,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from warp_nb.page import mathml, notebook_html, page, safe_html, safe_markdown
-from warp_nb.results import ROOT
+from warp_nb.report.page import mathml, notebook_html, page, safe_html, safe_markdown
+from warp_nb.report.results import ROOT
 
 
 class Outline(HTMLParser):

@@ -19,12 +19,21 @@ import tiny
 import torch
 from distributed import Client, LocalCluster
 
-from warp_nb.algorithm import WarpResult, warp
-from warp_nb.assets import file_sha256
 from warp_nb.config import WarpConfig
-from warp_nb.parallel import Job, default_threads, device_name, finished, process_pool, record_sha256, round_robin, work
-from warp_nb.tasks import Task, load_task
-from warp_nb.weights import fingerprint, replacing, save_weights, snapshot, write_json
+from warp_nb.runs.jobs import (
+    Job,
+    default_threads,
+    device_name,
+    finished,
+    process_pool,
+    record_sha256,
+    round_robin,
+    work,
+)
+from warp_nb.runs.warping import WarpResult, warp
+from warp_nb.runs.weights import fingerprint, replacing, save_weights, snapshot, write_json
+from warp_nb.tasks.task import Task, load_task
+from warp_nb.tasks.wheels import file_sha256
 
 CONFIG = WarpConfig(
     I=2, M=2, T=3, lr=1e-2, warmup_steps=2, beta=0.5, mu=0.1, eta=0.3, batch_size=4, max_new_tokens=5, threads=1

@@ -9,16 +9,16 @@ import pytest
 import tiny
 import torch
 
-from warp_nb import plain
-from warp_nb.algorithm import final_front, warp
-from warp_nb.average import ema_update_, liti, merge, slerp
+from warp_nb.algorithm import plain
+from warp_nb.algorithm.average import ema_update_, liti, merge, slerp
 from warp_nb.config import WarpConfig
-from warp_nb.gap_cases import near, randn, weights
-from warp_nb.policy_gradient import policy_gradient_loss
-from warp_nb.reward_model import measure_gate
-from warp_nb.rollout import sample
-from warp_nb.scoring import completion_logits, token_kl, token_log_probs
-from warp_nb.weights import snapshot
+from warp_nb.course.cases import near, randn, weights
+from warp_nb.fast.rollout import sample
+from warp_nb.fast.scoring import completion_logits, token_kl, token_log_probs
+from warp_nb.runs.policy_gradient import policy_gradient_loss
+from warp_nb.runs.warping import final_front, warp
+from warp_nb.runs.weights import snapshot
+from warp_nb.tasks.reward_model import measure_gate
 
 
 def close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], tolerance: float) -> None:

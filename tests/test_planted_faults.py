@@ -12,9 +12,12 @@ import pytest
 import tiny
 import torch
 
-from warp_nb import algorithm, evaluation, experiment, policy_gradient
 from warp_nb.config import ExperimentConfig
-from warp_nb.experiment import ExperimentResult, run_experiment
+from warp_nb.measure import evaluation
+from warp_nb.runs import policy_gradient
+from warp_nb.runs import warping as algorithm
+from warp_nb.studies import experiment
+from warp_nb.studies.experiment import ExperimentResult, run_experiment
 
 CONFIG = ExperimentConfig(
     I=1, T=4, lr=3e-3, warmup_steps=0, mu=0.1, eta=0.3, batch_size=16, max_new_tokens=6, n_eval_prompts=64

@@ -6,8 +6,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from synthetic import around, result
 
-from warp_nb import plots
-from warp_nb.evaluation import Estimate
+from warp_nb.measure.evaluation import Estimate
+from warp_nb.notebook import plots
 
 matplotlib.use("agg")
 

@@ -11,9 +11,10 @@ import pytest
 import tiny
 import torch
 
-from warp_nb import policy_gradient
 from warp_nb.config import WarpConfig
-from warp_nb.policy_gradient import (
+from warp_nb.fast.rollout import Rollout
+from warp_nb.runs import policy_gradient
+from warp_nb.runs.policy_gradient import (
     AnchorProbe,
     baseline,
     derive_seed,
@@ -25,8 +26,7 @@ from warp_nb.policy_gradient import (
     scored_after_end,
     train_run,
 )
-from warp_nb.rollout import Rollout
-from warp_nb.weights import fingerprint, snapshot
+from warp_nb.runs.weights import fingerprint, snapshot
 
 PROMPT = [0, 1]
 EVERY = list(tiny.sequences(4, 3, end=3))

@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from warp_nb import report
+from warp_nb import cli
+from warp_nb.report import command as report
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -65,7 +66,7 @@ def test_every_import_of_the_package_is_required() -> None:
     known = {canonicalize_name(r.name) for r in REQUIRED} | {"warp-nb"}
     names = {"bs4": "beautifulsoup4", "IPython": "ipykernel"}
     found = set()
-    for path in (ROOT / "warp_nb").glob("*.py"):
+    for path in (ROOT / "warp_nb").rglob("*.py"):
         found |= set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
     outside = {
         canonicalize_name(names.get(name, name))
@@ -75,10 +76,14 @@ def test_every_import_of_the_package_is_required() -> None:
     assert "torch" in outside and outside <= known
 
 
-def test_every_module_stands_in_the_readme_tree() -> None:
+def test_the_readme_tree_holds_every_room_and_nothing_else() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    missing = [p.name for p in (ROOT / "warp_nb").glob("*.py") if p.name not in readme and p.name != "__init__.py"]
-    assert not missing
+    tree = readme.partition("## The tree")[2].partition("warp_nb/\n")[2].partition("\nnotebooks/")[0]
+    listed = re.findall(r"^  (\w+(?:\.py|/)) ", tree, re.MULTILINE)
+    package = ROOT / "warp_nb"
+    rooms = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert sorted(listed) == sorted(rooms | modules)
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
@@ -87,15 +92,19 @@ def test_links_of_the_documents_lead_somewhere() -> None:
             assert target.startswith("http") or (ROOT / target).exists(), f"{name}: {target}"
 
 
-def test_every_module_that_is_named_as_a_command_is_one() -> None:
+def test_every_command_that_is_named_is_one() -> None:
     texts = [
-        path.read_text(encoding="utf-8") for kind in ("*.md", "docs/*.md", "warp_nb/*.py") for path in ROOT.glob(kind)
+        path.read_text(encoding="utf-8")
+        for kind in ("*.md", "docs/*.md", "warp_nb/**/*.py", "Makefile")
+        for path in ROOT.glob(kind)
+        if path.name != "CHANGELOG.md"  # tells of the past
     ]
-    named = {name for text in texts for name in re.findall(r"python3? -m warp_nb\.(\w+)", text)}
-    assert named >= {"report", "small_policy"}
-    for name in named:
-        *_, guard, call = (ROOT / "warp_nb" / f"{name}.py").read_text(encoding="utf-8").rstrip().splitlines()
-        assert guard == 'if __name__ == "__main__":' and call.endswith(")"), name
+    commands = {name for text in texts for name in re.findall(r"(?:-m warp_nb|warp-nb) ([a-z]+)\b", text)}
+    assert {"report", "diagnosis", "guide", "job"} == commands & cli.COMMANDS.keys() == cli.COMMANDS.keys()
+    modules = {name for text in texts for name in re.findall(r"-m (warp_nb(?:\.\w+)+)", text)}
+    assert "warp_nb.report" in modules
+    for name in modules:
+        assert util.find_spec(name) or util.find_spec(f"{name}.__main__"), name
 
 
 @pytest.mark.parametrize("name", sorted(import_module("warp_nb").__all__))
@@ -160,19 +169,6 @@ def test_a_wrong_address_is_refused_untouched(copy: Path, repo: str) -> None:
     done = badges(copy, repo)
     assert done.returncode and "owner/name" in done.stderr
     assert (copy / "README.md").read_text(encoding="utf-8") == before
-
-
-def test_a_module_imports_only_from_those_above_it_in_the_readme_tree() -> None:
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The tree")[2].partition("notebooks/")[0]
-    order = re.findall(r"\b(\w+)\.py\b", tree)
-    assert set(order) == {path.stem for path in (ROOT / "warp_nb").glob("*.py")} - {"__init__"}
-    for place, name in enumerate(order):
-        source = (ROOT / "warp_nb" / f"{name}.py").read_text(encoding="utf-8")
-        source = re.sub(r"if TYPE_CHECKING:\n(?:(?:    .*)?\n)+", "", source)  # names for the type checker only
-        found = set(re.findall(r"^\s*from warp_nb\.(\w+) import", source, re.MULTILINE))
-        for names in re.findall(r"^\s*from warp_nb import (.+)$", source, re.MULTILINE):
-            found |= set(re.findall(r"\w+", names)) & set(order)
-        assert found <= set(order[:place]), f"{name} imports {sorted(found - set(order[:place]))} from below"
 
 
 def test_make_and_the_report_command_agree_on_the_default_task() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from synthetic import comparison_record, diagnosis_record, results
 
-from warp_nb import readme
-from warp_nb.original import ASSUMED_TASK, ROWS
-from warp_nb.results import ROOT
+from warp_nb.report import readme
+from warp_nb.report.results import ROOT
+from warp_nb.studies.original import ASSUMED_TASK, ROWS
 
 
 def test_what_was_assumed_of_single_experiments_stands_under_the_readme_table() -> None:

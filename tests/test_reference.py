@@ -9,9 +9,9 @@ import pytest
 import tiny
 import torch
 
-from warp_nb import reference as module
-from warp_nb.evaluation import evaluate
-from warp_nb.reference import ReferenceSide
+from warp_nb.measure import reference_cache as module
+from warp_nb.measure.evaluation import evaluate
+from warp_nb.measure.reference_cache import ReferenceSide
 
 PROMPTS = ["the", "the film was", "it was the best movie we saw"]
 MODELS = {"gpt2": tiny.gpt2, "llama": tiny.llama}

@@ -19,12 +19,12 @@ import pytest
 import tiny
 import torch
 
-from warp_nb.algorithm import WarpResult, warp
-from warp_nb.checkpoint import RunStates
 from warp_nb.config import WarpConfig
-from warp_nb.policy_gradient import Run, train_run
-from warp_nb.sealed import DamagedFile, seal, unseal
-from warp_nb.weights import fingerprint, snapshot
+from warp_nb.runs.checkpoint import RunStates
+from warp_nb.runs.policy_gradient import Run, train_run
+from warp_nb.runs.sealed import DamagedFile, seal, unseal
+from warp_nb.runs.warping import WarpResult, warp
+from warp_nb.runs.weights import fingerprint, snapshot
 
 HERE = Path(__file__).parent
 CONFIG = WarpConfig(
@@ -413,7 +413,7 @@ def test_an_error_amid_the_update_is_not_kept_as_a_state(tmp_path: Path, monkeyp
         raise MemoryError("no memory for the anchor")
 
     with monkeypatch.context() as context, pytest.raises(MemoryError):
-        context.setattr("warp_nb.policy_gradient.ema_update_", half_done)
+        context.setattr("warp_nb.runs.policy_gradient.ema_update_", half_done)
         quick(out_dir=tmp_path)
     assert (tmp_path / STATE).read_bytes() == before
     assert fingerprint(quick(out_dir=tmp_path).policy.state_dict()) == fingerprint(quick().policy.state_dict())
@@ -458,7 +458,7 @@ def test_a_bad_reward_is_named_and_the_state_before_it_is_kept(kind: str, tmp_pa
 
 @pytest.mark.parametrize("where", ["loss", "kl", "gradient"])
 def test_a_number_that_is_not_finite_stops_before_the_update(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from warp_nb import policy_gradient
+    from warp_nb.runs import policy_gradient
 
     task = tiny.task()
     run = Run(task, CONFIG, snapshot(task.policy), 1, 1)
@@ -543,7 +543,7 @@ def test_the_least_there_is_runs(changes: dict[str, int]) -> None:
 def test_completions_that_end_with_their_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """All at once, and all but one: empty text, one token each, a gradient all the same."""
     words = tiny.tokenizer()
-    from warp_nb import rollout
+    from warp_nb.fast import rollout
 
     def ended(log_probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return torch.full((len(log_probs),), words.eos_token_id)
@@ -592,7 +592,7 @@ def test_a_long_run_needs_no_more_than_a_short_one(tmp_path: Path) -> None:
     """2,000 steps of a real policy, a state every 200: memory and open files by step, after the first 400."""
     import psutil
 
-    from warp_nb.tasks import SMALL, _load
+    from warp_nb.tasks.task import SMALL, _load
 
     policy, words = _load(SMALL)
     task = tiny.task(policy=policy.eval(), tokenizer=words)
@@ -653,7 +653,7 @@ def test_nothing_that_is_exchanged_is_pickled() -> None:
     """Only the recipe of a task is, for the workers of one's own executor."""
     package = sorted((HERE.parent / "warp_nb").rglob("*.py"))
     found = {path.name: names for path in package if (names := unsafe_names(path.read_text(encoding="utf-8")))}
-    assert len(package) > 20 and found == {"parallel.py": {"pickle"}}
+    assert len(package) > 20 and found == {"jobs.py": {"pickle"}}
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from synthetic import record, results
 
-from warp_nb import report
-from warp_nb.execution import link_back_
-from warp_nb.results import EXPERIMENTS, ROOT, read_result
-from warp_nb.weights import write_json
+from warp_nb.report import command as report
+from warp_nb.report.execution import link_back_
+from warp_nb.report.results import EXPERIMENTS, ROOT, read_result
+from warp_nb.runs.weights import write_json
 
 PARAMETERS = 'task: str = "small"  # x\nn_seeds: int = 1  # x\nout_dir: str = ""  # x\nresult_file: str = ""  # x\n'
 

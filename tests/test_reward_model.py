@@ -18,8 +18,9 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from warp_nb import assets, imdb
-from warp_nb import reward_model as rm
+from warp_nb.tasks import imdb
+from warp_nb.tasks import reward_model as rm
+from warp_nb.tasks import wheels as assets
 
 FILLER = [f"word{i}" for i in range(40)]
 WORDS = [*FILLER, "good", "bad"]

@@ -12,8 +12,8 @@ import tiny
 import torch
 from scipy.stats import chisquare
 
-from warp_nb.rollout import Rollout, encode_prompts, sample
-from warp_nb.scoring import completion_logits, token_log_probs
+from warp_nb.fast.rollout import Rollout, encode_prompts, sample
+from warp_nb.fast.scoring import completion_logits, token_log_probs
 
 FOUR = ["a", "b", "c"]
 MODELS = {"gpt2": tiny.gpt2, "llama": tiny.llama}

@@ -10,9 +10,9 @@ import tiny
 import torch
 from test_rollout import FOUR, MODELS, alone, draw
 
-from warp_nb import scoring
-from warp_nb.rollout import Rollout
-from warp_nb.scoring import completion_logits, token_kl, token_log_probs
+from warp_nb.fast import scoring
+from warp_nb.fast.rollout import Rollout
+from warp_nb.fast.scoring import completion_logits, token_kl, token_log_probs
 
 # log-probabilities
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import nbformat
 
-from warp_nb.scrubbing import scrubbed
+from warp_nb.report.scrubbing import scrubbed
 
 
 def test_a_progress_bar_leaves_nothing_and_other_output_stays() -> None:

@@ -13,7 +13,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from warp_nb import sft
+from warp_nb.tasks import sft
 
 RECIPE = sft.SftRecipe(steps=12, batch_size=8, tokens=10, lr=1e-2, warmup_steps=1)
 TEXTS = ["the film was wonderful and the story was superb with my plot scene"] * 40 + ["too short"]

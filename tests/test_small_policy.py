@@ -13,9 +13,19 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.decoders import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from warp_nb import imdb, sft, small_policy
-from warp_nb.small_policy import BEGIN, PAD, WINDOW, Trainer, cut, learning_rate, token_stream, trim_tokenizer, windows
-from warp_nb.tasks import SMALL
+from warp_nb.tasks import imdb, sft, small_policy
+from warp_nb.tasks.small_policy import (
+    BEGIN,
+    PAD,
+    WINDOW,
+    Trainer,
+    cut,
+    learning_rate,
+    token_stream,
+    trim_tokenizer,
+    windows,
+)
+from warp_nb.tasks.task import SMALL
 
 TEXTS = ["the film was good and the film was long", "a bad film, a very bad film", "good actors and a good story"] * 40
 

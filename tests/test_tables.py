@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from synthetic import SAMPLE, result
 
-from warp_nb.checks import TEXT
-from warp_nb.original import ROWS
-from warp_nb.tables import ORIGINAL_COLUMN, checks_table, geometry_table, results_table, samples_table
+from warp_nb.measure.checks import TEXT
+from warp_nb.notebook.tables import ORIGINAL_COLUMN, checks_table, geometry_table, results_table, samples_table
+from warp_nb.studies.original import ROWS
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(1)> $\\alpha$ & конец"
 

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from warp_nb.tasks import Task, call_reward, describe, first_tokens, load_task, resolve
+from warp_nb.tasks.task import Task, call_reward, describe, first_tokens, load_task, resolve
 
 
 def scores(values: Any, count: int = 2) -> list[float]:

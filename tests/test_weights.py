@@ -11,7 +11,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from warp_nb.weights import fingerprint, load_weights, plain, save_weights, snapshot, write_json
+from warp_nb.runs.weights import fingerprint, load_weights, plain, save_weights, snapshot, write_json
 
 
 @pytest.mark.parametrize("kind", [tiny.gpt2, tiny.llama])

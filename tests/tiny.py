@@ -9,8 +9,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from warp_nb.rollout import Rollout
-from warp_nb.tasks import Task
+from warp_nb.fast.rollout import Rollout
+from warp_nb.tasks.task import Task
 
 GOOD = ["wonderful", "superb", "touching", "masterpiece", "brilliant", "best", "perfect", "sharp", "enjoyed"]
 BAD = ["terrible", "awful", "boring", "mess", "stupid", "worst", "lazy", "lame", "regretted"]

@@ -9,26 +9,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from warp_nb.algorithm import WarpResult, warp
     from warp_nb.config import ExperimentConfig, WarpConfig
-    from warp_nb.evaluation import Estimate, Evaluation, evaluate, pareto_front
-    from warp_nb.experiment import ExperimentResult, run_experiment
-    from warp_nb.tasks import Task, load_task
+    from warp_nb.measure.evaluation import Estimate, Evaluation, evaluate, pareto_front
+    from warp_nb.runs.warping import WarpResult, warp
+    from warp_nb.studies.experiment import ExperimentResult, run_experiment
+    from warp_nb.tasks.task import Task, load_task
 
 __version__ = "0.1.0"
 _HOMES = {
     "WarpConfig": "config",
     "ExperimentConfig": "config",
-    "Task": "tasks",
-    "load_task": "tasks",
-    "warp": "algorithm",
-    "WarpResult": "algorithm",
-    "evaluate": "evaluation",
-    "pareto_front": "evaluation",
-    "Estimate": "evaluation",
-    "Evaluation": "evaluation",
-    "run_experiment": "experiment",
-    "ExperimentResult": "experiment",
+    "Task": "tasks.task",
+    "load_task": "tasks.task",
+    "warp": "runs.warping",
+    "WarpResult": "runs.warping",
+    "evaluate": "measure.evaluation",
+    "pareto_front": "measure.evaluation",
+    "Estimate": "measure.evaluation",
+    "Evaluation": "measure.evaluation",
+    "run_experiment": "studies.experiment",
+    "ExperimentResult": "studies.experiment",
 }
 __all__ = [
     "Estimate",

@@ -1,0 +1,106 @@
+"""What models say of sampled completions: log-probabilities and per-token KL (Algorithm 1, line 7).
+
+The logits of a batch are the largest tensor of a step. They stay in the arithmetic's dtype and are read
+in slices that fit a processor's cache; only a slice at a time exists in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from warp_nb.algorithm.average import wide
+from warp_nb.fast.rollout import Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SLICE = {"cpu": 1 << 20}
+"""Logits in fp32 at a time, by kind of device: 4 MB on the CPU."""
+LARGE_SLICE = 1 << 26
+"""The same elsewhere: 268 MB."""
+
+
+def completion_logits(policy: PreTrainedModel, rollout: Rollout) -> torch.Tensor:
+    """Logits that predict each completion token, [B, C, V] in the dtype of the arithmetic."""
+    return policy(**scored_inputs(rollout)).logits
+
+
+def scored_inputs(rollout: Rollout) -> dict[str, Any]:
+    """What a model is called with to predict every completion token from those before it."""
+    return {
+        "input_ids": rollout.ids[:, :-1],
+        "attention_mask": rollout.attention_mask[:, :-1],
+        "position_ids": (rollout.attention_mask.cumsum(1) - 1).clamp_min(0)[:, :-1],  # padding is not counted
+        "use_cache": False,
+        "logits_to_keep": rollout.width,
+    }
+
+
+def token_log_probs(logits: torch.Tensor, rollout: Rollout, temperature: float = 1.0) -> torch.Tensor:
+    """log pi of every completion token, fp32 (fp64 of fp64 logits) [B, C], nats; 0 where the completion has ended."""
+    tokens = rollout.ids[:, -rollout.width :]
+    return _TokenLogProbs.apply(logits, tokens, temperature).masked_fill(~rollout.completion_mask, 0.0)
+
+
+@torch.no_grad()
+def token_kl(
+    logits_p: torch.Tensor, logits_q: torch.Tensor, rollout: Rollout, temperature: float = 1.0
+) -> torch.Tensor:
+    """KL(p || q) of the next-token distributions along the completions, fp32 or better [B, C], nats.
+
+    Exact over the whole vocabulary at every token; its sum over a completion drawn from p is a
+    Rao-Blackwellised, unbiased estimate of the sequence-level KL(p || q). No gradient.
+    """
+    p, q = logits_p.flatten(0, 1), logits_q.flatten(0, 1)
+    found = p.new_empty(len(p), dtype=wide(p))
+    for part in slices(p):
+        log_p, log_q = (_scaled(logits[part], temperature).log_softmax(1) for logits in (p, q))
+        found[part] = (log_p - log_q).mul_(log_p.exp_()).sum(1)
+    return found.view(logits_p.shape[:2]).masked_fill(~rollout.completion_mask, 0.0)
+
+
+def slices(rows: torch.Tensor) -> Iterator[slice]:
+    """Slices of [N, V] logits: what fits the cache on the CPU, enough for one launch on a GPU."""
+    step = max(1, SLICE.get(rows.device.type, LARGE_SLICE) // rows.shape[1])
+    for start in range(0, len(rows), step):
+        yield slice(start, start + step)
+
+
+def _scaled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Logits / temperature in fp32 or better."""
+    logits = logits.to(wide(logits))
+    return logits if temperature == 1.0 else logits / temperature
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """log softmax(logits / temperature)[token] for logits [B, C, V] and tokens [B, C].
+
+    The gradient of sum(g * log_prob) is g * (onehot - softmax) / temperature, made slice by slice in the
+    dtype of the logits: neither the softmax nor a copy of the logits is kept in between.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
+        rows, chosen = logits.flatten(0, 1), tokens.flatten()[:, None]
+        norm, found = (rows.new_empty(len(rows), dtype=wide(rows)) for _ in range(2))
+        for part in slices(rows):
+            scaled = _scaled(rows[part], temperature)
+            norm[part] = scaled.logsumexp(1)
+            found[part] = scaled.gather(1, chosen[part])[:, 0] - norm[part]
+        ctx.save_for_backward(logits, tokens, norm)
+        ctx.temperature = temperature
+        return found.view(tokens.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        logits, tokens, norm = ctx.saved_tensors
+        rows, chosen = logits.flatten(0, 1), tokens.flatten()[:, None]
+        weight = (grads[0].flatten() / ctx.temperature)[:, None]
+        found = torch.empty_like(rows)
+        for part in slices(rows):
+            softmax = (_scaled(rows[part], ctx.temperature) - norm[part, None]).exp_()
+            found[part] = softmax.mul_(-weight[part]).scatter_add_(1, chosen[part], weight[part])
+        return found.view(logits.shape), None, None

@@ -1,0 +1,203 @@
+"""Figures on given Axes, Russian labels; colours survive colour blindness and line styles grey print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Any
+
+from warp_nb.notebook.numbers import plural
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+    from warp_nb.measure.evaluation import Estimate
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+BAND = 0.18
+BLOCK_INCHES = 0.17
+"""Height of a block's line in `geometry` at which the names do not overlap."""
+COLUMNS = {
+    "objective": "награда со штрафом r_β",
+    "reward": "награда r(x, y)",
+    "kl": "KL(политика‖якорь), нат на последовательность",
+    "penalty": "штраф −β·log(π/π_ema)",
+    "lr": "скорость обучения (lr)",
+    "grad_norm": "норма градиента",
+}
+REWARDS = {"reward_reference": "SFT", "reward_policy": "WARP", "reward_difference": "разность"}
+
+
+def training_curves(ax: Axes, history: pd.DataFrame, column: str = "objective") -> Axes:
+    """One curve a run, named as in the original report: theta1_2 is run 1 of iteration 2.
+
+    Over several seeds: the mean and the band from the smallest to the largest.
+    """
+    _known(history, column)
+    seeds = history["seed"].nunique()
+    runs = history.groupby(["iteration", "run"])
+    for ((iteration, run), rows), style in zip(runs, styles(), strict=False):
+        _curve(
+            ax, rows.groupby("step")[column].agg(["mean", "min", "max"]), f"theta{run}_{iteration}", seeds > 1, style
+        )
+    spread = f"полоса: размах по {seeds} {plural(seeds, 'повтору', 'повторам', 'повторам')}"
+    return _dressed(ax, "шаг t", COLUMNS.get(column, column), spread if seeds > 1 else "")
+
+
+def compare_experiments(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str = "objective") -> Axes:
+    """One curve an experiment: the mean over its runs and seeds, its iterations in turn, broken between them."""
+    many = False
+    for (name, history), style in zip(histories.items(), styles(), strict=False):
+        _known(history, column)
+        several = history.groupby(["seed", "run"]).ngroups > 1
+        many = many or several
+        for index, (_, rows) in enumerate(history.groupby("iteration")):
+            step = index * history["step"].max() + rows["step"]
+            spread = rows.groupby(step)[column].agg(["mean", "min", "max"])
+            _curve(ax, spread, "" if index else name, several, style)
+    title = "полоса: размах по прогонам" if many else ""
+    return _dressed(ax, "шаг, итерации подряд", COLUMNS.get(column, column), title)
+
+
+def summary_forest(ax: Axes, summary: Mapping[str, Estimate]) -> Axes:
+    """Held-out reward before and after and their paired difference, with 95 % intervals."""
+    for place, ((name, label), color, marker) in enumerate(zip(REWARDS.items(), OKABE_ITO, MARKERS, strict=False)):
+        estimate = summary[name]
+        ax.errorbar(
+            estimate.value, place, xerr=_arms(estimate), fmt=marker, color=color, capsize=4, markersize=7, label=label
+        )
+    ax.axvline(0, color="0.5", linewidth=1, zorder=0)
+    ax.set_yticks(range(len(REWARDS)), list(REWARDS.values()))
+    ax.set_ylim(len(REWARDS) - 0.5, -0.5)
+    ax.set_xlabel("награда на отложенных началах, 95 % интервал")
+    decimal_commas(ax.xaxis)
+    ax.grid(axis="x", alpha=0.3)
+    return ax
+
+
+def geometry(ax: Axes, table: pd.DataFrame) -> Axes:
+    """Angle between the task vectors of two runs in each block, a series an iteration and pair of runs.
+
+    Over several seeds: the mean angle, with whiskers from the smallest to the largest.
+    """
+    if table.empty:
+        ax.text(0.5, 0.5, "Прогон один: углов нет", ha="center", va="center", transform=ax.transAxes)
+        ax.set_axis_off()
+        return ax
+    blocks = list(dict.fromkeys(table["block"]))
+    pairs = list(table.groupby(["iteration", "run_a", "run_b"]))
+    for index, ((key, rows), (color, _, marker)) in enumerate(zip(pairs, styles(), strict=False)):
+        iteration, first, second = key
+        spread = rows.groupby("block")["omega"].agg(["mean", "min", "max"]).reindex(blocks)
+        arms = [spread["mean"] - spread["min"], spread["max"] - spread["mean"]]
+        places = [place + 0.6 * ((index + 0.5) / len(pairs) - 0.5) for place in range(len(blocks))]
+        label = f"theta{first}_{iteration} и theta{second}_{iteration}"
+        ax.errorbar(spread["mean"], places, xerr=arms, fmt=marker, color=color, capsize=3, label=label)
+    ax.axvline(90, color="0.5", linewidth=1, linestyle="--", zorder=0)
+    ax.set_yticks(range(len(blocks)), blocks)
+    ax.set_ylim(len(blocks) - 0.5, -0.5)
+    ax.set_xlim(0, 180)
+    ax.set_xticks(range(0, 181, 30))
+    ax.set_xlabel("угол Ω между векторами задачи, градусы")
+    ax.grid(axis="x", alpha=0.3)
+    ax.legend(fontsize="small")
+    return ax
+
+
+def reward_kl_plane(ax: Axes, rows: Sequence[Mapping[str, Any]], label: str = "") -> Axes:
+    """Reward over KL(policy || sft), with intervals; rows hold `reward` and `kl`, perhaps `eta` or a `name`.
+
+    Called again on the same Axes it adds another series in the next style.
+    """
+    color, line, marker = next(islice(styles(), len(ax.containers), None))
+    kl, reward = [row["kl"] for row in rows], [row["reward"] for row in rows]
+    ax.errorbar(
+        [estimate.value for estimate in kl],
+        [estimate.value for estimate in reward],
+        xerr=stacked(kl),
+        yerr=stacked(reward),
+        fmt=marker,
+        linestyle=line,
+        color=color,
+        capsize=3,
+        label=label or None,
+    )
+    for row in rows:
+        name = row.get("name", f"η = {row['eta']:g}".replace(".", ",") if "eta" in row else "")
+        place = (row["kl"].value, row["reward"].value)
+        ax.annotate(name, place, xytext=(5, 5), textcoords="offset points", fontsize="small")
+    ax.set_xlabel("KL(warp‖sft), нат на последовательность")
+    ax.set_ylabel("награда на отложенных началах")
+    commas(ax)
+    if label:
+        ax.legend(fontsize="small")
+    return ax
+
+
+def styles() -> Iterator[tuple[str, Any, str]]:
+    """Endless (colour, line, marker): the first seven differ in all three, no pair repeats before 42."""
+    for index, color in enumerate(cycle(OKABE_ITO)):
+        turn = index // len(OKABE_ITO)
+        yield color, LINES[(index + turn) % len(LINES)], MARKERS[(index + turn) % len(MARKERS)]
+
+
+def _curve(ax: Axes, spread: pd.DataFrame, label: str, band: bool, style: tuple[str, Any, str]) -> None:
+    """The mean over the steps and, where there is a spread, its band; a single step is a point."""
+    color, line, marker = style
+    point = marker if len(spread) == 1 else None
+    ax.plot(spread.index, spread["mean"], color=color, linestyle=line, marker=point, linewidth=1.8, label=label)
+    if band:
+        ax.fill_between(spread.index, spread["min"], spread["max"], color=color, alpha=BAND, linewidth=0)
+
+
+def commas(ax: Axes) -> None:
+    """Decimal commas on both axes, a pale grid."""
+    decimal_commas(ax.xaxis)
+    decimal_commas(ax.yaxis)
+    ax.grid(alpha=0.3)
+
+
+def decimal_commas(axis: Axis) -> None:
+    """Ticks with a decimal comma."""
+    from matplotlib.ticker import ScalarFormatter
+
+    class RussianFormatter(ScalarFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return super().__call__(x, pos).replace(".", ",")
+
+    axis.set_major_formatter(RussianFormatter())
+
+
+def _dressed(ax: Axes, xlabel: str, name: str, title: str) -> Axes:
+    """Labels, grid and legend; what is drawn stands above, where a long name has room."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.set_xlabel(xlabel)
+    ax.set_title(name, loc="left", fontsize="medium")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    decimal_commas(ax.yaxis)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize="small", title=title or None, title_fontsize="small")
+    return ax
+
+
+def _arms(estimate: Estimate) -> list[list[float]] | None:
+    """Lengths of the error bar; None where the interval is unknown."""
+    low, high = estimate.value - estimate.low, estimate.high - estimate.value
+    return [[low], [high]] if low >= 0 and high >= 0 else None
+
+
+def stacked(estimates: Sequence[Estimate]) -> list[list[float]] | None:
+    """Lengths of the error bars of a series; None where some interval is unknown."""
+    arms = [_arms(estimate) for estimate in estimates]
+    known = [arm for arm in arms if arm is not None]
+    return [[arm[side][0] for arm in known] for side in (0, 1)] if len(known) == len(arms) else None
+
+
+def _known(history: pd.DataFrame, column: str) -> None:
+    if column not in history:
+        raise ValueError(f"history has no column {column!r}; it has {', '.join(history.columns)}")

@@ -1,0 +1,121 @@
+"""One notebook by papermill, to its executed copy and its result file.
+
+A run counts only when its notebook wrote a result file with "status": "ok" at its very end: neither an
+exit code nor notebook metadata says that. `<name>.result.json` is deleted first and written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from warp_nb.report.results import FAILED, OK, read_result, result_path
+from warp_nb.report.scrubbing import scrub, scrubbed
+from warp_nb.runs.weights import write_json, write_text
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+
+def runs_folder(name: str, notebooks: Path, folder: Path, parameters: dict[str, Any]) -> Path:
+    """Where the finished runs of an interrupted experiment wait: a folder for these very settings."""
+    settings = json.dumps(parameters, sort_keys=True) + (notebooks / f"{name}.ipynb").read_text(encoding="utf-8")
+    return folder / ".runs" / f"{name}-{hashlib.sha256(settings.encode()).hexdigest()[:10]}"
+
+
+def run(
+    name: str, notebooks: Path, folder: Path, parameters: dict[str, Any], command: str, timeout: int | None = None
+) -> str:
+    """Execute notebooks/<name>.ipynb into `folder`, at most `timeout` seconds a cell; the status of the run.
+
+    Leaves <name>.ipynb, <name>.html and <name>.result.json, each put in place atomically. What the notebook
+    says while it runs, its bars with the remaining time among it, goes to this process's stderr.
+    """
+    import nbformat
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    kept = result_path(folder, name)
+    kept.unlink(missing_ok=True)
+    runs = runs_folder(name, notebooks, folder, parameters)
+    started = time.perf_counter()
+    error = ""
+    with tempfile.TemporaryDirectory() as scratch:
+        executed, written = Path(scratch) / f"{name}.ipynb", Path(scratch) / "result.json"
+        ours = {"result_file": str(written), "out_dir": str(runs)}
+        source = str(notebooks / f"{name}.ipynb")
+        try:
+            known = papermill.inspect_notebook(source)
+            papermill.execute_notebook(
+                source,
+                str(executed),
+                parameters=parameters | {key: value for key, value in ours.items() if key in known},
+                kernel_name="python3",
+                progress_bar=False,
+                stderr_file=sys.stderr,
+                execution_timeout=timeout,
+            )
+        except PapermillExecutionError as stopped:
+            error = f"{stopped.ename}: {stopped.evalue}"
+        except Exception as stopped:  # a kernel that died or never started: papermill passes on many kinds
+            error = f"{type(stopped).__name__}: {stopped}"
+        notebook = nbformat.read(executed, as_version=4) if executed.exists() else None
+        result = read_result(written)
+        if error or result["status"] != OK:
+            error = error or "тетрадь не записала результат в конце"
+            result = {"status": FAILED, "error": scrub(f"{error}{stopped_in(notebook)}")}
+        result["run"] = {"command": command, "seconds": time.perf_counter() - started} | computer()
+        if notebook is not None:
+            kept_copy = scrubbed(notebook)
+            link_back_(kept_copy, notebooks, folder)
+            write_text(folder / f"{name}.ipynb", nbformat.writes(kept_copy) + "\n")
+    write_json(kept, result)
+    if result["status"] == OK:
+        shutil.rmtree(runs, ignore_errors=True)
+        with suppress(OSError):  # another experiment's runs wait there
+            runs.parent.rmdir()
+    return str(result["status"])
+
+
+def link_back_(notebook: NotebookNode, notebooks: Path, folder: Path) -> None:
+    """Let the links of a notebook of `notebooks` to what lies there lead there from `folder`; in place."""
+
+    def moved(link: re.Match[str]) -> str:
+        place, mark, heading = link[1].partition("#")
+        if not (notebooks / unquote(place)).is_file():
+            return link[0]
+        return f"]({Path(os.path.relpath(notebooks / place, folder)).as_posix()}{mark}{heading})"
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\]\(([^)\s]+)\)", moved, cell.source)
+
+
+def stopped_in(notebook: NotebookNode | None) -> str:
+    """In brackets the last code cell that was begun, by its place and first line; nothing when none was.
+
+    Of papermill's records only the beginning of a cell is believed: a dead kernel's cells are all "completed".
+    """
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"] if notebook is not None else []
+    begun = [place for place, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    if not begun:
+        return ""
+    first = next((line for line in cells[begun[-1]].source.splitlines() if line.strip()), "")
+    return f" (ячейка [{begun[-1] + 1}]: {first})"
+
+
+def computer() -> dict[str, Any]:
+    """Cores and memory (GB) of this machine; what the kernel knows of it is in the result."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else math.nan
+    return {"cores": os.cpu_count(), "memory_gb": round(memory, 1)}

@@ -1,0 +1,36 @@
+"""Where results lie and how they are read: a result file is believed only when it is whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_TASK = "smollm"
+EXPERIMENTS = ("exp1", "exp2", "exp3", "exp4")
+"""Of the original report."""
+COMPARISON, DIAGNOSIS = "exp5", "diagnosis"
+"""The experiment that the report asks for; why the report saw what it saw, once for all tasks."""
+OK, FAILED, MISSING = "ok", "failed", "missing"
+
+
+def reports_of(task: str, out: Path) -> Path:
+    """Folder of a task's reports: `out` itself for the default task."""
+    return out if task == DEFAULT_TASK else out / task
+
+
+def result_path(folder: Path, name: str) -> Path:
+    """The result file of a notebook of that name."""
+    return folder / f"{name}.result.json"
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result file, or a status alone where it is missing or not whole."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"status": MISSING}
+    except ValueError:
+        return {"status": FAILED, "error": f"{path.name} is not JSON"}
+    return found if isinstance(found, dict) and "status" in found else {"status": FAILED, "error": "no status"}

@@ -1,0 +1,330 @@
+"""The cells of the diagnosis: controlled trainings that differ from a sound one by one fault, and their table.
+
+    python -m warp_nb diagnosis            # measure the cells that the table lacks, about an hour on two cores
+    python -m warp_nb diagnosis exp2       # only those whose name holds a word
+
+A cell is named by all that is set in it; what it measured stands in the table under that name, so an interrupted
+command goes on where it was. Settings and seeds are here, fixed before any run; what follows from the table is in
+`verdicts`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from warp_nb.config import WarpConfig
+from warp_nb.fast.devices import bf16_is_fast, training_dtype
+from warp_nb.fast.rollout import sample
+from warp_nb.fast.scoring import completion_logits, token_kl
+from warp_nb.measure.checks import run_checks
+from warp_nb.measure.evaluation import MEASURES, Evaluation, evaluate, mean_interval
+from warp_nb.report.results import ROOT
+from warp_nb.runs.facts import displacement
+from warp_nb.runs.policy_gradient import derive_seed
+from warp_nb.runs.warping import WarpResult, warp
+from warp_nb.runs.weights import fingerprint, plain, write_json
+from warp_nb.studies.experiment import machine
+from warp_nb.studies.faults import constant_reward, planted
+from warp_nb.studies.original import ROWS
+from warp_nb.tasks.reward_model import (
+    Recipe,
+    RewardGate,
+    RewardModel,
+    cache_key,
+    gate_pairs,
+    measure_gate,
+    train_reward_model,
+)
+from warp_nb.tasks.task import Task, load_task
+from warp_nb.tasks.wheels import building, cache_dir
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TABLE = ROOT / "reports" / "diagnosis.json"
+SEEDS = (0, 1, 2)
+PRECISION_SEEDS = {"small": SEEDS, "smollm": SEEDS[:1]}
+"""Seeds of the cells whose KL is taken in half precision, the only ones that `smollm` has."""
+N_EVAL_PROMPTS = 128
+THREADS = 2
+SWEEP_LR = (1e-5, 1e-4, 1e-3, 1e-2)
+"""Learning rates of RewardTrainer; the project's own model has 1e-4."""
+SWEEP_PAIRS = 1024
+COLLAPSED = Recipe(pairs=SWEEP_PAIRS, lr=SWEEP_LR[-1])
+DRIFT_LR = (1e-6, 1e-5, 1e-4, 1e-3)
+CURVES = ("objective", "reward", "penalty", "kl")
+
+Changes = tuple[tuple[str, Any], ...]
+ONE_SEED: Changes = (("independent_seeds", False),)
+WARM_UPS: dict[str, tuple[tuple[str, ...], Changes]] = {
+    "100": ((), ()),
+    "5": ((), (("warmup_steps", 5),)),
+    "never-stepped": (("never-stepped",), ()),
+}
+"""Faults and changes of the ways in which experiment 1 may have warmed up; its first 10 of 100 steps are ours."""
+SUSPECTS: dict[str, tuple[str, tuple[str, ...], Changes]] = {
+    "none": ("sound", (), ()),
+    "collapsed": ("collapsed", (), ()),
+    "never-stepped": ("sound", ("never-stepped",), ()),
+    "one-seed": ("sound", (), ONE_SEED),
+    "one-model": ("sound", ("one-model",), ()),
+    "greedy": ("sound", ("greedy",), ()),
+}
+"""Name -> reward, faults and changes of the cell that shows whether «Проверки» sees it at step 1."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training by the settings of an experiment of the original report, and what is changed in it."""
+
+    experiment: int
+    reward: str = "sound"
+    """sound, collapsed or constant."""
+    faults: tuple[str, ...] = ()
+    """Names of `faults.FAULTS`."""
+    changes: tuple[tuple[str, Any], ...] = ()
+    """Further parameters that are not the experiment's."""
+    seed: int = 0
+    task: str = "small"
+
+    @property
+    def name(self) -> str:
+        """All that is set, readable, a key of the table."""
+        changes = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in self.changes]
+        return " ".join([self.task, f"exp{self.experiment}", self.reward, *self.faults, *changes, f"seed={self.seed}"])
+
+    @property
+    def in_half_precision(self) -> bool:
+        """Whether its KL is also taken in half precision: where `verdicts` combines faults or compares arithmetics."""
+        changed = {name for name, _ in self.changes}
+        return changed <= {"independent_seeds", "warmup_steps"} and set(self.faults) <= {"never-stepped"}
+
+    def config(self, task: Task) -> WarpConfig:
+        """Of the training."""
+        settings = ROWS[self.experiment].settings | dict(self.changes)
+        return WarpConfig(
+            **settings, batch_size=16, seed=self.seed, threads=THREADS, dtype=training_dtype("auto", task.policy)
+        )
+
+
+@dataclass(frozen=True)
+class RewardCell:
+    """One training of the reward model by TRL's RewardTrainer."""
+
+    lr: float
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """A key of the table."""
+        return f"reward lr={self.lr:g} seed={self.seed}"
+
+
+def cells() -> list[Cell | RewardCell]:
+    """Every cell, in the order in which they are measured."""
+    variants = [(1, *warm_up) for warm_up in WARM_UPS.values()] + [(number, (), ()) for number in (2, 3, 4)]
+    found: list[Cell | RewardCell] = [RewardCell(lr, seed) for lr in SWEEP_LR for seed in SEEDS]
+    found += [
+        Cell(number, reward, faults, changes + seeds, seed)
+        for seed in SEEDS
+        for reward in ("sound", "collapsed")
+        for seeds in ((), ONE_SEED)
+        for number, faults, changes in variants
+    ]
+    found += [Cell(2, "sound", (fault,), (), seed) for fault in ("one-model", "greedy") for seed in SEEDS]
+    found += [Cell(2, "sound", (), (*ONE_SEED, ("M", 1)), seed) for seed in SEEDS]
+    found += [
+        drift(reward, lr, baseline, seed)
+        for seed in SEEDS
+        for lr in DRIFT_LR
+        for reward in ("sound", "constant")
+        for baseline in ("none", "mean")
+    ]
+    found += [at_step_one(name) for name in SUSPECTS]
+    return found + [Cell(number, seed=seed, task="smollm") for number in (1, 2) for seed in PRECISION_SEEDS["smollm"]]
+
+
+def at_step_one(suspect: str) -> Cell:
+    """Experiment 2 with one step a run and one iteration."""
+    reward, faults, changes = SUSPECTS[suspect]
+    return Cell(2, reward, faults, (*changes, ("I", 1), ("T", 1)))
+
+
+def drift(reward: str, lr: float, baseline: str, seed: int) -> Cell:
+    """One run alone: how far Adam goes without and with something to learn."""
+    return Cell(2, reward, (), (("I", 1), ("M", 1), ("lr", lr), ("baseline", baseline)), seed)
+
+
+# Measuring
+
+
+def measure(cell: Cell | RewardCell) -> dict[str, Any]:
+    """What the table holds of a cell, plain JSON values."""
+    started = time.perf_counter()
+    torch.set_num_threads(THREADS)
+    found = measure_reward(cell) if isinstance(cell, RewardCell) else measure_training(cell)
+    return plain(found | {"seconds": time.perf_counter() - started})
+
+
+def measure_reward(cell: RewardCell) -> dict[str, Any]:
+    """The gate of a reward model trained at the cell's rate."""
+    gate = gate_of(trained_reward(Recipe(pairs=SWEEP_PAIRS, lr=cell.lr, seed=cell.seed)))
+    return {"kind": "reward", "lr": cell.lr, "seed": cell.seed} | vars(gate)
+
+
+def measure_training(cell: Cell) -> dict[str, Any]:
+    """Curves, displacement, geometry, the evaluation in fp32, perhaps both KLs in half precision, failed checks."""
+    task = replace(load_cell_task(cell.task), reward=reward_of(cell))
+    config = cell.config(task)
+    with planted(cell.faults):
+        result = warp(config, task, progress=False)
+    seed = derive_seed(cell.seed, "evaluation")
+    settings = config.max_new_tokens, config.temperature
+    evaluation = evaluate(result.policy, task.policy, task, N_EVAL_PROMPTS, seed, *settings)
+    history, runs, merges = (getattr(result, name).assign(seed=cell.seed) for name in ("history", "runs", "merges"))
+    checks = run_checks(gate_of(task.reward), history, runs, merges, [evaluation], config)
+    moved = displacement(task.policy.state_dict(), result.policy.state_dict())
+    return {
+        "kind": "training",
+        "experiment": cell.experiment,
+        "reward": cell.reward,
+        "faults": list(cell.faults),
+        "changes": dict(cell.changes),
+        "seed": cell.seed,
+        "task": cell.task,
+        "curves": curves(result),
+        "delta_norms": result.runs["delta_norm"].tolist(),
+        "unmoved": result.runs["unmoved"].tolist(),
+        "moved": moved["delta_norm"],
+        "parameters": task.policy.num_parameters(),
+        "omega": result.geometry["omega"].tolist() if len(result.geometry) else [],
+        "cosine": result.merges["delta_cosine"].tolist(),
+        "policy_sha256": fingerprint(result.policy.state_dict()),
+        "evaluation": {name: vars(evaluation.measures()[name]) for name in MEASURES},
+        "kl": {"float32": both_kls(evaluation)}
+        | (half_precision(result.policy, task, config, seed) if cell.in_half_precision else {}),
+        "failed": [check.name for check in checks if check.failed],
+    }
+
+
+def curves(result: WarpResult) -> dict[str, list[list[float]]]:
+    """A list a run, in the order (iteration, run), of each column of CURVES."""
+    runs = [rows for _, rows in result.history.groupby(["iteration", "run"])]
+    return {column: [rows.sort_values("step")[column].tolist() for rows in runs] for column in CURVES}
+
+
+def both_kls(evaluation: Evaluation) -> dict[str, float]:
+    """KL(sft || policy) and KL(policy || sft), nats a sequence."""
+    return {name: getattr(evaluation, name).value for name in ("kl_reference_policy", "kl_policy_reference")}
+
+
+@torch.no_grad()
+def half_precision(policy: PreTrainedModel, task: Task, config: WarpConfig, seed: int) -> dict[str, dict[str, float]]:
+    """Both KLs once more, as code would measure them that scores in half precision.
+
+    bfloat16: weights and activations of both models. mixed: of θ_sft only, as where the reference is loaded in half
+    precision beside a policy in fp32. The softmax is in fp32 in all.
+    """
+    prompts = task.eval_prompts[:N_EVAL_PROMPTS]
+    low = {"reference": copy.deepcopy(task.policy).bfloat16(), "policy": copy.deepcopy(policy).bfloat16()}
+    sides = {"bfloat16": low, "mixed": low | {"policy": policy}}
+    found: dict[str, dict[str, float]] = {}
+    for name, models in sides.items():
+        found[name] = {}
+        for one, other in (("reference", "policy"), ("policy", "reference")):
+            noise, sums = torch.Generator().manual_seed(seed), []
+            for start in range(0, len(prompts), 32):
+                chunk = prompts[start : start + 32]
+                drawn = sample(models[one], task.tokenizer, chunk, config.max_new_tokens, config.temperature, noise)
+                logits = [completion_logits(models[side], drawn).float() for side in (one, other)]
+                sums += token_kl(logits[0], logits[1], drawn, config.temperature).sum(1).tolist()
+            found[name][f"kl_{one}_{other}"] = mean_interval(sums).value
+    return found
+
+
+@cache
+def load_cell_task(name: str) -> Task:
+    """The task, loaded once."""
+    return load_task(name, "cpu")
+
+
+def reward_of(cell: Cell) -> Any:
+    """The reward function of a cell."""
+    kinds = {"constant": lambda: constant_reward, "collapsed": lambda: trained_reward(COLLAPSED)}
+    return kinds.get(cell.reward, lambda: load_cell_task(cell.task).reward)()
+
+
+@cache
+def trained_reward(recipe: Recipe) -> RewardModel:
+    """The embedded reward model by another recipe, trained once and kept beside the sound one."""
+    recipe = Recipe(**vars(recipe) | {"bf16": bf16_is_fast()})
+    target = cache_dir() / f"reward-{cache_key(recipe)}"
+    with building(target) as folder:
+        if folder is not None:
+            train_reward_model(folder, recipe=recipe)
+    return RewardModel.load(target)
+
+
+@cache
+def gate_of(reward: Any) -> RewardGate:
+    """The gate of a reward function, measured once."""
+    return measure_gate(reward, pairs=gate_pairs())
+
+
+# The table
+
+
+def read_table(path: Path = TABLE) -> dict[str, Any]:
+    """{"machine", "cells"}: name of a cell -> its record; empty where there is no file."""
+    if not path.exists():
+        return {"machine": machine(), "cells": {}}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def fill(path: Path, wanted: Sequence[Cell | RewardCell], again: bool = False) -> None:
+    """Measure the cells that the table lacks (all of them with `again`), each written as soon as it is there."""
+    table = read_table(path)
+    due = [cell for cell in wanted if again or cell.name not in table["cells"]]
+    started = time.perf_counter()
+    for place, cell in enumerate(due, start=1):
+        table["cells"][cell.name] = measure(cell)
+        write_json(path, table | {"machine": machine(), "cells": ordered(table["cells"])})
+        left = (time.perf_counter() - started) / place * (len(due) - place)
+        print(f"[{place}/{len(due)}] {cell.name}: about {left / 60:.0f} min left", flush=True)
+
+
+def ordered(found: dict[str, Any]) -> dict[str, Any]:
+    """Records in the order of `cells`, so that a table filled in parts is the same file."""
+    names: Iterable[str] = [cell.name for cell in cells()]
+    return {name: found[name] for name in names if name in found}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m warp_nb diagnosis", description=main.__doc__)
+    parser.add_argument("words", nargs="*", help="measure only cells whose name holds all of them")
+    parser.add_argument("--table", type=Path, default=TABLE, help="JSON file that is read and written")
+    parser.add_argument("--again", action="store_true", help="measure also what the table has")
+    chosen = parser.parse_args(argv)
+    wanted = [cell for cell in cells() if set(chosen.words) <= set(cell.name.split())]
+    if not wanted:
+        print(f"no cell is named by {' '.join(chosen.words)}", file=sys.stderr)
+        return 1
+    fill(chosen.table, wanted, chosen.again)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,62 @@
+"""IMDb reviews: cleaned, deduplicated, split into parts that share no review.
+
+A review's place depends only on the sha256 of its cleaned text, so neither the file's
+order (sorted by label) nor a duplicate can move text from one part into another. Reviews
+of one film may still stand in different parts: the data do not name the film.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, get_args
+
+from warp_nb.tasks import hub
+from warp_nb.tasks import wheels as assets
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Part = Literal["eval", "reward_test", "reward_train", "prompts", "sft"]
+Source = Literal["embedded", "hub"]
+SIZES: dict[Part, int] = {"eval": 1000, "reward_test": 1000, "reward_train": 6000, "prompts": 4000}
+BREAK = re.compile(r"<br\s*/?>|\s+")
+
+
+def clean(text: str) -> str:
+    """Strip `<br />` and fold white space."""
+    return re.sub(r" +", " ", BREAK.sub(" ", text)).strip()
+
+
+@lru_cache(maxsize=2)
+def _reviews(source: Source) -> pd.DataFrame:
+    """All distinct IMDb reviews of a source in the order of their sha256: columns text, label."""
+    import pandas as pd
+
+    if source == "embedded":
+        frame = pd.read_csv(assets.imdb_csv())
+        frame = frame[frame["source"] == "imdb"]
+    else:
+        frame = pd.read_parquet(hub.fetch(hub.IMDB) / hub.IMDB.files[0])
+    frame = pd.DataFrame({"text": frame["text"].map(clean), "label": frame["label"]})
+    frame = frame.drop_duplicates("text")
+    frame["digest"] = frame["text"].map(lambda text: hashlib.sha256(text.encode()).hexdigest())
+    return frame.sort_values("digest", ignore_index=True)[["text", "label"]]
+
+
+def reviews(part: Part, source: Source = "embedded") -> pd.DataFrame:
+    """One part's reviews (columns text, label); `sft` is all that the others leave.
+
+    `source` is the embedded file or the hub's stanfordnlp/imdb (its train split, both labels 0 and 1).
+    Raises ValueError for an unknown part or source.
+    """
+    for name, value, known in (("part", part, Part), ("source", source, Source)):
+        if value not in get_args(known):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+    frame, start = _reviews(source), 0
+    for name, size in SIZES.items():
+        if name == part:
+            return frame.iloc[start : start + size].reset_index(drop=True)
+        start += size
+    return frame.iloc[start:].reset_index(drop=True)

@@ -1,0 +1,400 @@
+"""The reward of the tasks: MiniLM (DistilBERT from the hub) trained by TRL's RewardTrainer on IMDb excerpts.
+
+Excerpts are as long as the texts it scores later (a prompt of about 12 tokens and a completion
+of 24 to 32): accuracy on whole reviews says little about accuracy on their first 30 words.
+Deviations from a plain `RewardTrainer(model, train_dataset=pairs)`, each for a reason:
+
+- Pairs are tokenised here. TRL would append an end token that BERT does not have, drop pairs over
+  its length limit, and so train on other texts than are scored.
+- The excerpts of one batch share one length, so nothing is padded; the order is drawn beforehand.
+- The zero is calibrated on reviews the training did not see: a positive score means that a
+  positive review is the likelier source.
+- Only safetensors, tokenizer and JSON files are left: no pickled training arguments.
+
+The gate at the end of the file measures any reward function, trained here or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from warp_nb.fast.devices import bf16_is_fast
+from warp_nb.tasks import hub, imdb
+from warp_nb.tasks import wheels as assets
+from warp_nb.tasks.isolation import progress_bar, quiet, trainer_versions, undisturbed
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset
+    from numpy.typing import ArrayLike
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Reward = Callable[..., Sequence[float]]
+Text = tuple[str, str]  # prompt, completion
+Place = Literal["start", "anywhere", "end"]
+
+MAX_TOKENS = 128
+SCORED_WORDS = (24, 40)  # 36 to 44 tokens of a policy, in words
+PROMPT_WORDS = 9  # 12 tokens, in words
+CALIBRATION_REVIEWS = 500
+CONFIG_FILE = "reward.json"
+LR: dict[imdb.Source, float] = {"embedded": 1e-4, "hub": 5e-5}
+"""Peak learning rates of MiniLM and, as is usual for its size, of DistilBERT."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything of the training that is chosen; part of the cache key. `version` counts code changes."""
+
+    pairs: int = 4096
+    batch_pairs: int = 32
+    lr: float = 1e-4
+    warmup_share: float = 0.1
+    center_rewards_coefficient: float = 0.01
+    words: tuple[int, int] = (16, 64)
+    places: tuple[Place, ...] = ("start", "start", "anywhere", "end")
+    bf16: bool = False
+    seed: int = 0
+    version: int = 1
+
+
+# Excerpts
+
+
+def excerpt(text: str, words: int, place: Place, generator: np.random.Generator) -> str:
+    """`words` words in a row of `text` (all of it when it is shorter)."""
+    every = text.split()
+    last = max(0, len(every) - words)
+    begin = {"start": 0, "end": last, "anywhere": int(generator.integers(last + 1))}[place]
+    return " ".join(every[begin : begin + words])
+
+
+def training_pairs(positive: list[str], negative: list[str], recipe: Recipe) -> list[tuple[str, str]]:
+    """`recipe.pairs` pairs (positive excerpt, negative excerpt); a batch of them has one length.
+
+    Every review is used once before any is used again, then with another excerpt.
+    """
+    generator = np.random.default_rng(recipe.seed)
+
+    def endless(texts: list[str]) -> Iterator[str]:
+        while True:
+            yield from (texts[i] for i in generator.permutation(len(texts)))
+
+    sides = endless(positive), endless(negative)
+    pairs: list[tuple[str, str]] = []
+    while len(pairs) < recipe.pairs:
+        words = int(generator.integers(recipe.words[0], recipe.words[1] + 1))
+        for _ in range(min(recipe.batch_pairs, recipe.pairs - len(pairs))):
+            place = recipe.places[int(generator.integers(len(recipe.places)))]
+            chosen, rejected = (excerpt(next(side), words, place, generator) for side in sides)
+            pairs.append((chosen, rejected))
+    return pairs
+
+
+def held_out_excerpts(
+    frame: pd.DataFrame, words: tuple[int, int], place: Place = "start", seed: int = 0
+) -> tuple[list[str], list[str]]:
+    """(positive, negative): one excerpt of each review of `frame`, of words[0] to words[1] words."""
+    generator = np.random.default_rng(seed)
+    sides: tuple[list[str], list[str]] = ([], [])
+    for text, label in zip(frame["text"], frame["label"], strict=True):
+        count = int(generator.integers(words[0], words[1] + 1))
+        sides[0 if label == 1 else 1].append(excerpt(text, count, place, generator))
+    return sides
+
+
+# The model
+
+
+class RewardModel:
+    """A sequence classifier with one output, called as TRL calls a reward function.
+
+    The score of a text is the logit minus `offset`: fp32, eval mode, prompt + completion cut to
+    MAX_TOKENS tokens. `folder` is where it was loaded from; it pickles as that path.
+    """
+
+    __name__ = "imdb_sentiment"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        offset: float = 0.0,
+        folder: Path | None = None,
+    ) -> None:
+        self.model = model.float().eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.offset = offset
+        self.folder = folder
+
+    @classmethod
+    def load(cls, folder: Path, device: str | None = None) -> RewardModel:
+        """Read what `train_reward_model` wrote.
+
+        Raises FileNotFoundError when the folder is not complete.
+        """
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        if not (folder / CONFIG_FILE).exists():
+            raise FileNotFoundError(f"{folder} holds no {CONFIG_FILE}, so no finished reward model; train it anew")
+        offset = json.loads((folder / CONFIG_FILE).read_text())["offset"]
+        with quiet():
+            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        return cls(model.to(device or "cpu"), tokenizer, offset, folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.folder is None:
+            raise TypeError("a reward model that lies in no folder does not pickle; write it with train_reward_model")
+        return RewardModel.load, (self.folder, str(self.model.device))
+
+    def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+        """Calibrated logits of prompt + completion; `kwargs` are TRL's other columns, unused."""
+        return self.score([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
+
+    @torch.no_grad()
+    def score(self, texts: list[str], batch_size: int = 64) -> list[float]:
+        """Calibrated logits of whole texts, in their order; batches hold texts of like length."""
+        rows = self.tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"] if texts else []
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        scores = torch.empty(len(rows))
+        for start in range(0, len(order), batch_size):
+            chunk = order[start : start + batch_size]
+            padded = self.tokenizer.pad({"input_ids": [rows[i] for i in chunk]}, return_tensors="pt")
+            logits = self.model(**padded.to(self.model.device)).logits.float()
+            scores[chunk] = logits.squeeze(-1).cpu()
+        return (scores - self.offset).tolist()
+
+    def describe(self) -> dict[str, Any]:
+        """Plain facts for banners and result files: parameters, offset, and how it was trained."""
+        stored = json.loads((self.folder / CONFIG_FILE).read_text()) if self.folder else {"offset": self.offset}
+        return {"name": self.__name__, "parameters": self.model.num_parameters()} | stored
+
+
+# Training
+
+
+def _token_pairs(pairs: list[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """TRL's tokenised format: columns chosen_ids, rejected_ids, cut to MAX_TOKENS."""
+    from datasets import Dataset
+
+    columns = zip(("chosen_ids", "rejected_ids"), zip(*pairs, strict=True), strict=True)
+    ids = {n: tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"] for n, texts in columns}
+    return Dataset.from_dict(ids)
+
+
+def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Dataset, recipe: Recipe, bar: bool) -> None:
+    """One pass of RewardTrainer over `data`, in place."""
+    from transformers import PrinterCallback
+    from trl import RewardConfig, RewardTrainer
+
+    steps = -(-len(data) // recipe.batch_pairs)
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = RewardConfig(
+            output_dir=scratch,
+            per_device_train_batch_size=recipe.batch_pairs,
+            num_train_epochs=1,
+            learning_rate=recipe.lr,
+            warmup_steps=round(recipe.warmup_share * steps),
+            center_rewards_coefficient=recipe.center_rewards_coefficient,
+            bf16=recipe.bf16,
+            seed=recipe.seed,
+            train_sampling_strategy="sequential",
+            max_length=None,
+            gradient_checkpointing=False,
+            dataloader_pin_memory=False,
+            use_cpu=model.device.type == "cpu",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = RewardTrainer(model, settings, train_dataset=data, processing_class=tokenizer)
+        trainer.remove_callback(PrinterCallback)
+        if bar:
+            trainer.add_callback(progress_bar(steps, "модель награды"))
+        trainer.train()
+
+
+def train_reward_model(
+    folder: Path,
+    base: Path | None = None,
+    frame: pd.DataFrame | None = None,
+    recipe: Recipe | None = None,
+    device: str | None = None,
+    progress: bool = False,
+) -> RewardModel:
+    """Train on `frame` (columns text, label; default: IMDb's part `reward_train`) and write `folder`.
+
+    The last CALIBRATION_REVIEWS reviews (at most a tenth) set the zero and are not trained on.
+    `base` is a transformers folder (default: MiniLM). The caller's random states, threads,
+    environment and verbosity come back unchanged.
+
+    Raises ValueError when one side of the pairs is empty.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    recipe = recipe or Recipe(bf16=bf16_is_fast(device))
+    base = assets.minilm_folder() if base is None else base
+    frame = imdb.reviews("reward_train") if frame is None else frame
+    kept = len(frame) - min(CALIBRATION_REVIEWS, len(frame) // 10)
+    train, calibration = frame.iloc[:kept], frame.iloc[kept:]
+    sides = [train.loc[train["label"] == label, "text"].tolist() for label in (1, 0)]
+    if not all(sides):
+        raise ValueError(f"{len(sides[0])} positive and {len(sides[1])} negative reviews; pairs need both")
+    with undisturbed():
+        torch.manual_seed(recipe.seed)
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        model.to(device or "cpu")
+        _fit(model, tokenizer, _token_pairs(training_pairs(sides[0], sides[1], recipe), tokenizer), recipe, progress)
+        good, bad = held_out_excerpts(calibration, SCORED_WORDS, seed=recipe.seed)
+        raw = RewardModel(model, tokenizer)
+        offset = (float(np.mean(raw.score(good))) + float(np.mean(raw.score(bad)))) / 2
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    facts = {
+        "offset": offset,
+        "recipe": asdict(recipe),
+        "reviews": list(map(len, sides)),
+        "versions": trainer_versions(),
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(facts, indent=1))
+    return RewardModel(model, tokenizer, offset, folder)
+
+
+def cache_key(recipe: Recipe, source: imdb.Source = "embedded") -> str:
+    """Ten hex digits over all the artefact depends on: recipe, data, their split, base model, libraries."""
+    pins = {"embedded": (assets.IMDB.sha256, assets.MINILM.sha256), "hub": (hub.IMDB.commit, hub.DISTILBERT.commit)}
+    chosen = [imdb.SIZES, CALIBRATION_REVIEWS, SCORED_WORDS, MAX_TOKENS]
+    parts = [asdict(recipe), *pins[source], *chosen, trainer_versions()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def load_reward(device: str | None = None, progress: bool = False, source: imdb.Source = "embedded") -> RewardModel:
+    """The reward model of a source of reviews, trained at first use, cached after.
+
+    embedded: MiniLM on the embedded reviews (about two minutes on two cores); hub: DistilBERT on stanfordnlp/imdb.
+    """
+    recipe = Recipe(lr=LR[source], bf16=bf16_is_fast(device))
+    target = assets.cache_dir() / f"reward-{cache_key(recipe, source)}"
+    with assets.building(target) as folder:
+        if folder is not None:
+            base = assets.minilm_folder() if source == "embedded" else hub.fetch(hub.DISTILBERT)
+            train_reward_model(folder, base, imdb.reviews("reward_train", source), recipe, device, progress)
+    return RewardModel.load(target, device)
+
+
+# The gate
+
+
+@dataclass(frozen=True)
+class RewardGate:
+    """What a reward must show before a policy is trained on it.
+
+    pair_accuracy: share of `n_pairs` held-out pairs whose positive excerpt scores higher (a tie is half).
+    spread: standard deviation of the scores of those excerpts, in units of the reward.
+    good_above_bad: share of fixed sentence pairs whose good sentence scores strictly higher.
+    swap_change: mean absolute change of the score when the completion is swapped under a prompt.
+    """
+
+    pair_accuracy: float
+    n_pairs: int
+    spread: float
+    good_above_bad: float
+    swap_change: float
+
+
+SENTENCES: list[tuple[str, str, str]] = [
+    ("This movie was", " wonderful and I loved it.", " terrible and I hated it."),
+    ("The acting is", " superb from start to finish.", " awful from start to finish."),
+    ("I watched this film", " with great pleasure.", " and wanted my money back."),
+    ("The story", " is touching and beautifully told.", " is boring and badly told."),
+    ("The director", " made a masterpiece.", " made a complete mess."),
+    ("What a", " brilliant, funny and clever film!", " stupid, dull and pointless film!"),
+    ("The characters are", " deep, warm and believable.", " flat, annoying and unbelievable."),
+    ("This is one of the", " best films I have ever seen.", " worst films I have ever seen."),
+    ("The ending was", " a perfect and moving surprise.", " a stupid and lazy disappointment."),
+    ("I would", " highly recommend it to everyone.", " not recommend it to anyone."),
+    ("The script is", " sharp, witty and intelligent.", " lame, clumsy and idiotic."),
+    ("My family and I", " enjoyed every minute of it.", " regretted every minute of it."),
+]
+
+
+def pair_accuracy(good: ArrayLike, bad: ArrayLike) -> tuple[float, float]:
+    """(share, standard error) of all pairs (good, bad) in which the good one is higher; a tie is half.
+
+    The area under the ROC curve with DeLong's standard error: n + m texts, not n * m pairs, vary.
+    """
+    difference = np.asarray(good)[:, None] - np.asarray(bad)[None, :]
+    wins = (np.sign(difference) + 1) / 2
+    rows, columns = wins.mean(axis=1), wins.mean(axis=0)
+    variance = rows.var(ddof=1) / len(rows) + columns.var(ddof=1) / len(columns)
+    return float(wins.mean()), float(np.sqrt(variance))
+
+
+def accuracy_by_length(
+    reward: Reward, lengths: Sequence[int] = (16, 32, 48, 64, 128), place: Place = "start", n: int | None = None
+) -> list[dict[str, float]]:
+    """Held-out pair accuracy for excerpts of each length in words, over the first `n` test reviews (default all).
+
+    Rows of words, accuracy, standard_error, n_positive, n_negative. Texts over MAX_TOKENS tokens are cut by
+    the embedded model, so its last row is of about 100 words.
+    """
+    rows = []
+    for words in lengths:
+        good, bad = held_out_excerpts(imdb.reviews("reward_test").iloc[:n], (words, words), place)
+        scores = list(reward(prompts=[""] * (len(good) + len(bad)), completions=good + bad))
+        accuracy, error = pair_accuracy(scores[: len(good)], scores[len(good) :])
+        rows.append(
+            {"words": words, "accuracy": accuracy, "standard_error": error}
+            | {"n_positive": len(good), "n_negative": len(bad)}
+        )
+    return rows
+
+
+def _split(text: str) -> Text:
+    """Cut a text where a policy's prompt would end; the completion keeps its leading space."""
+    words = text.split()
+    return " ".join(words[:PROMPT_WORDS]), " " + " ".join(words[PROMPT_WORDS:])
+
+
+def gate_pairs(n: int = 256, seed: int = 0, source: imdb.Source = "embedded") -> list[tuple[Text, Text]]:
+    """At most `n` held-out pairs (positive, negative) of (prompt, completion), as long as scored texts.
+
+    Beginnings of the source's part `reward_test`; every review is in one pair at most.
+    """
+    good, bad = held_out_excerpts(imdb.reviews("reward_test", source), SCORED_WORDS, seed=seed)
+    generator = np.random.default_rng(seed)
+    chosen, rejected = ([side[i] for i in generator.permutation(len(side))[:n]] for side in (good, bad))
+    return [(_split(a), _split(b)) for a, b in zip(chosen, rejected, strict=False)]
+
+
+def measure_gate(reward: Reward, seed: int = 0, pairs: list[tuple[Text, Text]] | None = None) -> RewardGate:
+    """Measure any reward function on held-out pairs (default: `gate_pairs`) and on fixed sentences."""
+    pairs = gate_pairs(seed=seed) if pairs is None else pairs
+
+    def scores(texts: list[Text]) -> np.ndarray:
+        prompts, completions = map(list, zip(*texts, strict=True))
+        return np.asarray(reward(prompts=prompts, completions=completions), dtype=np.float64)
+
+    good, bad = scores([chosen for chosen, _ in pairs]), scores([rejected for _, rejected in pairs])
+    swapped = scores([(chosen[0], rejected[1]) for chosen, rejected in pairs])
+    fine, poor = (scores([(row[0], row[side]) for row in SENTENCES]) for side in (1, 2))
+    return RewardGate(
+        pair_accuracy=float(np.mean((np.sign(good - bad) + 1) / 2)),
+        n_pairs=len(pairs),
+        spread=float(np.std(np.concatenate([good, bad]))),
+        good_above_bad=float(np.mean(fine > poor)),
+        swap_change=float(np.mean(np.abs(swapped - good))),
+    )
