@@ -1,52 +1,15 @@
 """WARP (Weight Averaged Rewarded Policies, arXiv 2406.16768) for notebooks.
 
-The names below are loaded when first used, so that `import warp_nb` costs nothing.
+    from warp_nb import WarpConfig, evaluate, load_task, warp
+
+    task = load_task("small")
+    result = warp(WarpConfig(T=10, lr=1e-4, warmup_steps=0), task)
+    found = evaluate(result.policy, task.policy, task, sampling=task.sampling(24))
+
+The names below are imported when first used, so that `import warp_nb` costs nothing.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from warp_nb.config import ExperimentConfig, WarpConfig
-    from warp_nb.measure.evaluation import Estimate, Evaluation, evaluate, pareto_front
-    from warp_nb.runs.warping import WarpResult, warp
-    from warp_nb.studies.experiment import ExperimentResult, run_experiment
-    from warp_nb.tasks.task import Task, load_task
+import lazy_loader
 
 __version__ = "0.1.0"
-_HOMES = {
-    "WarpConfig": "config",
-    "ExperimentConfig": "config",
-    "Task": "tasks.task",
-    "load_task": "tasks.task",
-    "warp": "runs.warping",
-    "WarpResult": "runs.warping",
-    "evaluate": "measure.evaluation",
-    "pareto_front": "measure.evaluation",
-    "Estimate": "measure.evaluation",
-    "Evaluation": "measure.evaluation",
-    "run_experiment": "studies.experiment",
-    "ExperimentResult": "studies.experiment",
-}
-__all__ = [
-    "Estimate",
-    "Evaluation",
-    "ExperimentConfig",
-    "ExperimentResult",
-    "Task",
-    "WarpConfig",
-    "WarpResult",
-    "evaluate",
-    "load_task",
-    "pareto_front",
-    "run_experiment",
-    "warp",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"warp_nb.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'warp_nb' has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

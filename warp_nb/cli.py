@@ -1,9 +1,9 @@
 """The command `warp-nb`, also `python -m warp_nb`: one sub-command for every task of the package.
 
-    warp-nb report --task small       # run experiments and write their reports
-    warp-nb diagnosis                 # measure the cells that the table of the diagnosis lacks
-    warp-nb guide                     # run the committed notebooks in place and time them
-    warp-nb job FOLDER I M --task small    # make run M of iteration I of a folder, for any scheduler
+warp-nb report --task small       # run experiments and write their reports
+warp-nb diagnosis                 # measure the cells that the table of the diagnosis lacks
+warp-nb guide                     # run the committed notebooks in place and time them
+warp-nb job FOLDER I M --task small    # make run M of iteration I of a folder, for any scheduler
 """
 
 from __future__ import annotations

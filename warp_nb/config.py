@@ -1,77 +1,93 @@
-"""Every parameter of an experiment: symbol, unit, range; checked before anything expensive."""
+"""Every parameter of an experiment: symbol, unit, range. All of them are checked before anything expensive."""
 
 from __future__ import annotations
 
 import ast
-import math
+from collections.abc import Collection, Iterable
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 RESERVED = {"result_file"}
 
 
-class WarpConfig(BaseModel):
-    """Algorithm 1's symbols and the choices the paper leaves open; frozen and validated.
+def _number(value: Any) -> Any:
+    """Read a number that YAML 1.1 left as text ("1e-4"); refuse truth values, which are no numbers."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    if isinstance(value, str):
+        for kind in (int, float):  # int first: a float would round a long seed
+            with suppress(ValueError):
+                return kind(value)
+    return value
 
-    Raises ValueError (pydantic's ValidationError) that names value, rule and remedy.
+
+Int = Annotated[int, BeforeValidator(_number)]
+Float = Annotated[float, BeforeValidator(_number)]
+
+
+class WarpConfig(BaseModel):
+    """The symbols of Algorithm 1 and the choices that the paper leaves open; frozen and validated.
+
+    Raises:
+        ValueError: names every bad parameter with its value, the rule and a remedy.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
-    I: int = Field(2, ge=1, description="iterations of the outer loop (line 2)")  # noqa: E741
-    M: int = Field(2, ge=1, description="independent RL runs an iteration (line 3)")
-    T: int = Field(10, ge=1, description="training steps a run (line 5)")
-    lr: float = Field(1e-6, gt=0, lt=1, description="peak learning rate of the optimizer")
-    warmup_steps: int = Field(100, ge=0, description="linear warm-up: lr * min(1, t / warmup_steps); 0 is none")
-    beta: float = Field(0.1, ge=0, description="strength of the KL penalty (line 7)")
-    mu: float = Field(0.01, ge=0, le=1, description="EMA update rate of the anchor (line 9)")
-    eta: float = Field(0.5, ge=0, le=1, description="LITI update rate (line 12)")
-    batch_size: int = Field(16, ge=1, description="completions a step")
-    max_new_tokens: int = Field(24, ge=1, description="longest completion, tokens")
-    temperature: float = Field(1.0, gt=0, description="of sampling and of every log-probability")
-    baseline: Literal["none", "mean", "loo"] = Field("none", description="subtracted from r_beta; none as written")
+    I: Int = Field(2, ge=1, description="iterations of the outer loop (line 2)")  # noqa: E741
+    M: Int = Field(2, ge=1, description="independent RL runs an iteration (line 3)")
+    T: Int = Field(10, ge=1, description="training steps a run (line 5)")
+    lr: Float = Field(1e-6, gt=0, lt=1, description="peak learning rate of the optimizer (line 8)")
+    warmup_steps: Int = Field(100, ge=0, description="linear warm-up: lr * min(1, t / warmup_steps); 0 is none")
+    beta: Float = Field(0.1, ge=0, description="strength of the KL penalty (line 7)")
+    mu: Float = Field(0.01, ge=0, le=1, description="EMA update rate of the anchor (line 9)")
+    eta: Float = Field(0.5, ge=0, le=1, description="LITI update rate (line 13)")
+    lam: Float = Field(0.5, ge=0, le=1, description="place between the two runs of M = 2 in the merge (line 12)")
+    batch_size: Int = Field(16, ge=1, description="completions a step")
+    samples_per_prompt: Int = Field(1, ge=1, description="completions of one prompt in a batch")
+    max_new_tokens: Int = Field(24, ge=1, description="longest completion, tokens")
+    temperature: Float = Field(1.0, gt=0, description="of sampling and of every log-probability")
+    baseline: Literal["none", "mean", "batch_loo", "rloo"] = Field("none", description="subtracted from r_beta")
     anchor: Literal["ema", "sft"] = Field("ema", description="what the KL penalty is measured against")
-    merge: Literal["slerp", "lerp"] = Field("slerp", description="how task vectors are merged (line 11)")
+    merge: Literal["slerp", "lerp", "slerp_weights"] = Field("slerp", description="how runs are merged (line 12)")
     merge_by: Literal["layer", "tensor", "global"] = Field("layer", description="block that shares one angle")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="Opt of line 8")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of training (evaluation is fp32)")
-    independent_seeds: bool = Field(True, description="False gives all I·M runs one seed: for the diagnosis only")
-    seed: int = Field(0, ge=0, description="all randomness of the experiment derives from it")
-    save_every: int = Field(0, ge=0, description="steps between saved states of a run; 0: one when it is stopped")
-    threads: int = Field(
+    seed: Int = Field(0, ge=0, description="all randomness of the experiment derives from it")
+    save_every: Int = Field(0, ge=0, description="steps between checkpoints of a run; 0: one when it is stopped")
+    snapshot_every: Int = Field(0, ge=0, description="steps between snapshots of a run's weights; 0 is none")
+    keep_anchors: bool = Field(False, description="whether the final anchors are kept")
+    threads: Int = Field(
         0, ge=0, le=1024, description="CPU threads of a run (they change bits); 0 is torch's own number"
     )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _plain(cls, value: Any, info: Any) -> Any:
-        """Repair what papermill and YAML make of a number where that is unambiguous."""
-        kind = cls.model_fields[info.field_name].annotation
-        if kind is bool and not isinstance(value, bool):
-            if value not in ("true", "false", "True", "False"):
-                raise ValueError(f"must be True or False, got {value!r}")
-            return value in ("true", "True")
-        if kind in (int, float) and isinstance(value, bool):
-            raise ValueError(f"must be a number, got {value!r}")
-        if kind in (int, float) and isinstance(value, str):
-            try:
-                value = float(value)
-            except ValueError:
-                raise ValueError(f"must be a number, got {value!r}") from None
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"must be a finite number, got {value!r}")
-        if kind is int and isinstance(value, float) and value.is_integer():
-            return int(value)
-        return value
 
     @model_validator(mode="after")
     def _together(self) -> Self:
         """Rules between parameters."""
-        if self.baseline == "loo" and self.batch_size < 2:
-            raise ValueError("baseline = 'loo' needs the others of a batch: pass -p batch_size 2 or more")
+        if self.batch_size % self.samples_per_prompt:
+            raise ValueError(
+                f"batch_size = {self.batch_size} must be a multiple of samples_per_prompt = {self.samples_per_prompt}; "
+                f"pass -p samples_per_prompt 1 or another batch_size"
+            )
+        if self.baseline == "rloo" and self.samples_per_prompt < 2:
+            raise ValueError(
+                "baseline = 'rloo' needs at least two completions of a prompt, got samples_per_prompt = 1; "
+                "pass -p samples_per_prompt 2 or more"
+            )
+        if self.baseline == "batch_loo" and self.batch_size < 2:
+            raise ValueError(
+                "baseline = 'batch_loo' needs at least two completions in a batch, got batch_size = 1; "
+                "pass -p batch_size 2 or more"
+            )
+        if self.lam != 0.5 and self.M != 2:
+            raise ValueError(
+                f"lam = {self.lam} places the merge of M = 2 runs, got M = {self.M} (more are merged at 1/m); "
+                f"pass -p lam 0.5"
+            )
         return self
 
     def __init__(self, **values: Any) -> None:
@@ -86,33 +102,33 @@ class WarpConfig(BaseModel):
 
     @classmethod
     def from_notebook(cls, names: dict[str, Any]) -> Self:
-        """Read the parameters cell (and what papermill injected) out of a notebook's globals.
+        """Read the parameters cell, and what papermill injected, out of a notebook's globals.
 
-        Raises ValueError for an injected name that is no parameter and for a value out of range.
+        Raises:
+            ValueError: an injected name is no parameter, or a value is out of range.
         """
         unknown = injected(names) - set(cls.model_fields) - RESERVED
         if unknown:
-            known = ", ".join(cls.model_fields)
-            raise ValueError(f"unknown parameter {', '.join(sorted(unknown))}; the notebook has: {known}")
+            raise ValueError(say_unknown(sorted(unknown), cls.model_fields))
         check_result_file(names.get("result_file", ""))
         return cls(**{name: names[name] for name in cls.model_fields if name in names})
 
 
 class ExperimentConfig(WarpConfig):
-    """A WarpConfig and what an experiment notebook adds around it."""
+    """A `WarpConfig` and what an experiment's notebook adds around it."""
 
     task: str = Field("auto", min_length=1, description="auto, small, smollm or gpt2")
     device: str = Field("", description="cpu, cuda, mps; empty chooses")
-    n_seeds: int = Field(1, ge=1, description="repetitions of the whole training")
+    n_seeds: Int = Field(1, ge=1, description="repetitions of the whole training")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(  # type: ignore[assignment]
         "auto", description="arithmetic of training; auto: bfloat16 for a large policy if the device is good at it"
     )
-    n_eval_prompts: int = Field(256, ge=8, description="held-out prompts of the evaluation")
+    n_eval_prompts: Int = Field(256, ge=8, description="held-out prompts of the evaluation")
     out_dir: str = Field("", description="folder of a resumable run; empty runs afresh")
 
 
 def check_result_file(path: Any) -> None:
-    """Raises ValueError unless `path` is empty or names a file in a folder that exists."""
+    """Raise ValueError unless `path` is empty or names a file in a folder that exists."""
     if not isinstance(path, str):
         raise ValueError(f"result_file = {path!r} refused: must be the path of a file; pass e.g. -p result_file r.json")
     if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
@@ -120,7 +136,7 @@ def check_result_file(path: Any) -> None:
 
 
 def injected(names: dict[str, Any]) -> set[str]:
-    """Names assigned by papermill's injected cell, found in IPython's input history."""
+    """Names that papermill's injected cell assigns, found in IPython's input history."""
     found: set[str] = set()
     for source in names.get("In", []):
         if source.lstrip().startswith("# Parameters"):
@@ -140,9 +156,18 @@ def explain(cls: type[BaseModel], error: ValidationError, given: dict[str, Any])
             continue
         name = str(fault["loc"][0])
         if name not in cls.model_fields:
-            lines.append(f"unknown parameter {name}; known: {', '.join(cls.model_fields)}")
+            lines.append(say_unknown([name], cls.model_fields))
             continue
         field, value = cls.model_fields[name], given.get(name, fault["input"])
-        rule = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        rule = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         lines.append(f"{name} = {value!r} refused ({field.description}): {rule}; pass e.g. -p {name} {field.default}")
     return "\n".join(lines)
+
+
+def say_unknown(names: Iterable[str], known: Collection[str]) -> str:
+    """Name the parameters that do not exist, each with the closest one that does, and list those that do."""
+    spelled, said = {name.lower(): name for name in known}, []
+    for name in names:
+        closest = get_close_matches(name.lower(), spelled, n=1)
+        said.append(f"{name} (did you mean {spelled[closest[0]]}?)" if closest else name)
+    return f"unknown parameter {', '.join(said)}; pass one of {', '.join(known)}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from warp_nb.algorithm.average import StateDict
+from warp_nb.algorithm.merge import Weights, weights_of
 
 Arguments = tuple[Any, ...]
 
@@ -17,20 +17,20 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def weights(seed: int) -> StateDict:
+def weights(seed: int) -> Weights:
     """Weights of two layers and of a norm outside them."""
     names = {"layers.0.w": (2, 3), "layers.0.b": (3,), "layers.1.w": (3, 2), "norm.weight": (2,)}
     return {name: randn(*shape, seed=10 * seed + i) for i, (name, shape) in enumerate(names.items())}
 
 
-def near(init: StateDict, seed: int) -> StateDict:
+def near(init: Weights, seed: int) -> Weights:
     """Weights at a short way from `init`."""
     return {
         name: value + 0.1 * randn(*value.shape, seed=100 * seed + i) for i, (name, value) in enumerate(init.items())
     }
 
 
-def two_layers(seed: int) -> torch.nn.Module:
+def two_layers(seed: int) -> torch.nn.Sequential:
     """A module with four parameters."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
     for index, parameter in enumerate(model.parameters()):
@@ -46,7 +46,7 @@ def pull(policy: torch.nn.Module, anchor: torch.nn.Module) -> torch.Tensor:
     )
 
 
-def fake_run(init: StateDict, i: int, m: int) -> StateDict:
+def fake_run(init: Weights, i: int, m: int) -> Weights:
     """A run for `warp` without training: a step that depends on where it starts, on i and on m."""
     return {
         name: value + 0.2 * randn(*value.shape, seed=7 * i + m) - 0.1 * value**2 * math.copysign(1, m - 1.5)
@@ -89,7 +89,7 @@ def liti_cases() -> list[Arguments]:
     return [(init, near(init, 1), eta) for eta in (0.3, 0.0, 1.0)]
 
 
-def bradley_terry_cases() -> list[Arguments]:
+def bradley_terry_loss_cases() -> list[Arguments]:
     return [
         (torch.tensor([1.0, 0.5, -2.0]), torch.tensor([0.0, 2.0, -1.0])),
         (randn(4, seed=1).requires_grad_(True), randn(4, seed=2).requires_grad_(True)),
@@ -128,22 +128,17 @@ def ema_update_cases() -> list[Arguments]:
 
 
 def train_run_cases() -> list[Arguments]:
-    return [(two_layers(1).state_dict(), two_layers(0), pull, T, 0.1, 0.3) for T in (1, 4)]
+    tied = two_layers(0)
+    tied.register_module("again", tied[0])
+    return [(weights_of(two_layers(1)), model, pull, T, 0.1, 0.3) for model, T in ((two_layers(0), 1), (tied, 4))]
 
 
 def merge_cases() -> list[Arguments]:
     init = weights(0)
-    tied = {name: value for name, value in init.items() if name.startswith("layers")}
-    tied["head.weight"] = tied["layers.0.w"]
-    near_tied = [near(init, seed) for seed in (1, 2)]
-    for policy in near_tied:
-        policy.pop("norm.weight")
-        policy["head.weight"] = policy["layers.0.w"]
-    cases: list[Arguments] = [(init, [near(init, seed) for seed in range(1, 1 + M)]) for M in (2, 3, 1)]
-    return [*cases, (tied, near_tied)]
+    return [(init, [near(init, seed) for seed in range(1, 1 + M)]) for M in (2, 3, 1)]
 
 
-def warp_cases() -> list[Arguments]:
+def algorithm_1_cases() -> list[Arguments]:
     return [(weights(0), fake_run, I, M, eta) for I, M, eta in ((1, 2, 0.3), (3, 2, 0.3), (2, 3, 0.5))]
 
 
@@ -153,11 +148,6 @@ def front_cases() -> list[Arguments]:
 
 
 def best_within_cases() -> list[Arguments]:
-    rows = [
-        {"eta": 0.0, "reward": 0.0, "kl": 0.0},
-        {"eta": 0.25, "reward": 0.5, "kl": 0.2},
-        {"eta": 0.5, "reward": 0.9, "kl": 1.0},
-        {"eta": 0.75, "reward": 0.8, "kl": 2.0},
-        {"eta": 1.0, "reward": 1.0, "kl": 4.0},
-    ]
-    return [(rows, 3.0), (rows, 1.0), (rows, 0.5), (rows, 9.0)]
+    points = ((0.0, 0.0, 0.0), (0.25, 0.5, 0.2), (0.5, 0.9, 1.0), (0.75, 0.8, 2.0), (1.0, 1.0, 4.0))
+    rows = [dict(zip(("eta", "reward", "kl"), point, strict=True)) for point in points]
+    return [(rows, budget) for budget in (3.0, 1.0, 0.5, 9.0)]

@@ -1,7 +1,7 @@
-"""What a lesson's cells call about a gap: `check`, `solution`, `mine`; the reader's right functions are kept for later.
+"""What a lesson's cells call about a gap: `check`, `solution`, `mine`; the reader's right functions are saved.
 
-They lie as text in the reader's own cache folder, `lessons/<name>.py` (WARP_NB_LESSONS moves them), and are run again
-from there.
+They are saved as text in the reader's own cache folder, `lessons/<name>.py` (WARP_NB_LESSONS moves them), and are run
+again from there.
 """
 
 from __future__ import annotations
@@ -11,24 +11,29 @@ import copy
 import inspect
 import math
 import os
+import re
 import textwrap
+from collections.abc import Callable
 from html import escape
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from IPython.display import HTML
 
-from warp_nb.algorithm import plain
+from warp_nb.algorithm import merge, objective, run, warp
+from warp_nb.algorithm.merge import Weights
+from warp_nb.config import WarpConfig
+from warp_nb.course import solutions
 from warp_nb.course.cases import Arguments
-from warp_nb.course.gaps import GAPS, Function, Gap, defined, mistaken
-from warp_nb.notebook.numbers import format_number, plural
+from warp_nb.course.gaps import GAPS, Function, Gap, call, defined, mistaken
+from warp_nb.files import cache_dir, write_text
+from warp_nb.notebook.numbers import counted, format_number
 from warp_nb.notebook.tables import table
-from warp_nb.runs.weights import write_text
-from warp_nb.tasks.wheels import cache_dir
-
-if TYPE_CHECKING:
-    from IPython.display import HTML
+from warp_nb.runs.training import Parts, Training
+from warp_nb.tasks.task import Task
 
 SHOWN = 160
 """Characters of a value in a message."""
@@ -36,6 +41,8 @@ DIGITS = (3, 5, 7)
 """Of the numbers in a message: as few as tell two values apart."""
 KEPT = "WARP_NB_LESSONS"
 """Variable of the environment that names another folder for what the reader filled in."""
+PIECES = "warp_nb.course.pieces"
+"""The module of the functions that `pieces` makes."""
 
 
 class Raised(str):
@@ -55,19 +62,17 @@ def check(function: Function) -> None:
     Raises ValueError for a function whose name is no gap's.
     """
     gap = gap_of(function.__name__)
-    if function.__module__ == plain.__name__:
+    if function.__module__ in (gap.solution.__module__, PIECES):
         print(f"○ {gap.name}: здесь стоит готовая или уже проверенная функция. Сначала выполните ячейку с пропуском.")
         return
     source = textwrap.dedent(inspect.getsource(function))
     if unfilled(source):
         print(f"○ {gap.name}: пропуск ещё не заполнен. Дальше тетрадь возьмёт готовую функцию.")
         return
-    fault = diagnosis(gap, function)
-    if fault:
+    if fault := diagnosis(gap, function):
         print(f"✗ {gap.name}: {fault}")
         return
-    count = len(gap.cases())
-    print(f"✓ {gap.name}: верно, {count} {plural(count, 'случай', 'случая', 'случаев')}.")
+    print(f"✓ {gap.name}: верно, {counted(len(gap.cases()), 'случай', 'случая', 'случаев')}.")
     kept(gap.name).parent.mkdir(parents=True, exist_ok=True)
     write_text(kept(gap.name), source)
     if kept_function(gap) is None:
@@ -84,22 +89,22 @@ def unfilled(source: str) -> bool:
 def diagnosis(gap: Gap, function: Function) -> str:
     """What is wrong with the function, in Russian; empty when it does what the solution does in every case."""
     cases = gap.cases()
-    seen = [(observe(gap.solution, case), observe(function, case)) for case in cases]
+    seen = [(observe(gap, gap.solution, case), observe(gap, function, case)) for case in cases]
     if all(same(*pair) for pair in seen):
         return ""
     for mistake in gap.mistakes:
         likely = mistaken(gap, mistake)
-        if all(same(observe(likely, case), got) for case, (_, got) in zip(cases, seen, strict=True)):
+        if all(same(observe(gap, likely, case), got) for case, (_, got) in zip(cases, seen, strict=True)):
             return mistake.says
     place = next(place for place, pair in enumerate(seen) if not same(*pair))
     return f"{difference(*seen[place])}\n  случай {place + 1}: {shown(cases[place])}"
 
 
-def observe(function: Function, case: Arguments) -> Any:
+def observe(gap: Gap, function: Function, case: Arguments) -> Any:
     """What a call does that can be seen: (result, gradients of the arguments, the arguments afterwards), or Raised."""
     arguments = copy.deepcopy(case)
     try:
-        result = function(*arguments)
+        result = call(function, gap.parameters, arguments)
         leaves = [value for value in arguments if isinstance(value, torch.Tensor) and value.requires_grad]
         wanted = leaves and isinstance(result, torch.Tensor) and result.requires_grad
         gradients = torch.autograd.grad(result.sum(), leaves, allow_unused=True) if wanted else None
@@ -170,16 +175,15 @@ def _text(value: Any, digits: int) -> str:
 
 def solution(name: str) -> HTML:
     """The package's own function, folded."""
-    from IPython.display import HTML
-
-    source = escape(inspect.getsource(gap_of(name).solution))
-    return HTML(f"<details><summary>Решение: warp_nb.plain.{name}</summary>\n<pre>{source}</pre></details>")
+    function = gap_of(name).solution
+    source = escape(inspect.getsource(function))
+    return HTML(f"<details><summary>Решение: {function.__module__}.{name}</summary>\n<pre>{source}</pre></details>")
 
 
 def stub(name: str) -> str:
     """The source of the gap's cell: the head of the solution, what is asked, `...`."""
     gap = gap_of(name)
-    arguments = ", ".join(inspect.signature(gap.solution).parameters)
+    arguments = ", ".join(gap.parameters)
     end = "\n    " if "\n" in gap.asks else ""
     return f'def {name}({arguments}):\n    """{gap.asks}{end}"""\n    ...'
 
@@ -190,9 +194,9 @@ def kept(name: str) -> Path:
 
 
 def kept_function(gap: Gap) -> Function | None:
-    """The reader's function if one is kept and still right, with the names of `plain` around it."""
+    """The reader's function if one is saved and still right, with the names of its solution's module around it."""
     try:
-        function = defined(kept(gap.name).read_text(encoding="utf-8"), gap.name, dict(vars(plain)))
+        function = defined(kept(gap.name).read_text(encoding="utf-8"), gap.name, gap.namespace)
     except Exception:  # no file, or one that no longer runs: whatever it says, it is not the reader's right function
         return None
     return None if diagnosis(gap, function) else function
@@ -205,13 +209,41 @@ def mine(name: str) -> Function:
 
 
 def pieces() -> SimpleNamespace:
-    """All of `plain`, each function calling the reader's own where it passed its check."""
-    namespace = dict(vars(plain))
-    own = {name: kept(name).read_text(encoding="utf-8") for name, gap in GAPS.items() if kept_function(gap)}
-    functions = [name for name, value in vars(plain).items() if getattr(value, "__module__", "") == plain.__name__]
-    for name in functions:
-        defined(own.get(name) or inspect.getsource(vars(plain)[name]), name, namespace)
-    return SimpleNamespace(**{name: namespace[name] for name in functions})
+    """All of Algorithm 1 anew, with the reader's own functions in the place of the package's where they are right."""
+    namespace: dict[str, Any] = {"__name__": PIECES}
+    for module in (merge, objective, run, warp, solutions):
+        source = inspect.getsource(module)
+        for gap in GAPS.values():
+            if gap.solution.__module__ == module.__name__ and kept_function(gap):
+                own = kept(gap.name).read_text(encoding="utf-8")
+                source = source.replace(inspect.getsource(gap.solution), own)
+        source = re.sub(r"^from warp_nb\..*$", "", source, flags=re.MULTILINE)
+        exec(compile(source, f"<{module.__name__}>", "exec", dont_inherit=True), namespace)
+    return SimpleNamespace(**{name: value for name, value in namespace.items() if not name.startswith("__")})
+
+
+def run_of(
+    task: Task, config: WarpConfig, own: SimpleNamespace, on_step: Callable[[dict[str, Any]], None]
+) -> Callable[[Weights, int, int], Weights]:
+    """run(θ_init, i, m) for `algorithm_1` of these pieces, with the prompts and the noise of the package's run (i, m).
+
+    `on_step` gets a row a step: iteration, run, step, reward, objective, kl (policy to anchor, nats a sequence).
+    """
+    names = ("regularised_reward", "reinforce_loss", "ema_update_", "token_log_probs", "token_kl", "completion_logits")
+    functions = {name: getattr(own, name) for name in names}
+
+    def run(init: Weights, i: int, m: int) -> Weights:
+        training, steps = Training(config, task, i, m, parts=Parts(**functions)), count(1)
+
+        def loss_of(policy: Any, anchor: Any) -> torch.Tensor:
+            loss = training.loss_of(policy, anchor)
+            measured = {name: value.item() for name, value in training.measured.items()}
+            on_step({"iteration": i, "run": m, "step": next(steps)} | measured)
+            return loss
+
+        return own.train_run(init, task.policy, loss_of, T=config.T, lr=config.lr, mu=config.mu)
+
+    return run
 
 
 def whose() -> HTML:

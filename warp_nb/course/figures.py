@@ -5,59 +5,44 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from io import BytesIO
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from ipywidgets import HTML, Image, Layout, SelectionSlider, VBox
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from warp_nb.algorithm.average import StateDict
-from warp_nb.algorithm.plain import merge, slerp
-from warp_nb.fast.rollout import Rollout
-from warp_nb.fast.scoring import completion_logits, token_kl
-from warp_nb.notebook.cells import DPI, WIDTH
+from warp_nb.algorithm.merge import merge, slerp
+from warp_nb.algorithm.objective import Rollout, completion_logits
+from warp_nb.fast.scoring import token_kl
 from warp_nb.notebook.numbers import format_estimate, format_number
-from warp_nb.notebook.plots import OKABE_ITO, commas, reward_kl_plane, stacked, styles
+from warp_nb.notebook.plots import OKABE_ITO, WIDTH, dressed, error_arms, panels, png, reward_kl_plane, styles
 from warp_nb.notebook.tables import table
-
-if TYPE_CHECKING:
-    from ipywidgets import VBox
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from transformers import PreTrainedModel
 
 Between = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 """(d1, d2, lambda) -> the point between them."""
-GAIN = "прирост награды над θ_sft"
-
-
-def flat(weights: StateDict, names: Sequence[str]) -> torch.Tensor:
-    """The named tensors as one vector [N]."""
-    return torch.cat([weights[name].flatten() for name in names])
+GAIN, ALONG = "прирост награды над θ_sft", "η, доля пути от $θ_{sft}$ к слитым весам"
 
 
 def chord_and_arc(omega: float, lams: Sequence[float]) -> Figure:
     """Two unit vectors `omega` degrees apart; LERP's points on the chord, SLERP's on the arc, one for each lambda."""
-    import matplotlib.pyplot as plt
-
     angle = math.radians(omega)
     first, second = torch.tensor([1.0, 0.0]), torch.tensor([math.cos(angle), math.sin(angle)])
-    figure, ax = plt.subplots(figsize=(4.6, 4.6), dpi=DPI, layout="constrained")
     way = torch.linspace(0, angle, 200)
-    ax.plot(way.cos(), way.sin(), color="0.7", linewidth=1)
-    ax.plot(*zip(first.tolist(), second.tolist(), strict=True), color="0.7", linewidth=1)
-    for end, name, shift in ((first, "δ¹", (8, -4)), (second, "δ²", (-4, 8))):
-        arrow(ax, (0, 0), (end[0].item(), end[1].item()), "0.3")
-        ax.annotate(name, (end[0].item(), end[1].item()), xytext=shift, textcoords="offset points", fontsize="large")
     ways: dict[str, Between] = {"LERP: по хорде": torch.lerp, "SLERP: по дуге": slerp}
-    for (label, between), (color, _, marker) in zip(ways.items(), styles(), strict=False):
-        points = torch.stack([between(first, second, lam) for lam in lams]).T
-        ax.plot(*points, color=color, linestyle="", marker=marker, markersize=8, label=label)
-    ax.set(aspect="equal", xlabel="первая координата", ylabel="вторая координата")
-    ax.margins(0.12)
-    commas(ax)
-    ax.legend(loc="upper right", fontsize="small")
-    plt.close(figure)
+    with panels(1, 4.6, width=4.6) as (figure, (ax,)):
+        ax.plot(way.cos(), way.sin(), color="0.7", linewidth=1)
+        ax.plot(*zip(first.tolist(), second.tolist(), strict=True), color="0.7", linewidth=1)
+        for end, name, shift in ((pair(first), "δ¹", (8, -4)), (pair(second), "δ²", (-4, 8))):
+            arrow(ax, (0, 0), end, "0.3")
+            ax.annotate(name, end, xytext=shift, textcoords="offset points", fontsize="large")
+        for (label, between), (color, _, marker) in zip(ways.items(), styles(), strict=False):
+            points = torch.stack([between(first, second, lam) for lam in lams]).T
+            ax.plot(*points, color=color, linestyle="", marker=marker, markersize=8, label=label)
+        ax.margins(0.12)
+        labels = {"xlabel": "первая координата", "ylabel": "вторая координата"}
+        dressed(ax, legend="upper right", aspect="equal", **labels)
     return figure
 
 
@@ -66,25 +51,21 @@ def tips(init: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Figur
 
     The left picture lies in the plane of theta^1 and theta^2, the right one in that of their task vectors.
     """
-    import matplotlib.pyplot as plt
-
-    figure, (whole, near) = plt.subplots(1, 2, figsize=(1.35 * WIDTH, 3.9), dpi=DPI, layout="constrained")
     left, right = _in_plane(first, second), _in_plane(first - init, second - init)
     names = (("θ¹", "θ²"), ("δ¹", "δ²"))  # the first of a pair lies along x
-    for ax, ends, labels in ((whole, left, names[0]), (near, right, names[1])):
-        for end, label, (color, line, _) in zip(ends, labels, styles(), strict=False):
-            arrow(ax, (0, 0), end, color, line)
-            ax.plot([], [], color=color, linestyle=line, label=f"{label}, длина {format_number(math.hypot(*end))}")
-        ax.set(aspect="equal", xlabel=f"вдоль {labels[0]}", ylabel=f"поперёк {labels[0]}")
-        ax.legend(fontsize="small", loc="upper left")
-        commas(ax)
-    reach = 1.1 * math.hypot(*left[0])
-    whole.set(xlim=(-0.03 * reach, reach), ylim=(-0.5 * reach, 0.53 * reach), title="Полные веса от нуля")
-    size = 1.2 * max(math.hypot(*end) for end in right)
-    near.set(xlim=(-0.3 * size, 1.2 * size), ylim=(-0.3 * size, 1.25 * size), title="Концы вблизи, от $θ_{init}$")
-    near.plot(0, 0, "o", color="black", markersize=5)
-    near.annotate("$θ_{init}$", (0, 0), xytext=(-12, -16), textcoords="offset points")
-    plt.close(figure)
+    with panels(1, 3.9, width=1.35 * WIDTH, columns=2) as (figure, (whole, near)):
+        for ax, ends, labels in ((whole, left, names[0]), (near, right, names[1])):
+            for end, label, (color, line, _) in zip(ends, labels, styles(), strict=False):
+                arrow(ax, (0, 0), end, color, line)
+                ax.plot([], [], color=color, linestyle=line, label=f"{label}, длина {format_number(math.hypot(*end))}")
+            axis_labels = {"xlabel": f"вдоль {labels[0]}", "ylabel": f"поперёк {labels[0]}"}
+            dressed(ax, legend="upper left", aspect="equal", **axis_labels)
+        reach = 1.1 * math.hypot(*left[0])
+        whole.set(xlim=(-0.03 * reach, reach), ylim=(-0.5 * reach, 0.53 * reach), title="Полные веса от нуля")
+        size = 1.2 * max(math.hypot(*end) for end in right)
+        near.set(xlim=(-0.3 * size, 1.2 * size), ylim=(-0.3 * size, 1.25 * size), title="Концы вблизи, от $θ_{init}$")
+        near.plot(0, 0, "o", color="black", markersize=5)
+        near.annotate("$θ_{init}$", (0, 0), xytext=(-12, -16), textcoords="offset points")
     return figure
 
 
@@ -98,7 +79,7 @@ def _in_plane(first: torch.Tensor, second: torch.Tensor) -> tuple[tuple[float, f
 
 
 def arrow(
-    ax: Axes, start: tuple[float, float], end: tuple[float, float], color: str, line: str = "-", width: float = 1.8
+    ax: Axes, start: tuple[float, float], end: tuple[float, float], color: str, line: str = "-", *, width: float = 1.8
 ) -> None:
     """An arrow in data coordinates."""
     style = {"arrowstyle": "-|>", "color": color, "linestyle": line, "linewidth": width, "shrinkA": 0, "shrinkB": 0}
@@ -107,44 +88,32 @@ def arrow(
 
 
 @torch.no_grad()
-def sequence_kl(model: PreTrainedModel, other: PreTrainedModel, rollout: Rollout, temperature: float = 1.0) -> float:
+def sequence_kl(model: torch.nn.Module, other: torch.nn.Module, rollout: Rollout) -> float:
     """KL(model || other) along the sampled text, exact over the vocabulary: nats a sequence, the mean of the batch."""
     logits, others = (completion_logits(side, rollout) for side in (model, other))
-    return token_kl(logits, others, rollout, temperature).sum(1).mean().item()
+    return token_kl(logits, others, rollout.completion_mask, rollout.temperature).sum(1).mean().item()
 
 
 def kl_along(etas: Sequence[float], kls: Sequence[float]) -> Figure:
     """KL over eta beside the straight line from the first point to the last."""
-    import matplotlib.pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(WIDTH, 3.4), dpi=DPI, layout="constrained")
-    ax.plot(etas, kls, color=OKABE_ITO[0], marker="o", label="измерено")
-    ax.plot(*straight(etas, kls), color="0.5", linestyle="--", label="если бы росла по прямой")
-    ax.set_xlabel("η, доля пути от $θ_{sft}$ к слитым весам")
-    ax.set_title("KL($θ_{sft}$‖θ(η)), нат на последовательность", loc="left", fontsize="medium")
-    commas(ax)
-    ax.legend(fontsize="small")
-    plt.close(figure)
+    with panels(1, 3.4) as (figure, (ax,)):
+        ax.plot(etas, kls, color=OKABE_ITO[0], marker="o", label="измерено")
+        ax.plot(*straight(etas, kls), color="0.5", linestyle="--", label="если бы росла по прямой")
+        dressed(ax, "KL($θ_{sft}$‖θ(η)), нат на последовательность", legend="best", xlabel=ALONG)
     return figure
 
 
 def collapse(losses: Mapping[str, Sequence[float]], scores: Mapping[str, Sequence[float]]) -> Figure:
     """Loss of reward models over the steps beside ln 2; their scores of the same texts, less the mean, ascending."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 5.6), dpi=DPI, layout="constrained")
     apart = {name: sorted(value - fmean(values) for value in values) for name, values in scores.items()}
-    for ax, curves in zip(axes, (losses, apart), strict=True):
-        for (label, values), (color, line, _) in zip(curves.items(), styles(), strict=False):
-            ax.plot(range(1, len(values) + 1), values, color=color, linestyle=line, label=label)
-        commas(ax)
-    axes[0].axhline(math.log(2), color="0.5", linewidth=1, linestyle=":", label="ln 2, ответ «пополам»")
-    axes[0].set_title("потеря, среднее по парам пакета, нат", loc="left", fontsize="medium")
-    axes[0].set_xlabel("шаг")
-    axes[1].set_title("оценка отложенного отзыва минус средняя оценка", loc="left", fontsize="medium")
-    axes[1].set_xlabel("место отзыва по возрастанию оценки")
-    axes[0].legend(fontsize="small")
-    plt.close(figure)
+    with panels(2, 5.6, sharex=False) as (figure, axes):
+        for ax, curves in zip(axes, (losses, apart), strict=True):
+            for (label, values), (color, line, _) in zip(curves.items(), styles(), strict=False):
+                ax.plot(range(1, len(values) + 1), values, color=color, linestyle=line, label=label)
+        axes[0].axhline(math.log(2), color="0.5", linewidth=1, linestyle=":", label="ln 2, ответ «пополам»")
+        dressed(axes[0], "потеря, среднее по парам пакета, нат", legend="best", xlabel="шаг")
+        order = "место отзыва по возрастанию оценки"
+        dressed(axes[1], "оценка отложенного отзыва минус средняя оценка", xlabel=order)
     return figure
 
 
@@ -157,103 +126,78 @@ def finite_differences(function: Callable[[torch.Tensor], torch.Tensor], at: tor
 
 def gradient_errors(sizes: Sequence[int], errors: Mapping[str, Sequence[float]]) -> Figure:
     """Relative error of sampled gradients over the number of samples, both axes logarithmic, beside 1/sqrt(n)."""
-    import matplotlib.pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(WIDTH, 3.8), dpi=DPI, layout="constrained")
-    for (label, values), (color, line, marker) in zip(errors.items(), styles(), strict=False):
-        ax.loglog(sizes, values, color=color, linestyle=line, marker=marker, label=label)
     first = next(iter(errors.values()))[0]
     law = [first * math.sqrt(sizes[0] / n) for n in sizes]
-    ax.plot(sizes, law, color="0.5", linestyle=":", label="наклон 1/√n")
-    ax.set_xticks(sizes, [format_number(n) for n in sizes])
-    ax.minorticks_off()
-    ax.yaxis.set_major_formatter(lambda value, _: format_number(value))
-    ax.set_xlabel("продолжений в выборке, n")
-    ax.set_ylabel("относительная ошибка градиента")
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize="small")
-    plt.close(figure)
+    with panels(1, 3.8) as (figure, (ax,)):
+        for (label, values), (color, line, marker) in zip(errors.items(), styles(), strict=False):
+            ax.plot(sizes, values, color=color, linestyle=line, marker=marker, label=label)
+        ax.plot(sizes, law, color="0.5", linestyle=":", label="наклон 1/√n")
+        labels = {"xlabel": "продолжений в выборке, n", "ylabel": "относительная ошибка градиента"}
+        dressed(ax, legend="best", xscale="log", yscale="log", **labels)
+        ax.set_xticks(sizes, [format_number(n) for n in sizes])
+        ax.minorticks_off()
+        ax.yaxis.set_major_formatter(lambda value, _: format_number(value))
     return figure
 
 
 def pushed(objective: Sequence[float], change: Sequence[float]) -> Figure:
     """Change of log pi of every completion of a batch by one step, nats, over its r_beta."""
-    import matplotlib.pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(WIDTH, 3.6), dpi=DPI, layout="constrained")
-    ax.plot(objective, change, color=OKABE_ITO[0], marker="o", linestyle="")
-    ax.axhline(0, color="0.5", linewidth=1)
-    ax.axvline(0, color="0.5", linewidth=1)
-    ax.set_xlabel("$r_β$ продолжения")
-    ax.set_ylabel("изменение log π за шаг, нат")
-    commas(ax)
-    plt.close(figure)
+    with panels(1, 3.6) as (figure, (ax,)):
+        ax.plot(objective, change, color=OKABE_ITO[0], marker="o", linestyle="")
+        ax.axhline(0, color="0.5", linewidth=1)
+        ax.axvline(0, color="0.5", linewidth=1)
+        dressed(ax, xlabel="$r_β$ продолжения", ylabel="изменение log π за шаг, нат")
     return figure
 
 
 def jump(mus: Sequence[float], steps: int) -> Figure:
     """An anchor at 0 that follows a weight which has jumped to 1, a curve a mu; the half-way points are marked."""
-    import matplotlib.pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(WIDTH, 3.4), dpi=DPI, layout="constrained")
-    ax.plot([0, 0, steps], [0, 1, 1], color="0.4", linestyle=":", label="вес политики")
-    for mu, (color, line, marker) in zip(mus, styles(), strict=False):
-        half = math.log(0.5) / math.log(1 - mu)
-        label = f"якорь, μ = {format_number(mu)}; полпути за {format_number(half, 2)} шагов"
-        ax.plot([1 - (1 - mu) ** t for t in range(steps + 1)], color=color, linestyle=line, label=label)
-        ax.plot(half, 0.5, marker=marker, color=color)
-    ax.axhline(0.5, color="0.8", linewidth=1, zorder=0)
-    ax.set_xlabel("шаг t")
-    ax.set_ylabel("значение веса")
-    commas(ax)
-    ax.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1, 0.08))
-    plt.close(figure)
+    with panels(1, 3.4) as (figure, (ax,)):
+        ax.plot([0, 0, steps], [0, 1, 1], color="0.4", linestyle=":", label="вес политики")
+        for mu, (color, line, marker) in zip(mus, styles(), strict=False):
+            half = math.log(0.5) / math.log(1 - mu)
+            label = f"якорь, μ = {format_number(mu)}; полпути за {format_number(half, 2)} шагов"
+            ax.plot([1 - (1 - mu) ** t for t in range(steps + 1)], color=color, linestyle=line, label=label)
+            ax.plot(half, 0.5, marker=marker, color=color)
+        ax.axhline(0.5, color="0.8", linewidth=1, zorder=0)
+        dressed(ax, xlabel="шаг t", ylabel="значение веса")
+        ax.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1, 0.08))
     return figure
 
 
 def three_anchors(curves: Mapping[str, Sequence[Mapping[str, float]]], limit: Mapping[str, float]) -> Figure:
     """Reward and KL to theta_sft over the steps, a line an anchor; `limit` is the closed form of the fixed one."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 5.6), dpi=DPI, layout="constrained", sharex=True)
     titles = {"reward": "средняя награда", "kl_sft": "KL(π‖$π_{sft}$), нат"}
-    for ax, (column, title) in zip(axes, titles.items(), strict=True):
-        for (label, rows), (color, line, _) in zip(curves.items(), styles(), strict=False):
-            ax.plot([row[column] for row in rows], color=color, linestyle=line, label=label)
-        ax.axhline(limit[column], color="0.5", linewidth=1, linestyle=":", label="предел, π* по формуле")
-        ax.set_title(title, loc="left", fontsize="medium")
-        commas(ax)
-    axes[1].set_xlabel("шаг t")
-    axes[0].legend(fontsize="small", loc="lower right")
-    plt.close(figure)
+    with panels(2, 5.6) as (figure, axes):
+        for ax, (column, title) in zip(axes, titles.items(), strict=True):
+            for (label, rows), (color, line, _) in zip(curves.items(), styles(), strict=False):
+                ax.plot([row[column] for row in rows], color=color, linestyle=line, label=label)
+            ax.axhline(limit[column], color="0.5", linewidth=1, linestyle=":", label="предел, π* по формуле")
+            dressed(ax, title, legend="lower right" if ax is axes[0] else None)
+        axes[1].set_xlabel("шаг t")
     return figure
 
 
 def path(track: Sequence[tuple[int, torch.Tensor, torch.Tensor]], end: torch.Tensor, goal: torch.Tensor) -> Figure:
-    """WARP over two weights: `track` has (i, theta_init [2], theta^m [2]) of every run, `end` follows the last line 12.
+    """WARP over two weights: `track` has (i, theta_init [2], theta^m [2]) of every run, `end` follows the last line 13.
 
     Thin arrows are runs, squares theta_slerp, a thick line goes from each theta_init to the next.
     """
-    import matplotlib.pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(WIDTH, 5.0), dpi=DPI, layout="constrained")
     iterations = sorted({i for i, _, _ in track})
     starts = [next(init for i, init, _ in track if i == iteration) for iteration in iterations]
-    for iteration, start, (color, _, _) in zip(iterations, starts, styles(), strict=False):
-        runs = [theta for i, _, theta in track if i == iteration]
-        merged = merge({"w": start}, [{"w": theta} for theta in runs])["w"]
-        for theta in runs:
-            arrow(ax, pair(start), pair(theta), color, width=1)
-        label = "" if iteration > iterations[0] else "$θ_{slerp}$ итерации i"
-        ax.plot(*pair(merged), marker="s", color=color, markersize=8, linestyle="", label=label)
-        ax.annotate(f"i = {iteration}", pair(merged), xytext=(8, 6), textcoords="offset points", color=color)
-    ways = [pair(point) for point in (*starts, end)]
-    ax.plot(*zip(*ways, strict=True), color="black", marker="o", linewidth=2.5, label="$θ_{init}$")
-    ax.plot(*pair(goal), marker="*", color="0.3", markersize=16, linestyle="", label="цель")
-    ax.set(aspect="equal", xlabel="первый вес", ylabel="второй вес")
-    commas(ax)
-    ax.legend(fontsize="small", loc="lower right")
-    plt.close(figure)
+    with panels(1, 5.0) as (figure, (ax,)):
+        for iteration, start, (color, _, _) in zip(iterations, starts, styles(), strict=False):
+            runs = [theta for i, _, theta in track if i == iteration]
+            merged = merge({"w": start}, [{"w": theta} for theta in runs])["w"]
+            for theta in runs:
+                arrow(ax, pair(start), pair(theta), color, width=1)
+            label = "" if iteration > iterations[0] else "$θ_{slerp}$ итерации i"
+            ax.plot(*pair(merged), marker="s", color=color, markersize=8, linestyle="", label=label)
+            ax.annotate(f"i = {iteration}", pair(merged), xytext=(8, 6), textcoords="offset points", color=color)
+        ways = [pair(point) for point in (*starts, end)]
+        ax.plot(*zip(*ways, strict=True), color="black", marker="o", linewidth=2.5, label="$θ_{init}$")
+        ax.plot(*pair(goal), marker="*", color="0.3", markersize=16, linestyle="", label="цель")
+        dressed(ax, legend="lower right", aspect="equal", xlabel="первый вес", ylabel="второй вес")
     return figure
 
 
@@ -267,38 +211,31 @@ def along_the_front(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
     Rows have eta and the Estimates gain (over theta_sft) and kl (to theta_sft, nats a sequence).
     """
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 5.8), dpi=DPI, layout="constrained", sharex=True)
     etas = [row["eta"] for row in rows]
     titles = {"gain": GAIN, "kl": "KL(warp‖sft), нат на последовательность"}
-    for ax, (name, title) in zip(axes, titles.items(), strict=True):
-        values = [row[name] for row in rows]
-        middle = [value.value for value in values]
-        ax.errorbar(etas, middle, yerr=stacked(values), fmt="o-", color=OKABE_ITO[0], capsize=3, label="измерено")
-        ax.plot(*straight(etas, middle), color="0.5", linestyle="--", label="если бы росла по прямой")
-        ax.set_title(title, loc="left", fontsize="medium")
-        commas(ax)
-    axes[1].set_xlabel("η, доля пути от $θ_{sft}$ к слитым весам")
-    axes[0].legend(fontsize="small", loc="upper left")
-    plt.close(figure)
+    with panels(2, 5.8) as (figure, axes):
+        for ax, (name, title) in zip(axes, titles.items(), strict=True):
+            values = [row[name] for row in rows]
+            middle = [value.value for value in values]
+            color = OKABE_ITO[0]
+            ax.errorbar(etas, middle, yerr=error_arms(values), fmt="o-", color=color, capsize=3, label="измерено")
+            ax.plot(*straight(etas, middle), color="0.5", linestyle="--", label="если бы росла по прямой")
+            dressed(ax, title, legend="upper left" if ax is axes[0] else None)
+        axes[1].set_xlabel(ALONG)
     return figure
 
 
 def front_plane(rows: Sequence[Mapping[str, Any]], chosen: float | None = None) -> Figure:
     """Gain of reward over KL, with intervals; a ring around the point at eta `chosen`. Rows as of `along_the_front`."""
-    import matplotlib.pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(WIDTH, 3.8), dpi=DPI, layout="constrained")
     unnamed = {"name": ""}  # θ_sft, at zero: its name would stand on its neighbour's
     places = [{**row, "reward": row["gain"]} | (unnamed if row["eta"] == 0 else {}) for row in rows]
-    reward_kl_plane(ax, places)
-    ax.set_ylabel(GAIN)
-    for row in rows:
-        if row["eta"] == chosen:
-            place = row["kl"].value, row["gain"].value
-            ax.plot(*place, marker="o", markersize=16, fillstyle="none", color="black", markeredgewidth=2)
-    plt.close(figure)
+    with panels(1, 3.8) as (figure, (ax,)):
+        reward_kl_plane(ax, places)
+        ax.set_ylabel(GAIN)
+        for row in rows:
+            if row["eta"] == chosen:
+                place = row["kl"].value, row["gain"].value
+                ax.plot(*place, marker="o", markersize=16, fillstyle="none", color="black", markeredgewidth=2)
     return figure
 
 
@@ -307,8 +244,6 @@ def explorer(rows: Sequence[Mapping[str, Any]]) -> VBox:
 
     Rows as of `along_the_front`, with an Evaluation each. Every picture is drawn beforehand: the slider does not wait.
     """
-    from ipywidgets import HTML, Image, Layout, SelectionSlider, VBox
-
     pages = {row["eta"]: (png(front_plane(rows, row["eta"])), figures_of(row)) for row in rows}
     picture = Image(format="png", layout=Layout(width="100%", max_width="720px"))
     words = HTML()
@@ -338,13 +273,6 @@ def figures_of(row: Mapping[str, Any]) -> str:
     return f"<ul>{lines}</ul>{table(samples).data}"
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
-    stream = BytesIO()
-    figure.savefig(stream, format="png")
-    return stream.getvalue()
-
-
 def straight(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
     """The ends of the line from the first point to the last."""
     return [x[0], x[-1]], [y[0], y[-1]]
@@ -352,16 +280,10 @@ def straight(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[
 
 def two_kls(rows: Sequence[Mapping[str, float]]) -> Figure:
     """KL of the policy to its anchor and to theta_sft over the steps of a run; rows have kl_anchor, kl_sft."""
-    import matplotlib.pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(WIDTH, 3.6), dpi=DPI, layout="constrained")
     columns = {"kl_sft": "до $θ_{sft}$", "kl_anchor": "до якоря"}
-    for (column, label), (color, line, marker) in zip(columns.items(), styles(), strict=False):
-        steps = range(1, len(rows) + 1)
-        ax.plot(steps, [row[column] for row in rows], color=color, linestyle=line, marker=marker, label=label)
-    ax.set_xlabel("шаг t")
-    ax.set_ylabel("KL, нат на последовательность")
-    commas(ax)
-    ax.legend(fontsize="small")
-    plt.close(figure)
+    with panels(1, 3.6) as (figure, (ax,)):
+        for (column, label), (color, line, marker) in zip(columns.items(), styles(), strict=False):
+            steps = range(1, len(rows) + 1)
+            ax.plot(steps, [row[column] for row in rows], color=color, linestyle=line, marker=marker, label=label)
+        dressed(ax, legend="best", xlabel="шаг t", ylabel="KL, нат на последовательность")
     return figure

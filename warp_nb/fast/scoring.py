@@ -1,21 +1,17 @@
-"""What models say of sampled completions: log-probabilities and per-token KL (Algorithm 1, line 7).
+"""Log-probabilities and per-token KL of completions, in slices of the logits.
 
-The logits of a batch are the largest tensor of a step. They stay in the arithmetic's dtype and are read
-in slices that fit a processor's cache; only a slice at a time exists in fp32.
+The logits of a batch are the largest tensor of a step. They stay in the arithmetic's dtype and are read in slices that
+fit a processor's cache; only a slice at a time exists in fp32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from warp_nb.algorithm.average import wide
-from warp_nb.fast.rollout import Rollout
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from warp_nb.algorithm.merge import wide
 
 SLICE = {"cpu": 1 << 20}
 """Logits in fp32 at a time, by kind of device: 4 MB on the CPU."""
@@ -23,43 +19,24 @@ LARGE_SLICE = 1 << 26
 """The same elsewhere: 268 MB."""
 
 
-def completion_logits(policy: PreTrainedModel, rollout: Rollout) -> torch.Tensor:
-    """Logits that predict each completion token, [B, C, V] in the dtype of the arithmetic."""
-    return policy(**scored_inputs(rollout)).logits
-
-
-def scored_inputs(rollout: Rollout) -> dict[str, Any]:
-    """What a model is called with to predict every completion token from those before it."""
-    return {
-        "input_ids": rollout.ids[:, :-1],
-        "attention_mask": rollout.attention_mask[:, :-1],
-        "position_ids": (rollout.attention_mask.cumsum(1) - 1).clamp_min(0)[:, :-1],  # padding is not counted
-        "use_cache": False,
-        "logits_to_keep": rollout.width,
-    }
-
-
-def token_log_probs(logits: torch.Tensor, rollout: Rollout, temperature: float = 1.0) -> torch.Tensor:
-    """log pi of every completion token, fp32 (fp64 of fp64 logits) [B, C], nats; 0 where the completion has ended."""
-    tokens = rollout.ids[:, -rollout.width :]
-    return _TokenLogProbs.apply(logits, tokens, temperature).masked_fill(~rollout.completion_mask, 0.0)
+def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor, temperature: float) -> torch.Tensor:
+    """log pi of every completion token, as `algorithm.objective.token_log_probs`: [B, C], fp32 or better, nats."""
+    return _TokenLogProbs.apply(logits, tokens, temperature).masked_fill(~mask, 0.0)
 
 
 @torch.no_grad()
-def token_kl(
-    logits_p: torch.Tensor, logits_q: torch.Tensor, rollout: Rollout, temperature: float = 1.0
-) -> torch.Tensor:
-    """KL(p || q) of the next-token distributions along the completions, fp32 or better [B, C], nats.
+def token_kl(logits_p: torch.Tensor, logits_q: torch.Tensor, mask: torch.Tensor, temperature: float) -> torch.Tensor:
+    """KL(p || q) of the next token, as `algorithm.objective.token_kl`: [B, C], fp32 or better, nats. No gradient.
 
-    Exact over the whole vocabulary at every token; its sum over a completion drawn from p is a
-    Rao-Blackwellised, unbiased estimate of the sequence-level KL(p || q). No gradient.
+    It is exact over the whole vocabulary at every token. Its sum over a completion drawn from p is an unbiased
+    estimate of the sequence-level KL(p || q), with less variance than the log-ratio (Rao-Blackwell).
     """
     p, q = logits_p.flatten(0, 1), logits_q.flatten(0, 1)
-    found = p.new_empty(len(p), dtype=wide(p))
+    found = p.new_empty(len(p), dtype=wide(p[:0]).dtype)
     for part in slices(p):
         log_p, log_q = (_scaled(logits[part], temperature).log_softmax(1) for logits in (p, q))
         found[part] = (log_p - log_q).mul_(log_p.exp_()).sum(1)
-    return found.view(logits_p.shape[:2]).masked_fill(~rollout.completion_mask, 0.0)
+    return found.view(logits_p.shape[:2]).masked_fill(~mask, 0.0)
 
 
 def slices(rows: torch.Tensor) -> Iterator[slice]:
@@ -71,7 +48,7 @@ def slices(rows: torch.Tensor) -> Iterator[slice]:
 
 def _scaled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """Logits / temperature in fp32 or better."""
-    logits = logits.to(wide(logits))
+    logits = wide(logits)
     return logits if temperature == 1.0 else logits / temperature
 
 
@@ -85,7 +62,7 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
         rows, chosen = logits.flatten(0, 1), tokens.flatten()[:, None]
-        norm, found = (rows.new_empty(len(rows), dtype=wide(rows)) for _ in range(2))
+        norm, found = (rows.new_empty(len(rows), dtype=wide(rows[:0]).dtype) for _ in range(2))
         for part in slices(rows):
             scaled = _scaled(rows[part], temperature)
             norm[part] = scaled.logsumexp(1)

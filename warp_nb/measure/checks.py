@@ -1,26 +1,25 @@
-"""Checks that make a silent failure loud: every experiment runs all of them and shows the table.
+"""Checks that make a silent failure loud. Every experiment runs all of them; what they say is in `notebook`.
 
-A failed check does not stop a report: it is its first line. A check that has nothing to look
-at (one run, one step, no anchor to move) says so with `applies=False`.
+A failed check does not stop a report: it is its first line. A check that has nothing to look at (one run, one step, no
+gate) says why and counts as neither passed nor failed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from warp_nb.measure.evaluation import Estimate
-from warp_nb.notebook.numbers import format_estimate, format_number, format_share, plural
+from warp_nb.measure.estimates import Estimate, slope
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from warp_nb.config import WarpConfig
     from warp_nb.measure.evaluation import Evaluation
-    from warp_nb.tasks.reward_model import RewardGate
+    from warp_nb.tasks.gate import RewardGate
 
 PAIR_ACCURACY = 0.7
 """A word list reaches 0.70 on IMDb pairs; a model below it has learnt nothing."""
@@ -51,135 +50,53 @@ PERPLEXITY_RATIO = 2.0
 SAMPLING_GAP = {"float32": 0.01, "bfloat16": 0.5}
 """Nats a token: a temperature of 0.9 against 1.0 shifts rare tokens by 0.5 and more; bf16 rounds logits by 0.1.
 
-Of a step the worst token counts, of a run the median step: a fault is there in every step, while in bf16 single
+The worst token of a step counts, and the median step of a run: a fault acts in every step, while in bf16 single
 tokens of a wrecked policy go apart by many nats in some."""
-
-TEXT = {
-    "reward-gate-accuracy": (
-        "Модель награды различает хорошее и плохое",
-        f"верных пар больше {format_share(PAIR_ACCURACY)}",
-        "Награда не знает, что такое хороший отзыв: не та метка, не тот токенизатор или обучение не сошлось.",
-    ),
-    "reward-gate-spread": (
-        "Награда не постоянна",
-        f"стандартное отклонение больше {format_number(SPREAD)}",
-        "Оценки почти равны для разных текстов: модель награды схлопнулась, никакой lr такую награду не поднимет.",
-    ),
-    "reward-gate-sentences": (
-        "Хорошая фраза оценена выше плохой",
-        f"доля верных пар фраз не меньше {format_share(SENTENCES)}",
-        "Явная похвала получила не больше явной брани: проверьте метки и знак.",
-    ),
-    "reward-gate-swap": (
-        "Награда читает продолжение, а не только начало",
-        f"замена продолжения меняет оценку больше чем на {format_number(SWAP_OF_SPREAD)} разброса оценок",
-        "Оценка зависит лишь от начала отзыва, которое политика не выбирает.",
-    ),
-    "runs-differ": (
-        "Прогоны одной итерации различны",
-        f"косинус векторов задачи по всем весам меньше {format_number(SAME_DIRECTION)}, кривые не совпадают",
-        "Один сид, одна и та же модель или один и тот же пакет: вместо M прогонов получился один.",
-    ),
-    "deltas-nonzero": (
-        "Веса сдвинулись",
-        "норма каждого вектора задачи больше нуля",
-        "Оптимизатор не изменил ни одного веса: lr = 0, планировщик не вызван или сдвиг меньше, чем видит fp32.",
-    ),
-    "anchor-formula": (
-        "Якорь движется по формуле",
-        f"относительная ошибка сдвига не больше {format_number(ANCHOR_ERROR)}; якорь sft не сдвинулся",
-        "Скользящее среднее не обновляется, хранится в bf16 или это та же модель, что и политика.",
-    ),
-    "liti-formula": (
-        "LITI проходит долю пути η",
-        f"измеренная доля отличается от η не больше чем на {format_number(LITI_ERROR)}",
-        "Перепутаны η и 1 − η, либо сдвиг потерян при округлении.",
-    ),
-    "kl-finite": (
-        "KL конечна и не меньше нуля",
-        f"каждая KL конечна и не меньше {format_number(KL_FLOOR)} ната: столько даёт округление",
-        "Под логарифмом не распределение, или вероятность и её логарифм посчитаны по-разному: температура, точность.",
-    ),
-    "objective-split": (
-        "Рост r_β несёт награда",
-        f"значимый рост r_β не меньше чем на {format_share(CARRIED_BY_REWARD)} состоит из роста награды",
-        "Растёт слагаемое −β·log(π/π_ema), а не награда: подъём кривой не значит, что политика учится.",
-    ),
-    "completions-nonempty": (
-        "Продолжения не пусты",
-        f"пустых не больше {format_share(EMPTY_SHARE)}",
-        "Политика сразу заканчивает текст, либо продолжение вырезано вместе с началом.",
-    ),
-    "completions-diverse": (
-        "Продолжения не зациклились",
-        f"доля разных биграмм не меньше {format_number(DISTINCT_RATIO)} доли у θ_sft",
-        "Политика повторяет одно и то же: награда найдена не там, где её искали.",
-    ),
-    "completions-varied": (
-        "После разных начал разные продолжения",
-        f"доля разных биграмм во всех продолжениях вместе не меньше {format_number(VARIETY_RATIO)} доли у θ_sft",
-        "Политика отвечает на всё почти одним и тем же: нашлась фраза, которую награда любит.",
-    ),
-    "completions-fluent": (
-        "Продолжения похожи на текст θ_sft",
-        f"перплексия по θ_sft отличается от перплексии её собственных текстов не больше чем "
-        f"в {format_number(PERPLEXITY_RATIO)} раза",
-        "Выше: текст стал набором слов, и оценка модели награды на нём ничего не значит. "
-        "Ниже: остались одни заученные обороты.",
-    ),
-    "sampling-scoring": (
-        "Сэмплирование и оценка видят одну политику",
-        "расхождение логарифма вероятности худшего токена, медиана по шагам прогона: не больше "
-        f"{format_number(SAMPLING_GAP['float32'])} нат (в bf16 — {format_number(SAMPLING_GAP['bfloat16'])})",
-        "Разные температуры, top-k, dropout или позиции при порождении и при оценке.",
-    ),
-    "nothing-scored-after-end": (
-        "После конца текста ничего не считается",
-        "ни одного токена после первого токена конца",
-        "Паддинг считается продолжением: маска не там, где кончается текст.",
-    ),
-}
-
-
-TEXT_FAULTS = {
-    "completions-nonempty": "среди продолжений",
-    "completions-diverse": "слова повторяются по кругу, разных биграмм",
-    "completions-varied": "к разным началам дописано похожее, во всех продолжениях вместе разных биграмм",
-    "completions-fluent": f"перплексия изменилась больше чем в {format_number(PERPLEXITY_RATIO)} раза,",
-}
-"""Of the checks of what the policy writes what is wrong, followed by what was measured.
-
-What a policy writes is a result of its training; every other check is about the instrument.
-"""
+OF_THE_TEXT = ("completions-nonempty", "completions-diverse", "completions-varied", "completions-fluent")
+"""Checks of what the policy writes, which is a result of its training. Every other check is about the instrument."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check; everything but `name` is Russian. Where `applies` is False, `passed` says nothing."""
+    """One check.
+
+    Args:
+        name: what is checked.
+        passed: whether the rule holds; says nothing where the check does not apply.
+        figures: what was measured, plain JSON values.
+        reason: why the check does not apply; empty where it does.
+    """
 
     name: str
-    title: str
     passed: bool
-    measured: str
-    rule: str
-    hint: str
-    applies: bool = True
+    figures: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def applies(self) -> bool:
+        """Whether it had something to look at."""
+        return not self.reason
 
     @property
     def failed(self) -> bool:
         """Whether it looked at something and found a fault."""
         return self.applies and not self.passed
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"applies": self.applies}
+
 
 def run_checks(
-    gate: RewardGate,
+    gate: RewardGate | None,
     history: pd.DataFrame,
     runs: pd.DataFrame,
     merges: pd.DataFrame,
+    *,
     evaluations: Sequence[Evaluation],
     config: WarpConfig,
 ) -> list[Check]:
-    """All checks, in the order of `TEXT`."""
+    """Run all checks on the tables of `WarpResult`, its evaluations and the reward's gate."""
     return [
         *check_reward(gate),
         check_runs_differ(history, merges, config),
@@ -194,49 +111,20 @@ def run_checks(
     ]
 
 
-def headline(checks: Sequence[Check]) -> str:
-    """The report's first line: all passed, or what failed."""
-    failed = [check.title for check in checks if check.failed]
-    silent = [check.title for check in checks if not check.applies]
-    count = len(checks) - len(silent)
-    note = f" Не применимы: {_listed(silent)}." if silent else ""
-    if failed:
-        return f"Не пройдены проверки ({len(failed)} из {count}): {_listed(failed)}.{note}"
-    return f"Все {count} {plural(count, 'проверка', 'проверки', 'проверок')} пройдены.{note}"
-
-
-def slope(history: pd.DataFrame, column: str) -> Estimate | None:
-    """Change of `column` a step by least squares, one slope for all runs, an intercept each.
-
-    None where it cannot be estimated: one step a run, or as many unknowns as points.
-    """
-    from scipy.stats import t
-
-    runs = history.groupby(["seed", "iteration", "run"])
-    step = history["step"] - runs["step"].transform("mean")
-    value = history[column] - runs[column].transform("mean")
-    free, square = len(history) - runs.ngroups - 1, float((step**2).sum())
-    if free < 1 or square == 0:
-        return None
-    rate = float((step * value).sum(skipna=False)) / square
-    half = float(t.ppf(0.975, free)) * math.sqrt(float(((value - rate * step) ** 2).sum()) / free / square)
-    return Estimate(rate, rate - half, rate + half)
-
-
-def check_reward(gate: RewardGate) -> list[Check]:
-    """The reward model's gate: accuracy, spread, sentences, swapped completions."""
+def check_reward(gate: RewardGate | None) -> list[Check]:
+    """The reward's gate: accuracy, spread, sentences, swapped completions. A task without a gate has none of them."""
+    names = [f"reward-gate-{name}" for name in ("accuracy", "spread", "sentences", "swap")]
+    if gate is None:
+        return [_silent(name, "no-gate") for name in names]
+    accuracy, spread, sentences, swap = names
     return [
-        _check(
-            "reward-gate-accuracy",
-            gate.pair_accuracy > PAIR_ACCURACY,
-            f"{format_share(gate.pair_accuracy)} из {gate.n_pairs} пар",
-        ),
-        _check("reward-gate-spread", gate.spread > SPREAD, format_number(gate.spread)),
-        _check("reward-gate-sentences", gate.good_above_bad >= SENTENCES, format_share(gate.good_above_bad)),
-        _check(
-            "reward-gate-swap",
+        Check(accuracy, gate.pair_accuracy > PAIR_ACCURACY, {"share": gate.pair_accuracy, "pairs": gate.n_pairs}),
+        Check(spread, gate.spread > SPREAD, {"spread": gate.spread}),
+        Check(sentences, gate.good_above_bad >= SENTENCES, {"share": gate.good_above_bad}),
+        Check(
+            swap,
             gate.swap_change > SWAP_OF_SPREAD * gate.spread,
-            f"{format_number(gate.swap_change)} при разбросе {format_number(gate.spread)}",
+            {"change": gate.swap_change, "spread": gate.spread},
         ),
     ]
 
@@ -244,109 +132,91 @@ def check_reward(gate: RewardGate) -> list[Check]:
 def check_runs_differ(history: pd.DataFrame, merges: pd.DataFrame, config: WarpConfig) -> Check:
     """Cosine of the task vectors and bit-equality of the curves of one iteration's runs."""
     if config.M == 1:
-        return _not_applicable("runs-differ", "прогон один")
+        return _silent("runs-differ", "one-run")
     cosine = float(merges["delta_cosine"].max())
     equal = sum(_equal_curves(group) for _, group in history.groupby(["seed", "iteration"]))
-    measured = f"наибольший косинус по всем весам: {format_number(cosine)}; пар совпавших кривых: {equal}"
-    return _check("runs-differ", not cosine >= SAME_DIRECTION and equal == 0, measured)
+    return Check("runs-differ", not cosine >= SAME_DIRECTION and equal == 0, {"cosine": cosine, "equal": equal})
 
 
 def check_deltas(runs: pd.DataFrame) -> Check:
     """Every task vector is non-zero; weights that did not move at all are counted."""
     least, unmoved = float(runs["delta_norm"].min(skipna=False)), runs["unmoved"]
-    measured = (
-        f"наименьшая норма: {format_number(least)}; вовсе не сдвинулось весов: "
-        f"{format_share(float(unmoved.mean()))} в среднем, {format_share(float(unmoved.max()))} самое большее"
-    )
-    return _check("deltas-nonzero", least > 0, measured)
+    figures = {"least": least, "unmoved": float(unmoved.mean()), "unmoved_most": float(unmoved.max())}
+    return Check("deltas-nonzero", least > 0, figures)
 
 
 def check_anchor(runs: pd.DataFrame, config: WarpConfig) -> Check:
-    """The EMA anchor against its closed form; the fixed one against standing still."""
+    """The EMA anchor against its closed form; an anchor that must stand still against standing still."""
     moved, error = runs["anchor_moved"], runs["anchor_error"].dropna()
-    if config.anchor == "sft":
+    if config.anchor == "sft" or config.mu == 0:
         farthest = float(moved.max(skipna=False))
-        return _check("anchor-formula", farthest == 0, f"якорь неподвижен по условию; сдвиг: {format_number(farthest)}")
-    if config.mu == 0:
-        farthest = float(moved.max(skipna=False))
-        return _check("anchor-formula", farthest == 0, f"μ = 0; сдвиг: {format_number(farthest)}")
+        return Check("anchor-formula", farthest == 0, {"moved": farthest, "anchor": config.anchor})
     if error.empty:
-        return _not_applicable("anchor-formula", "сдвиг якоря меньше округления fp32, ошибку не измерить")
+        return _silent("anchor-formula", "below-rounding")
     worst = float(error.max())
-    measured = f"наибольшая относительная ошибка: {format_number(worst)}"
-    if len(error) < len(runs):
-        measured += f"; измерима в {len(error)} из {len(runs)} прогонов"
-    return _check("anchor-formula", worst <= ANCHOR_ERROR, measured)
+    return Check("anchor-formula", worst <= ANCHOR_ERROR, {"error": worst, "measured": len(error), "runs": len(runs)})
 
 
 def check_liti(merges: pd.DataFrame, config: WarpConfig) -> Check:
-    """The measured share of the way from init to the merged weights."""
+    """The measured share of the way from the initialisation to the merged weights."""
     ratio = merges["liti_ratio"].dropna()
     if ratio.empty:
-        return _not_applicable("liti-formula", "слитые веса не отличаются от начальных")
+        return _silent("liti-formula", "nothing-merged")
     worst = float(ratio.iloc[int((ratio - config.eta).abs().to_numpy().argmax())])
-    measured = f"измерено {format_number(worst)} при η = {format_number(config.eta)}"
-    return _check("liti-formula", abs(worst - config.eta) <= LITI_ERROR, measured)
+    return Check("liti-formula", abs(worst - config.eta) <= LITI_ERROR, {"ratio": worst, "eta": config.eta})
 
 
 def check_kl(history: pd.DataFrame, evaluations: Sequence[Evaluation]) -> Check:
-    """Every KL of training and of evaluation."""
+    """Every KL of training and of evaluation is finite and not negative."""
     found = [*history["kl"], *(e.kl_reference_policy.value for e in evaluations)]
     found += [e.kl_policy_reference.value for e in evaluations]
-    if not all(math.isfinite(value) for value in found):
-        return _check("kl-finite", False, f"не конечных: {sum(not math.isfinite(value) for value in found)}")
-    return _check("kl-finite", min(found) >= KL_FLOOR, f"наименьшая: {format_number(min(found))} нат")
+    wild = sum(not math.isfinite(value) for value in found)
+    least = min((value for value in found if math.isfinite(value)), default=math.nan)
+    return Check("kl-finite", not wild and least >= KL_FLOOR, {"least": least, "not_finite": wild})
 
 
 def check_objective(history: pd.DataFrame) -> Check:
-    """The objective's rise, split into its reward part and its KL part."""
+    """The objective's rise is carried by its reward part, not by its KL part."""
     slopes = {column: slope(history, column) for column in ("objective", "reward", "penalty")}
-    total, reward, penalty = slopes["objective"], slopes["reward"], slopes["penalty"]
-    if total is None or reward is None or penalty is None:
-        return _not_applicable("objective-split", "слишком мало шагов для наклона")
+    total, reward = slopes["objective"], slopes["reward"]
+    if total is None or reward is None:
+        return _silent("objective-split", "few-steps")
     carried = not total.low > 0 or reward.value >= CARRIED_BY_REWARD * total.value
-    measured = (
-        f"за шаг: r_β {format_estimate(total, signed=True)}, "
-        f"награда {format_estimate(reward, signed=True)}, штраф {format_estimate(penalty, signed=True)}"
-    )
-    return _check("objective-split", math.isfinite(total.value) and carried, measured)
+    figures = {name: asdict(rate) for name, rate in slopes.items() if rate is not None}
+    return Check("objective-split", math.isfinite(total.value) and carried, figures)
 
 
 def check_completions(runs: pd.DataFrame, evaluations: Sequence[Evaluation]) -> list[Check]:
     """Completions are not empty, not a loop, and still text to the reference."""
     empty = float(runs["empty_completions"].max(skipna=False))
-    nonempty = _check("completions-nonempty", empty <= EMPTY_SHARE, f"пустых: {format_share(empty)}")
-    return [nonempty, *check_texts(evaluations)]
+    return [Check("completions-nonempty", empty <= EMPTY_SHARE, {"share": empty}), *check_texts(evaluations)]
 
 
 def check_texts(evaluations: Sequence[Evaluation]) -> list[Check]:
     """The policy's texts are as diverse, as varied and as likely as the reference's; measured where it is worst."""
     looped, alike = min(evaluations, key=diversity), min(evaluations, key=variety)
     garbled = max(evaluations, key=perplexity_factor)
+
+    def against(policy: float, reference: float) -> dict[str, float]:
+        return {"policy": policy, "reference": reference}
+
     return [
-        _check(
+        Check(
             "completions-diverse",
             diversity(looped) >= DISTINCT_RATIO,
-            _against(looped.distinct_policy, looped.distinct_reference),
+            against(looped.distinct_policy.value, looped.distinct_reference.value),
         ),
-        _check(
+        Check(
             "completions-varied",
             variety(alike) >= VARIETY_RATIO,
-            f"{format_share(alike.variety_policy)} против {format_share(alike.variety_reference)} у θ_sft",
+            against(alike.variety_policy, alike.variety_reference),
         ),
-        _check(
+        Check(
             "completions-fluent",
             perplexity_factor(garbled) <= PERPLEXITY_RATIO,
-            _against(garbled.perplexity_policy, garbled.perplexity_reference),
+            against(garbled.perplexity_policy.value, garbled.perplexity_reference.value),
         ),
     ]
-
-
-def say_faults(checks: Sequence[Check]) -> str:
-    """What is wrong with the policy's texts, with its figures; empty where nothing is."""
-    return "; ".join(
-        f"{TEXT_FAULTS[check.name]} {check.measured}" for check in checks if check.failed and check.name in TEXT_FAULTS
-    )
 
 
 def reads_like_reference(evaluation: Evaluation) -> bool:
@@ -373,24 +243,27 @@ def perplexity_factor(evaluation: Evaluation) -> float:
 def check_sampling(runs: pd.DataFrame, config: WarpConfig) -> Check:
     """The log-probability of a token when it was drawn and when it was scored."""
     gap = float(runs["sampling_gap"].max(skipna=False))
-    measured = f"расхождение: {format_number(gap)} нат на токен ({config.dtype})"
-    return _check("sampling-scoring", gap <= SAMPLING_GAP[config.dtype], measured)
+    return Check("sampling-scoring", gap <= SAMPLING_GAP[config.dtype], {"gap": gap, "dtype": config.dtype})
 
 
 def check_end(runs: pd.DataFrame) -> Check:
-    """Completion tokens that were scored after the end of the text."""
+    """No completion token is scored after the end of the text."""
     count = float(runs["scored_after_end"].max(skipna=False))
-    return _check("nothing-scored-after-end", count == 0, f"токенов после конца: {format_number(count)}")
+    return Check("nothing-scored-after-end", count == 0, {"tokens": count})
 
 
-def _check(name: str, passed: bool, measured: str) -> Check:
-    title, rule, hint = TEXT[name]
-    return Check(name, title, bool(passed), measured, rule, hint)
+def broken_instrument(checks: Sequence[Check]) -> list[Check]:
+    """Failed checks that leave the measurement itself in doubt."""
+    return [check for check in checks if check.failed and check.name not in OF_THE_TEXT]
 
 
-def _not_applicable(name: str, reason: str) -> Check:
-    title, rule, hint = TEXT[name]
-    return Check(name, title, True, f"не применимо: {reason}", rule, hint, applies=False)
+def broken_text(checks: Sequence[Check]) -> list[Check]:
+    """Failed checks of what the policy writes: it is empty, looped, all alike or no longer text."""
+    return [check for check in checks if check.failed and check.name in OF_THE_TEXT]
+
+
+def _silent(name: str, reason: str) -> Check:
+    return Check(name, True, reason=reason)
 
 
 def _equal_curves(iteration: pd.DataFrame) -> int:
@@ -404,12 +277,3 @@ def _ratio(policy: Estimate, reference: Estimate, unknown: float) -> float:
     """policy / reference; `unknown` where that is not a number."""
     ratio = policy.value / reference.value if reference.value else math.nan
     return unknown if math.isnan(ratio) else ratio
-
-
-def _against(policy: Estimate, reference: Estimate) -> str:
-    return f"{format_number(policy.value)} против {format_number(reference.value)} у θ_sft"
-
-
-def _listed(titles: Sequence[str]) -> str:
-    """Titles in one sentence, in quotation marks."""
-    return ", ".join(f"«{title}»" for title in titles)

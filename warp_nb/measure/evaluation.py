@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from warp_nb.algorithm.average import StateDict
-from warp_nb.fast.rollout import Rollout, sample
-from warp_nb.fast.scoring import completion_logits, token_kl, token_log_probs
+from warp_nb.algorithm.merge import Weights, front, load_, weights_of
+from warp_nb.algorithm.objective import Rollout, Sampling, completion_logits
+from warp_nb.fast.decoding import sample
+from warp_nb.fast.scoring import token_kl, token_log_probs
+from warp_nb.measure.estimates import Estimate, exponential, mean_interval
 from warp_nb.measure.reference_cache import ReferenceSide
-from warp_nb.runs.policy_gradient import derive_seed
-from warp_nb.runs.warping import final_front
-from warp_nb.runs.weights import snapshot
-from warp_nb.tasks.task import Task, call_reward
+from warp_nb.runs.training import derive_seed
+from warp_nb.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,68 +35,57 @@ MEASURES = (
     "distinct_policy",
 )
 CHUNK = 32
+"""Prompts of a batch."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean and its 95 % interval; both ends are NaN where there is only one value."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether zero lies outside the interval; an unknown interval excludes nothing."""
-        return self.low > 0 or self.high < 0
-
-
-def mean_interval(values: Sequence[float]) -> Estimate:
-    """Mean of independent values with the t interval of n - 1 degrees of freedom."""
-    from scipy.stats import t
-
-    array = np.asarray(values, dtype=np.float64)
-    mean = float(array.mean())
-    if len(array) < 2:
-        return Estimate(mean, math.nan, math.nan)
-    half = float(t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
-    return Estimate(mean, mean - half, mean + half)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """A policy beside its reference on the same held-out prompts; intervals over prompts.
 
-    Rewards are the task's; KLs in nats a sequence; perplexity is of the completions under
-    the reference, per token; distinct is the share of distinct bigrams in a completion.
+    Args:
+        reward_reference, reward_policy: mean rewards of their completions.
+        reward_difference: policy minus reference, paired by prompt.
+        kl_reference_policy: KL(reference || policy) along the reference's samples, nats a sequence.
+        kl_policy_reference: KL(policy || reference) along the policy's samples, nats a sequence.
+        perplexity_reference, perplexity_policy: of their completions under the reference, per token.
+        distinct_reference, distinct_policy: share of distinct bigrams in a completion.
+        variety_reference, variety_policy: share of distinct bigrams in all completions together; low where every
+            prompt gets the same text.
+        samples: prompts with both completions and rewards.
+        rewards_policy: of every prompt, to pair two policies that were evaluated with the same seed.
     """
 
     reward_reference: Estimate
     reward_policy: Estimate
     reward_difference: Estimate
-    """Policy minus reference, paired by prompt."""
     kl_reference_policy: Estimate
-    """KL(reference || policy), on the reference's samples."""
     kl_policy_reference: Estimate
-    """KL(policy || reference), on the policy's samples."""
     perplexity_reference: Estimate
     perplexity_policy: Estimate
     distinct_reference: Estimate
     distinct_policy: Estimate
     variety_reference: float
-    """Share of distinct bigrams in all completions together: low where every prompt gets the same text."""
     variety_policy: float
     samples: list[dict[str, Any]]
     rewards_policy: list[float] = field(default_factory=list)
-    """Of every prompt, to pair two policies that were evaluated with the same seed."""
 
     def measures(self) -> dict[str, Estimate]:
         """The estimates by name."""
         return {name: getattr(self, name) for name in MEASURES}
 
 
+@dataclass
+class Side:
+    """What one of the two models wrote, and figures of each completion."""
+
+    texts: list[str] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    nll: list[float] = field(default_factory=list)
+    bigrams: list[list[tuple[int, int]]] = field(default_factory=list)
+
+
 def over_trainings(evaluations: Sequence[Evaluation], measure: str) -> Estimate:
-    """Of one training its own estimate, over prompts; of several the t interval, of perplexities in the log."""
+    """One training: the interval over prompts. Several: the t interval over trainings (perplexity in log scale)."""
     own: list[Estimate] = [getattr(evaluation, measure) for evaluation in evaluations]
     if len(own) == 1:
         return own[0]
@@ -108,7 +96,7 @@ def over_trainings(evaluations: Sequence[Evaluation], measure: str) -> Estimate:
 
 
 def check_eval_prompts(count: int, task: Task) -> None:
-    """Raises ValueError unless the task has `count` held-out prompts, two at least."""
+    """Raise ValueError unless the task has `count` held-out prompts, two at least."""
     if not 2 <= count <= len(task.eval_prompts):
         raise ValueError(
             f"n_eval_prompts must be 2 to {len(task.eval_prompts)}, the held-out prompts of task {task.name}, "
@@ -121,112 +109,153 @@ def evaluate(
     policy: PreTrainedModel,
     reference: PreTrainedModel,
     task: Task,
-    n_prompts: int,
-    seed: int,
-    max_new_tokens: int,
-    temperature: float,
+    *,
+    sampling: Sampling,
+    n_prompts: int = 256,
+    seed: int = 0,
     n_samples: int = 8,
 ) -> Evaluation:
-    """Compare a policy with its reference on `n_prompts` held-out prompts, in fp32.
+    """Compare a policy with its reference on held-out prompts, in fp32.
 
-    Both sample at `temperature` with the same noise. KL is exact per token over the whole
-    vocabulary, along sampled text (see `token_kl`). Raises ValueError when the task has fewer
-    held-out prompts.
+    Both sample with the same noise. KL is exact per token over the whole vocabulary, along sampled text.
+
+    Args:
+        policy, reference: models of one vocabulary in fp32; the reference is usually θ_sft.
+        task: whose held-out prompts, tokenizer and reward are used.
+        sampling: how both draw completions, e.g. `task.sampling(24, temperature=1.0)`.
+        n_prompts: held-out prompts, drawn by `seed`.
+        seed: of the prompts and the noise.
+        n_samples: prompts whose texts are kept.
+
+    Raises:
+        ValueError: the task has fewer held-out prompts, or a model is not in fp32.
+
+    Example:
+        found = evaluate(result.policy, task.policy, task, sampling=task.sampling(24))
+        print(found.reward_difference, found.kl_policy_reference)
     """
     check_eval_prompts(n_prompts, task)
     for model in (policy, reference):
-        if any(value.dtype not in (torch.float32, torch.float64) for value in model.parameters()):
+        if any(value.dtype.itemsize < 4 for value in model.parameters()):
             raise ValueError("evaluation is always in fp32; call model.float() first")
     order = torch.randperm(len(task.eval_prompts), generator=torch.Generator().manual_seed(seed))
     prompts = [task.eval_prompts[index] for index in order[:n_prompts].tolist()]
-    columns: dict[str, list[float]] = {}
-    texts: dict[str, list[str]] = {}
-    bigrams: dict[str, list[list[tuple[int, int]]]] = {}
-    reference_side = ReferenceSide(reference, task.tokenizer, max_new_tokens, temperature)
+    mine, theirs = Side(), Side()
+    reference_side = ReferenceSide(reference, task, sampling)
     for start in range(0, n_prompts, CHUNK):
-        chunk, noise_seed = prompts[start : start + CHUNK], derive_seed(seed, start)
-        for side, other in (("reference", policy), ("policy", reference)):
-            if side == "reference":
-                rollout, logits = reference_side.rollout(chunk, noise_seed)
-            else:
-                noise = torch.Generator().manual_seed(noise_seed)
-                rollout = sample(policy, task.tokenizer, chunk, max_new_tokens, temperature, noise)
-                logits = completion_logits(policy, rollout)
-            others = completion_logits(other, rollout)
-            columns.setdefault(f"kl_{side}", []).extend(token_kl(logits, others, rollout, temperature).sum(1).tolist())
-            under_reference = logits if side == "reference" else others
-            columns.setdefault(f"nll_{side}", []).extend(token_nll(under_reference, rollout))
-            bigrams.setdefault(side, []).extend(found := completion_bigrams(rollout))
-            columns.setdefault(f"distinct_{side}", []).extend(map(distinct_share, found))
-            texts.setdefault(side, []).extend(rollout.completions)
-    rewards = {side: call_reward(task.reward, prompts, texts[side], f"evaluation of the {side}") for side in texts}
-    difference = [a - b for a, b in zip(rewards["policy"], rewards["reference"], strict=True)]
+        chunk, noise = prompts[start : start + CHUNK], derive_seed(seed, start)
+        rollout, logits = reference_side.rollout(chunk, noise)
+        record(theirs, task, rollout, logits, completion_logits(policy, rollout), under=logits)
+        generator = torch.Generator().manual_seed(noise)
+        rollout = sample(policy, *task.encode(chunk, sampling), sampling, generator=generator)
+        others = completion_logits(reference, rollout)
+        record(mine, task, rollout, completion_logits(policy, rollout), others, under=others)
+    rewards = [
+        task.score(prompts, side.texts, f"evaluation of the {name}")
+        for side, name in ((theirs, "reference"), (mine, "policy"))
+    ]
+    return compared(prompts, theirs, mine, rewards, n_samples)
+
+
+def record(
+    side: Side, task: Task, rollout: Rollout, logits: torch.Tensor, others: torch.Tensor, *, under: torch.Tensor
+) -> None:
+    """Add a batch to a side: KL of `logits` to `others` along its text, likelihood by the reference's logits."""
+    side.kl += token_kl(logits, others, rollout.completion_mask, rollout.temperature).sum(1).tolist()
+    side.nll += token_nll(under, rollout)
+    side.bigrams += completion_bigrams(rollout)
+    side.texts += task.decode(rollout)
+
+
+def compared(prompts: list[str], theirs: Side, mine: Side, rewards: list[list[float]], n_samples: int) -> Evaluation:
+    """The evaluation of what the reference and the policy wrote, with the rewards of both."""
+    before, after = rewards
     return Evaluation(
-        mean_interval(rewards["reference"]),
-        mean_interval(rewards["policy"]),
-        mean_interval(difference),
-        mean_interval(columns["kl_reference"]),
-        mean_interval(columns["kl_policy"]),
-        exponential(mean_interval(columns["nll_reference"])),
-        exponential(mean_interval(columns["nll_policy"])),
-        mean_interval(columns["distinct_reference"]),
-        mean_interval(columns["distinct_policy"]),
-        distinct_share(list(chain.from_iterable(bigrams["reference"]))),
-        distinct_share(list(chain.from_iterable(bigrams["policy"]))),
-        [
+        reward_reference=mean_interval(before),
+        reward_policy=mean_interval(after),
+        reward_difference=mean_interval([b - a for a, b in zip(before, after, strict=True)]),
+        kl_reference_policy=mean_interval(theirs.kl),
+        kl_policy_reference=mean_interval(mine.kl),
+        perplexity_reference=exponential(mean_interval(theirs.nll)),
+        perplexity_policy=exponential(mean_interval(mine.nll)),
+        distinct_reference=mean_interval([*map(distinct_share, theirs.bigrams)]),
+        distinct_policy=mean_interval([*map(distinct_share, mine.bigrams)]),
+        variety_reference=distinct_share([*chain.from_iterable(theirs.bigrams)]),
+        variety_policy=distinct_share([*chain.from_iterable(mine.bigrams)]),
+        samples=[
             {
                 "prompt": prompts[i],
-                "reference": texts["reference"][i],
-                "policy": texts["policy"][i],
-                "reward_reference": rewards["reference"][i],
-                "reward_policy": rewards["policy"][i],
+                "reference": theirs.texts[i],
+                "policy": mine.texts[i],
+                "reward_reference": before[i],
+                "reward_policy": after[i],
             }
-            for i in range(min(n_samples, n_prompts))
+            for i in range(min(n_samples, len(prompts)))
         ],
-        rewards["policy"],
+        rewards_policy=after,
     )
 
 
 def pareto_front(
-    sft: PreTrainedModel,
-    merged: StateDict,
-    etas: Sequence[float],
-    task: Task,
-    n_prompts: int,
-    seed: int,
-    max_new_tokens: int,
-    temperature: float,
+    sft: PreTrainedModel, merged: Weights, etas: Sequence[float], task: Task, **settings: Any
 ) -> list[dict[str, Any]]:
-    """Rows (eta, reward, kl, evaluation) of the front {(1 - eta) θ_sft + eta θ_slerp^I}, with intervals.
+    """Evaluate the front {(1 - eta) θ_sft + eta θ_slerp^I}: a row an eta.
 
-    reward and kl are Estimates: the policy's held-out reward and KL(policy || sft), as in the Evaluation.
+    Args:
+        sft: θ_sft.
+        merged: θ_slerp of the last iteration, `WarpResult.merged`.
+        etas: places on the front, in [0, 1]; up to 2 extrapolates (figure 10b).
+        task, settings: as for `evaluate`.
+
+    Returns:
+        Rows of eta, reward and kl (Estimates of the policy's held-out reward and of KL(policy || sft)), evaluation.
     """
     rows = []
-    policy = copy.deepcopy(sft).eval()
-    for eta, state in zip(etas, final_front(snapshot(sft), merged, etas), strict=True):
-        policy.load_state_dict(state)
-        found = evaluate(policy, sft, task, n_prompts, seed, max_new_tokens, temperature)
+    for eta, weights in zip(etas, front(weights_of(sft), merged, etas), strict=True):
+        found = evaluate_weights(weights, sft, task, **settings)
         rows.append({"eta": eta, "reward": found.reward_policy, "kl": found.kl_policy_reference, "evaluation": found})
     return rows
 
 
+def trajectory(
+    snapshots: Mapping[tuple[int, int, int | str], Weights], task: Task, **settings: Any
+) -> list[dict[str, Any]]:
+    """Evaluate saved weights along training in the plane of reward and KL (figures 3, 4a, 13, 14).
+
+    Args:
+        snapshots: `WarpResult.snapshots`.
+        task, settings: as for `evaluate`; the reference is θ_sft.
+
+    Returns:
+        Rows of iteration, run, step (or "anchor"), reward, kl and evaluation, in the order of training.
+    """
+    rows = []
+    for i, m, at in sorted(snapshots, key=lambda key: (key[0], key[1], isinstance(key[2], str), key[2])):
+        found = evaluate_weights(snapshots[i, m, at], task.policy, task, **settings)
+        row = {"iteration": i, "run": m, "step": at, "reward": found.reward_policy, "kl": found.kl_policy_reference}
+        rows.append(row | {"evaluation": found})
+    return rows
+
+
+def evaluate_weights(weights: Weights, reference: PreTrainedModel, task: Task, **settings: Any) -> Evaluation:
+    """`evaluate` a copy of the reference that has these weights."""
+    policy = copy.deepcopy(reference).eval()
+    load_(policy, weights)
+    return evaluate(policy, reference, task, **settings)
+
+
 def token_nll(logits: torch.Tensor, rollout: Rollout) -> list[float]:
-    """Mean negative log-likelihood a token of each completion, nats."""
-    totals = -token_log_probs(logits, rollout).sum(1)
+    """Mean negative log-likelihood a token of each completion at temperature 1, nats."""
+    totals = -token_log_probs(logits, rollout.tokens, rollout.completion_mask, 1.0).sum(1)
     return (totals / rollout.completion_mask.sum(1)).tolist()
 
 
 def completion_bigrams(rollout: Rollout) -> list[list[tuple[int, int]]]:
     """The token bigrams of each completion."""
-    rows = zip(rollout.ids[:, -rollout.width :], rollout.completion_mask, strict=True)
+    rows = zip(rollout.tokens, rollout.completion_mask, strict=True)
     return [list(pairwise(row[keep].tolist())) for row, keep in rows]
 
 
 def distinct_share(bigrams: list[tuple[int, int]]) -> float:
-    """Share of distinct ones; 1 where there is none."""
+    """Share of distinct bigrams; 1 where there is none."""
     return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
-
-
-def exponential(estimate: Estimate) -> Estimate:
-    """exp of a mean and of the ends of its interval."""
-    return Estimate(*(math.exp(min(value, 700.0)) for value in asdict(estimate).values()))

@@ -1,8 +1,8 @@
-"""The reference's side of an evaluation: the same for every policy compared with it, so made once.
+"""The reference's side of an evaluation, computed once for all policies that are compared with it.
 
-Of a large policy it is kept in the cache folder: the completions, and the hidden states that its output head
-read when it scored them. The head gives the logits again, to the bit; where it does not (a model that does more
-than multiply), nothing is kept and everything is computed as ever.
+For a large policy it is saved in the cache folder: the completions, and the hidden states that the output head read
+when it scored them. From these the head gives the logits again, to the bit. Where it does not (a model that does more
+than multiply), nothing is saved and everything is computed as ever.
 """
 
 from __future__ import annotations
@@ -15,79 +15,69 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from warp_nb.algorithm.objective import Rollout, Sampling, completion_logits, inputs
+from warp_nb.fast.decoding import sample
 from warp_nb.fast.devices import LARGE
-from warp_nb.fast.rollout import Rollout, completion_texts, context_length, encode_prompts, sample
-from warp_nb.fast.scoring import completion_logits, scored_inputs
-from warp_nb.runs.sealed import DamagedFile, seal, unseal
-from warp_nb.runs.weights import fingerprint
-from warp_nb.tasks.wheels import cache_dir
+from warp_nb.files import DamagedFile, cache_dir, fingerprint, seal, unseal
+from warp_nb.tasks.task import Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 class ReferenceSide:
     """Rollouts of `reference` in fp32 and its own logits on them, a batch of prompts at a time."""
 
-    def __init__(
-        self,
-        reference: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        max_new_tokens: int,
-        temperature: float,
-    ) -> None:
-        self.reference, self.tokenizer = reference, tokenizer
-        self.max_new_tokens, self.temperature = max_new_tokens, temperature
-        kept = reference.num_parameters() >= LARGE
-        self.weights = fingerprint(reference.state_dict()) if kept else ""
+    def __init__(self, reference: PreTrainedModel, task: Task, sampling: Sampling, large: int = LARGE) -> None:
+        self.reference, self.task, self.sampling = reference, task, sampling
+        saved = reference.num_parameters() >= large
+        self.weights = fingerprint(dict(reference.named_parameters())) if saved else ""
 
     @torch.no_grad()
     def rollout(self, prompts: list[str], seed: int) -> tuple[Rollout, torch.Tensor]:
         """(completions drawn with the noise of `seed`, the reference's logits of them [B, C, V])."""
-        path = self._path(prompts, seed) if self.weights else None
+        ids, mask = self.task.encode(prompts, self.sampling)
+        path = self._path(ids, mask, seed) if self.weights else None
         if path is not None and path.exists():
             try:
-                return self._load(path, prompts)
+                return self._load(path)
             except DamagedFile as error:
                 warnings.warn(f"{error}; it is made again", stacklevel=2)
         noise = torch.Generator().manual_seed(seed)
-        rollout = sample(self.reference, self.tokenizer, prompts, self.max_new_tokens, self.temperature, noise)
+        rollout = sample(self.reference, ids, mask, self.sampling, generator=noise)
         if path is None:
             return rollout, completion_logits(self.reference, rollout)
-        return rollout, self._score_and_keep(path, rollout)
+        return rollout, self._score_and_save(path, rollout)
 
-    def _score_and_keep(self, path: Path, rollout: Rollout) -> torch.Tensor:
-        """The logits; written to `path` when the head gives them again from the hidden states."""
-        out = self.reference(**scored_inputs(rollout), output_hidden_states=True)
+    def _score_and_save(self, path: Path, rollout: Rollout) -> torch.Tensor:
+        """The logits; saved to `path` when the head gives them again from the hidden states."""
+        width = rollout.tokens.shape[1]
+        before = inputs(rollout.ids[:, :-1], rollout.attention_mask[:, :-1])
+        out = self.reference(**before, use_cache=False, logits_to_keep=width, output_hidden_states=True)
         hidden = out.hidden_states[-1]
-        if torch.equal(self._head(hidden, rollout.width), out.logits):
-            tensors = {name: getattr(rollout, name) for name in ("ids", "attention_mask", "sampled_log_probs")}
-            tensors |= {"completion_mask": rollout.completion_mask, "hidden": hidden}
+        if torch.equal(self._head(hidden, width), out.logits):
+            tensors = {name: value for name, value in vars(rollout).items() if isinstance(value, torch.Tensor)}
             path.parent.mkdir(parents=True, exist_ok=True)
-            seal(path, {name: tensor.cpu() for name, tensor in tensors.items()}, None)
+            seal(path, {name: tensor.cpu() for name, tensor in (tensors | {"hidden": hidden}).items()}, None)
         return out.logits
 
-    def _load(self, path: Path, prompts: list[str]) -> tuple[Rollout, torch.Tensor]:
-        """What `_score_and_keep` wrote, on the reference's device."""
-        stored = {name: tensor.to(self.reference.device) for name, tensor in unseal(path)[0].items()}
-        hidden, ids, mask = stored.pop("hidden"), stored["ids"], stored["completion_mask"]
-        texts = completion_texts(self.tokenizer, ids, mask)
-        rollout = Rollout(**stored, prompts=list(prompts), completions=texts)
-        return rollout, self._head(hidden, rollout.width)
+    def _load(self, path: Path) -> tuple[Rollout, torch.Tensor]:
+        """What `_score_and_save` wrote, on the reference's device."""
+        saved = {name: tensor.to(self.reference.device) for name, tensor in unseal(path)[0].items()}
+        hidden = saved.pop("hidden")
+        rollout = Rollout(**saved, temperature=self.sampling.temperature)
+        return rollout, self._head(hidden, rollout.tokens.shape[1])
 
     def _head(self, hidden: torch.Tensor, width: int) -> torch.Tensor:
         return self.reference.get_output_embeddings()(hidden[:, -width:, :])
 
-    def _path(self, prompts: list[str], seed: int) -> Path:
-        """A file for all that the bits depend on: weights, tokens, noise, settings, torch, processor, threads."""
-        limit = context_length(self.reference) - self.max_new_tokens
-        ids, mask = encode_prompts(self.tokenizer, prompts, limit)
+    def _path(self, ids: torch.Tensor, mask: torch.Tensor, seed: int) -> Path:
+        """A file for all that the bits depend on: weights, tokens, noise, sampling, torch, processor, threads."""
         facts: dict[str, Any] = {
-            "layout": 2,
+            "layout": 3,
             "weights": self.weights,
             "prompts": [ids.tolist(), mask.tolist()],
-            "special": [self.tokenizer.eos_token_id, self.tokenizer.pad_token_id],
-            "settings": [seed, self.max_new_tokens, self.temperature],
+            "settings": [seed, *vars(self.sampling).values()],
             "machine": [torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
             "device": str(self.reference.device),
         }

@@ -1,0 +1,12 @@
+"""What notebooks show, in Russian: numbers, tables, figures, conclusions. All of it is made from measurements."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "check_words": ["headline"],
+        "experiment_page": ["banner", "conclusion", "curves", "facts", "limits", "outcome", "save"],
+        "tables": ["checks_table", "geometry_table", "results_table", "samples_table", "table"],
+    },
+)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from warp_nb.measure.evaluation import Estimate
+from babel import Locale
+from babel.numbers import format_decimal
 
+if TYPE_CHECKING:
+    from warp_nb.measure.estimates import Estimate
+
+RUSSIAN = Locale("ru")
 MINUS = "\u2212"
-THIN_SPACE = "\u202f"
 NO_BREAK = "\u00a0"
 UNKNOWN = "не определено"
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 DECIMALS_AT_MOST = 6
 
 
-def format_number(value: float, digits: int = 3) -> str:
-    """`value` with up to `digits` significant digits: 1,56 or −0,3 or 12 346 or 3,1·10⁻⁶."""
-    if math.isnan(value):
+def format_number(value: float | None, digits: int = 3) -> str:
+    """`value` with up to `digits` significant digits: 1,56 or −0,3 or 12 346 or 3,1·10⁻⁶; None, as of JSON, is NaN."""
+    if value is None or math.isnan(value):
         return UNKNOWN
     if math.isinf(value):
         return "∞" if value > 0 else f"{MINUS}∞"
@@ -26,10 +30,10 @@ def format_number(value: float, digits: int = 3) -> str:
         return "0"
     if abs(value) < 1e-3 or abs(value) >= 1e7:
         mantissa, power = f"{value:.{digits - 1}e}".split("e")
-        mantissa = _trimmed(_russian(mantissa))
-        times = {"1": "", f"{MINUS}1": MINUS}.get(mantissa, f"{mantissa}·")
+        shown = _decimal(float(mantissa), digits - 1, "#")
+        times = {"1": "", f"{MINUS}1": MINUS}.get(shown, f"{shown}·")
         return f"{times}10{str(int(power)).translate(SUPERSCRIPTS)}"
-    return _trimmed(fixed(value, decimals_for(value, digits)))
+    return _decimal(value, decimals_for(value, digits), "#")
 
 
 def format_estimate(estimate: Estimate, signed: bool = False) -> str:
@@ -48,8 +52,14 @@ def format_estimate(estimate: Estimate, signed: bool = False) -> str:
     return f"{_signed(value, estimate.value, signed)} (95{NO_BREAK}% интервал от{NO_BREAK}{low} до{NO_BREAK}{high})"
 
 
+def format_interval(estimate: Estimate) -> str:
+    """1,56 [1,42; 1,70], three significant digits each."""
+    value, low, high = (format_number(x) for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}; {high}]"
+
+
 def format_share(share: float) -> str:
-    """A share between 0 and 1 as per cent."""
+    """A share between 0 and 1 in per cent."""
     return UNKNOWN if math.isnan(share) else f"{format_number(100 * share)}{NO_BREAK}%"
 
 
@@ -60,12 +70,20 @@ def format_duration(seconds: float) -> str:
     return f"{format_number(seconds / 60, 2)} мин"
 
 
+def format_range(values: list[float]) -> str:
+    """The smallest and the largest value, or the one number that both are shown as."""
+    low, high = format_number(min(values)), format_number(max(values))
+    return low if low == high else f"от {low} до {high}"
+
+
 def fixed(value: float, decimals: int) -> str:
-    """`value` with a fixed number of decimals, thousands apart from 10 000 on."""
-    text = f"{value:,.{decimals}f}" if abs(value) >= 1e4 else f"{value:.{decimals}f}"
-    if float(text.replace(",", "")) == 0:
-        text = text.lstrip("-")
-    return _russian(text.replace(",", THIN_SPACE))
+    """`value` with a fixed number of decimals; thousands are set apart from 10 000 on."""
+    return _decimal(value, decimals, "0")
+
+
+def reported(value: float, measure: str) -> str:
+    """A figure as the original report printed it: five decimals of a KL, seven of a reward."""
+    return fixed(value, 5 if measure.startswith("kl") else 7)
 
 
 def decimals_for(value: float, digits: int) -> int:
@@ -75,18 +93,19 @@ def decimals_for(value: float, digits: int) -> int:
 
 def plural(count: int, one: str, few: str, many: str) -> str:
     """The Russian form of a noun after a number: 1 шаг, 2 шага, 5 шагов."""
-    if count % 10 == 1 and count % 100 != 11:
-        return one
-    return few if 2 <= count % 10 <= 4 and not 12 <= count % 100 <= 14 else many
+    return {"one": one, "few": few}.get(RUSSIAN.plural_form(count), many)
 
 
-def _russian(text: str) -> str:
-    return text.replace("-", MINUS).replace(".", ",")
+def counted(count: int, one: str, few: str, many: str) -> str:
+    """A number and the noun after it: 2 шага."""
+    return f"{count} {plural(count, one, few, many)}"
 
 
-def _trimmed(text: str) -> str:
-    """Without zeros at the end of the decimals."""
-    return text.rstrip("0").rstrip(",") if "," in text else text
+def _decimal(value: float, decimals: int, digit: str) -> str:
+    """`value` rounded to `decimals`; `digit` is "0" to write all of them, "#" to leave zeros at the end out."""
+    pattern = ("#,##0" if abs(value) >= 1e4 else "0") + f".{digit * decimals}" * bool(decimals)
+    rounded = Decimal(f"{value:.{decimals}f}") + 0  # no negative zero
+    return format_decimal(rounded, pattern, locale=RUSSIAN).replace("-", MINUS)
 
 
 def _signed(text: str, value: float, signed: bool) -> str:

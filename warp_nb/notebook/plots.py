@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+from warp_nb.measure.estimates import Estimate
 from warp_nb.notebook.numbers import plural
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-
-    from warp_nb.measure.evaluation import Estimate
-
+WIDTH, DPI = 6.0, 120
+"""Of every figure of a page: inches, dots an inch."""
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -32,6 +36,19 @@ COLUMNS = {
 REWARDS = {"reward_reference": "SFT", "reward_policy": "WARP", "reward_difference": "разность"}
 
 
+@contextmanager
+def panels(
+    rows: int, height: float, *, width: float = WIDTH, columns: int = 1, **settings: Any
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of `rows` panels one under another (or beside), closed when the block ends so that it is shown once."""
+    settings.setdefault("sharex", columns == 1)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, height), dpi=DPI, layout="constrained", squeeze=False, **settings
+    )
+    yield figure, list(axes.flat)
+    plt.close(figure)
+
+
 def training_curves(ax: Axes, history: pd.DataFrame, column: str = "objective") -> Axes:
     """One curve a run, named as in the original report: theta1_2 is run 1 of iteration 2.
 
@@ -41,11 +58,9 @@ def training_curves(ax: Axes, history: pd.DataFrame, column: str = "objective") 
     seeds = history["seed"].nunique()
     runs = history.groupby(["iteration", "run"])
     for ((iteration, run), rows), style in zip(runs, styles(), strict=False):
-        _curve(
-            ax, rows.groupby("step")[column].agg(["mean", "min", "max"]), f"theta{run}_{iteration}", seeds > 1, style
-        )
+        _curve(ax, rows.groupby("step")[column], f"theta{run}_{iteration}", seeds > 1, style)
     spread = f"полоса: размах по {seeds} {plural(seeds, 'повтору', 'повторам', 'повторам')}"
-    return _dressed(ax, "шаг t", COLUMNS.get(column, column), spread if seeds > 1 else "")
+    return _over_steps(ax, "шаг t", column, spread if seeds > 1 else "")
 
 
 def compare_experiments(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str = "objective") -> Axes:
@@ -57,24 +72,20 @@ def compare_experiments(ax: Axes, histories: Mapping[str, pd.DataFrame], column:
         many = many or several
         for index, (_, rows) in enumerate(history.groupby("iteration")):
             step = index * history["step"].max() + rows["step"]
-            spread = rows.groupby(step)[column].agg(["mean", "min", "max"])
-            _curve(ax, spread, "" if index else name, several, style)
+            _curve(ax, rows.groupby(step)[column], "" if index else name, several, style)
     title = "полоса: размах по прогонам" if many else ""
-    return _dressed(ax, "шаг, итерации подряд", COLUMNS.get(column, column), title)
+    return _over_steps(ax, "шаг, итерации подряд", column, title)
 
 
 def summary_forest(ax: Axes, summary: Mapping[str, Estimate]) -> Axes:
     """Held-out reward before and after and their paired difference, with 95 % intervals."""
-    for place, ((name, label), color, marker) in enumerate(zip(REWARDS.items(), OKABE_ITO, MARKERS, strict=False)):
-        estimate = summary[name]
-        ax.errorbar(
-            estimate.value, place, xerr=_arms(estimate), fmt=marker, color=color, capsize=4, markersize=7, label=label
-        )
+    for place, ((name, label), (color, _, marker)) in enumerate(zip(REWARDS.items(), styles(), strict=False)):
+        style: dict[str, Any] = {"fmt": marker, "color": color, "capsize": 4, "markersize": 7, "label": label}
+        ax.errorbar(summary[name].value, place, xerr=error_arms([summary[name]]), **style)
     ax.axvline(0, color="0.5", linewidth=1, zorder=0)
     ax.set_yticks(range(len(REWARDS)), list(REWARDS.values()))
-    ax.set_ylim(len(REWARDS) - 0.5, -0.5)
-    ax.set_xlabel("награда на отложенных началах, 95 % интервал")
-    decimal_commas(ax.xaxis)
+    ax.set(ylim=(len(REWARDS) - 0.5, -0.5), xlabel="награда на отложенных началах, 95 % интервал")
+    ax.xaxis.set_major_formatter(RussianFormatter())
     ax.grid(axis="x", alpha=0.3)
     return ax
 
@@ -99,9 +110,7 @@ def geometry(ax: Axes, table: pd.DataFrame) -> Axes:
         ax.errorbar(spread["mean"], places, xerr=arms, fmt=marker, color=color, capsize=3, label=label)
     ax.axvline(90, color="0.5", linewidth=1, linestyle="--", zorder=0)
     ax.set_yticks(range(len(blocks)), blocks)
-    ax.set_ylim(len(blocks) - 0.5, -0.5)
-    ax.set_xlim(0, 180)
-    ax.set_xticks(range(0, 181, 30))
+    ax.set(ylim=(len(blocks) - 0.5, -0.5), xlim=(0, 180), xticks=range(0, 181, 30))
     ax.set_xlabel("угол Ω между векторами задачи, градусы")
     ax.grid(axis="x", alpha=0.3)
     ax.legend(fontsize="small")
@@ -115,27 +124,15 @@ def reward_kl_plane(ax: Axes, rows: Sequence[Mapping[str, Any]], label: str = ""
     """
     color, line, marker = next(islice(styles(), len(ax.containers), None))
     kl, reward = [row["kl"] for row in rows], [row["reward"] for row in rows]
-    ax.errorbar(
-        [estimate.value for estimate in kl],
-        [estimate.value for estimate in reward],
-        xerr=stacked(kl),
-        yerr=stacked(reward),
-        fmt=marker,
-        linestyle=line,
-        color=color,
-        capsize=3,
-        label=label or None,
-    )
+    x, y = ([estimate.value for estimate in side] for side in (kl, reward))
+    style: dict[str, Any] = {"fmt": marker, "linestyle": line, "color": color, "capsize": 3, "label": label or None}
+    ax.errorbar(x, y, xerr=error_arms(kl), yerr=error_arms(reward), **style)
     for row in rows:
         name = row.get("name", f"η = {row['eta']:g}".replace(".", ",") if "eta" in row else "")
         place = (row["kl"].value, row["reward"].value)
         ax.annotate(name, place, xytext=(5, 5), textcoords="offset points", fontsize="small")
-    ax.set_xlabel("KL(warp‖sft), нат на последовательность")
-    ax.set_ylabel("награда на отложенных началах")
-    commas(ax)
-    if label:
-        ax.legend(fontsize="small")
-    return ax
+    labels = {"xlabel": "KL(warp‖sft), нат на последовательность", "ylabel": "награда на отложенных началах"}
+    return dressed(ax, legend="best" if label else None, **labels)
 
 
 def styles() -> Iterator[tuple[str, Any, str]]:
@@ -145,57 +142,57 @@ def styles() -> Iterator[tuple[str, Any, str]]:
         yield color, LINES[(index + turn) % len(LINES)], MARKERS[(index + turn) % len(MARKERS)]
 
 
-def _curve(ax: Axes, spread: pd.DataFrame, label: str, band: bool, style: tuple[str, Any, str]) -> None:
+def _curve(ax: Axes, values: Any, label: str, band: bool, style: tuple[str, Any, str]) -> None:
     """The mean over the steps and, where there is a spread, its band; a single step is a point."""
-    color, line, marker = style
+    spread, (color, line, marker) = values.agg(["mean", "min", "max"]), style
     point = marker if len(spread) == 1 else None
     ax.plot(spread.index, spread["mean"], color=color, linestyle=line, marker=point, linewidth=1.8, label=label)
     if band:
         ax.fill_between(spread.index, spread["min"], spread["max"], color=color, alpha=BAND, linewidth=0)
 
 
-def commas(ax: Axes) -> None:
-    """Decimal commas on both axes, a pale grid."""
-    decimal_commas(ax.xaxis)
-    decimal_commas(ax.yaxis)
+def dressed(ax: Axes, title: str = "", *, legend: Any = None, **settings: Any) -> Axes:
+    """A title at the left, a pale grid, decimal commas on linear axes.
+
+    `legend` is the place of a legend, none by default; `settings` are those of `Axes.set`.
+    """
+    ax.set(**settings)
+    ax.set_title(title, loc="left", fontsize="medium")
+    for axis in (ax.xaxis, ax.yaxis):
+        if axis.get_scale() == "linear":
+            axis.set_major_formatter(RussianFormatter())
     ax.grid(alpha=0.3)
+    if legend:
+        ax.legend(fontsize="small", loc=legend)
+    return ax
 
 
-def decimal_commas(axis: Axis) -> None:
+class RussianFormatter(ScalarFormatter):
     """Ticks with a decimal comma."""
-    from matplotlib.ticker import ScalarFormatter
 
-    class RussianFormatter(ScalarFormatter):
-        def __call__(self, x: float, pos: int | None = None) -> str:
-            return super().__call__(x, pos).replace(".", ",")
-
-    axis.set_major_formatter(RussianFormatter())
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return super().__call__(x, pos).replace(".", ",")
 
 
-def _dressed(ax: Axes, xlabel: str, name: str, title: str) -> Axes:
+def _over_steps(ax: Axes, xlabel: str, column: str, title: str) -> Axes:
     """Labels, grid and legend; what is drawn stands above, where a long name has room."""
-    from matplotlib.ticker import MaxNLocator
-
-    ax.set_xlabel(xlabel)
-    ax.set_title(name, loc="left", fontsize="medium")
+    dressed(ax, COLUMNS.get(column, column), xlabel=xlabel)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    decimal_commas(ax.yaxis)
-    ax.grid(alpha=0.3)
     ax.legend(fontsize="small", title=title or None, title_fontsize="small")
     return ax
 
 
-def _arms(estimate: Estimate) -> list[list[float]] | None:
-    """Lengths of the error bar; None where the interval is unknown."""
-    low, high = estimate.value - estimate.low, estimate.high - estimate.value
-    return [[low], [high]] if low >= 0 and high >= 0 else None
-
-
-def stacked(estimates: Sequence[Estimate]) -> list[list[float]] | None:
+def error_arms(estimates: Sequence[Estimate]) -> list[list[float]] | None:
     """Lengths of the error bars of a series; None where some interval is unknown."""
-    arms = [_arms(estimate) for estimate in estimates]
-    known = [arm for arm in arms if arm is not None]
-    return [[arm[side][0] for arm in known] for side in (0, 1)] if len(known) == len(arms) else None
+    arms = [[one.value - one.low for one in estimates], [one.high - one.value for one in estimates]]
+    return arms if all(length >= 0 for side in arms for length in side) else None
+
+
+def png(figure: Figure, **settings: Any) -> bytes:
+    """The figure as a PNG file that does not name the software; `settings` are those of `savefig`."""
+    stream = BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": ""}, **settings)
+    return stream.getvalue()
 
 
 def _known(history: pd.DataFrame, column: str) -> None:

@@ -1,16 +1,16 @@
-"""Experiment notebooks -> reports: executed notebooks, HTML, result files, index, README tables.
+"""Notebooks of experiments -> reports: executed notebooks, HTML, result files, index, README tables.
 
-    python -m warp_nb.report                         # experiments 1 to 4 on smollm -> reports/
-    python -m warp_nb.report --task small            # on another task -> reports/small/
-    python -m warp_nb.report exp4 --task small -p T 50
-    python -m warp_nb.report exp5 --task small       # the experiment that the original asks for
-    python -m warp_nb.report diagnosis               # from the table of python -m warp_nb diagnosis
-    python -m warp_nb.report --task small --render   # pages again from what was run
-    python -m warp_nb.report --task small --readme   # the table in README.md
+    warp-nb report                         # the experiments of the original report on smollm -> reports/
+    warp-nb report --task small            # on another task -> reports/small/
+    warp-nb report exp4 --task small -p T 50
+    warp-nb report exp5 --task small       # the experiment that the original asks for
+    warp-nb report diagnosis               # from the table that `warp-nb diagnosis` fills
+    warp-nb report --task small --render   # the pages again, from what was run
+    warp-nb report --task small --readme   # the tables of README.md
 
-An interrupted command goes on where it was when it is given again: finished runs (i, m) lie in
-`.runs/` beside the reports until their experiment has its result. `result.json` of all of them is deleted first and
-written last.
+`python -m warp_nb.report` is the same. A command that was interrupted resumes when it is given again: finished runs
+(i, m) lie in `.runs/` beside the reports until their experiment has its result. `result.json` of all of them is
+deleted first and written last.
 """
 
 from __future__ import annotations
@@ -20,153 +20,127 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import nbformat
+
+from warp_nb.files import write_bytes, write_json, write_text
+from warp_nb.report.catalogue import EXPERIMENTS, Experiment, Result, results_of
 from warp_nb.report.execution import run
-from warp_nb.report.footer import footer
-from warp_nb.report.guide import NOTEBOOKS, steps
+from warp_nb.report.guide import steps
 from warp_nb.report.index_page import PANELS, draw, index
-from warp_nb.report.page import notebook_html
+from warp_nb.report.page import footer, notebook_html
 from warp_nb.report.readme import filled
-from warp_nb.report.results import (
-    COMPARISON,
-    DEFAULT_TASK,
-    DIAGNOSIS,
-    EXPERIMENTS,
-    FAILED,
-    OK,
-    ROOT,
-    read_result,
-    reports_of,
-    result_path,
-)
-from warp_nb.runs.weights import write_bytes, write_json, write_text
+from warp_nb.studies.result_files import DEFAULT_TASK, FAILED, OK, read_result, reports_of, result_path
 
-MERGED = (
-    "status",
-    "config",
-    "summary",
-    "advantage",
-    "checks",
-    "conclusion",
-    "seconds",
-    "peak_rss_mb",
-    "machine",
-    "run",
-)
-"""What the merged result.json takes of an experiment's own; only experiment 5 has an advantage."""
+LONG = ("history", "geometry", "runs", "merges", "arms", "samples", "gate")
+"""Tables that stay in an experiment's own result file."""
 
 
-def render(name: str, folder: Path) -> None:
-    """<name>.ipynb and its result file -> <name>.html; nothing where the notebook never came to be."""
-    import nbformat
+def summarise(task: str, out: Path, experiments: Sequence[Experiment] = EXPERIMENTS) -> dict[str, Any]:
+    """Merge a task's experiments, and what all tasks share, into curves.png, index.html and result.json.
 
-    path = folder / f"{name}.ipynb"
-    if path.exists():
-        notebook = nbformat.read(path, as_version=4)
-        write_text(
-            folder / f"{name}.html", notebook_html(notebook, name, footer(read_result(result_path(folder, name))))
-        )
-
-
-def summarise(task: str, out: Path) -> dict[str, Any]:
-    """Merge a task's experiments, and the diagnosis of `out`, into curves.png, index.html and result.json.
-
-    The page leads to the notebooks that lie beside `out`, if any do.
+    The page links to the notebooks beside `out`, if any are there.
     """
     folder = reports_of(task, out)
-    results = {name: read_result(result_path(folder, name)) for name in EXPERIMENTS}
-    curves = {column: draw(results, [column]) for column in PANELS}
-    write_bytes(folder / "curves.png", draw(results, PANELS))
-    comparison, diagnosis = read_result(result_path(folder, COMPARISON)), read_result(result_path(out, DIAGNOSIS))
+    reported = [one for one in experiments if one.reported]
+    results = results_of(task, out, reported)
+    curves = {column: draw(reported, results, [column]) for column in PANELS}
+    write_bytes(folder / "curves.png", draw(reported, results, PANELS))
     way = "" if folder == out else "../"
-    notebooks = steps(out.parent / NOTEBOOKS.name)
-    write_text(folder / "index.html", index(task, results, curves, comparison, diagnosis, notebooks, way))
+    listed = steps(out.parent / "notebooks", experiments)
+    page = index(task, reported, results, curves, steps=listed, notebooks=f"{way}../notebooks/", shared=way)
+    write_text(folder / "index.html", page)
+    complete = all(results[one.name]["status"] == OK for one in reported if one.by_default)
     merged = {
-        "status": OK if all(result["status"] == OK for result in results.values()) else FAILED,
+        "status": OK if complete else FAILED,
         "task": task,
-        "experiments": {name: _short(result) for name, result in results.items()},
-        COMPARISON: _short(comparison),
-        DIAGNOSIS: diagnosis,
+        "experiments": {
+            name: {key: value for key, value in result.items() if key not in LONG} for name, result in results.items()
+        },
     }
     write_json(folder / "result.json", merged)
     return merged
 
 
-def _short(result: dict[str, Any]) -> dict[str, Any]:
-    """Without the long tables; they stay in the experiment's own file."""
-    return {key: result[key] for key in (*MERGED, "error") if key in result}
-
-
-def number_or_text(text: str) -> Any:
-    """A value of `-p` as the papermill command line reads it."""
-    from papermill.cli import _resolve_type
-
-    return _resolve_type(text)
-
-
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None, experiments: Sequence[Experiment] = EXPERIMENTS) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m warp_nb.report", description="Run experiments, write reports.")
+    reported = [one.name for one in experiments if one.reported]
+    default = [one.name for one in experiments if one.by_default]
+    parser = argparse.ArgumentParser(prog="warp-nb report", description="Run experiments and write their reports.")
     parser.add_argument(
-        "experiments", nargs="*", metavar="NAME", help="exp1 to exp5, diagnosis; exp1 to exp4 by default"
+        "experiments", nargs="*", metavar="NAME", help=f"{', '.join(reported)}; by default {', '.join(default)}"
     )
     parser.add_argument("--task", default=DEFAULT_TASK, help="smollm, small or gpt2")
-    parser.add_argument("--out", type=Path, default=ROOT / "reports", help="folder of the reports")
-    parser.add_argument("--notebooks", type=Path, default=NOTEBOOKS, help="folder of the notebooks")
+    parser.add_argument("--out", type=Path, default=Path("reports"), help="folder of the reports; by default reports")
+    parser.add_argument(
+        "--notebooks", type=Path, default=notebooks_folder(), help="folder of the notebooks; by default notebooks"
+    )
     parser.add_argument("--seeds", type=int, default=0, help="trainings an experiment; 3 for the task small, else 1")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
     parser.add_argument("--timeout", type=int, metavar="SECONDS", help="most a cell may take; no limit by default")
     parser.add_argument("--render", action="store_true", help="run nothing, make the pages again")
     parser.add_argument("--readme", action="store_true", help="run nothing, fill the tables of README.md")
     chosen = parser.parse_args(argv)
-    known = (*EXPERIMENTS, COMPARISON, DIAGNOSIS)
-    unknown = set(chosen.experiments) - set(known)
+    unknown = set(chosen.experiments) - set(reported)
     if unknown:
-        parser.error(f"unknown experiment {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
+        parser.error(f"unknown experiment {', '.join(sorted(unknown))}; choose from {', '.join(reported)}")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", chosen.task):
         parser.error(f"--task names a folder of the reports: letters, digits, dots, dashes; got {chosen.task!r}")
+    chosen.experiments = [one for one in experiments if one.name in (chosen.experiments or default)]
+    paths = [chosen.notebooks / f"{one.name}.ipynb" for one in chosen.experiments]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing and not (chosen.render or chosen.readme):
+        parser.error(f"no such notebook: {', '.join(missing)}; pass --notebooks with the folder that holds them")
     return chosen
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def notebooks_folder() -> Path:
+    """The folder `notebooks` in the current one, else the notebooks that the package ships."""
+    here = Path("notebooks")
+    return here if here.is_dir() else Path(str(files("warp_nb"))) / "notebooks"
+
+
+def main(argv: Sequence[str] | None = None, experiments: Sequence[Experiment] = EXPERIMENTS) -> int:
     """Run, render, merge; exit code 1 when a requested experiment did not end with a result."""
-    chosen = arguments(argv)
+    chosen = arguments(argv, experiments)
     if chosen.readme:
-        readme = ROOT / "README.md"
-        write_text(readme, filled(readme.read_text(encoding="utf-8"), chosen.out))
+        readme = Path("README.md")
+        write_text(readme, filled(readme.read_text(encoding="utf-8"), chosen.out, experiments))
         return 0
     out = chosen.out.resolve()
     (reports_of(chosen.task, out) / "result.json").unlink(missing_ok=True)
-    found = {name: make(name, chosen, out) for name in chosen.experiments or EXPERIMENTS}
-    summarise(chosen.task, out)
-    index_file = reports_of(chosen.task, out) / "index.html"
-    print(index_file.relative_to(ROOT) if index_file.is_relative_to(ROOT) else index_file)
+    found = {one.name: make(one, chosen, out) for one in chosen.experiments}
+    summarise(chosen.task, out, experiments)
+    print(reports_of(chosen.task, chosen.out) / "index.html")
     bad = {name: result for name, result in found.items() if result["status"] != OK}
     for name, result in bad.items():
         print(f"{name} has no result: {result.get('error', 'never run')}", file=sys.stderr)
     return 1 if bad else 0
 
 
-def make(name: str, chosen: argparse.Namespace, out: Path) -> dict[str, Any]:
+def make(experiment: Experiment, chosen: argparse.Namespace, out: Path) -> Result:
     """Run a notebook unless pages alone are wanted, render it; what it left as its result."""
-    folder, words, parameters = out, ["python", "-m", "warp_nb.report", name], dict[str, Any]()
-    if name != DIAGNOSIS:
+    from papermill.cli import _resolve_type  # a value of -p is read as the papermill command line reads it
+
+    name, folder, words, parameters = experiment.name, out, ["warp-nb", "report", experiment.name], dict[str, Any]()
+    if not experiment.once:
         folder = reports_of(chosen.task, out)
         seeds = chosen.seeds or (3 if chosen.task == "small" else 1)
         words += ["--task", chosen.task, "--seeds", str(seeds)]
         parameters = {"task": chosen.task, "n_seeds": seeds}
     words += [word for pair in chosen.parameters for word in ("-p", *pair)]
-    parameters |= {k: number_or_text(v) for k, v in chosen.parameters}
+    parameters |= {key: _resolve_type(value) for key, value in chosen.parameters}
     folder.mkdir(parents=True, exist_ok=True)
     if not chosen.render:
         print(f"{name}: running", *(f"{key} = {value}" for key, value in parameters.items()), flush=True)
-        status = run(name, chosen.notebooks, folder, parameters, shlex.join(words), chosen.timeout)
+        status = run(name, chosen.notebooks, folder, parameters, command=shlex.join(words), timeout=chosen.timeout)
         print(f"{name}: {status}", flush=True)
-    render(name, folder)
-    return read_result(result_path(folder, name))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    result = read_result(result_path(folder, name))
+    notebook = folder / f"{name}.ipynb"
+    if notebook.exists():
+        page = notebook_html(nbformat.read(notebook, as_version=4), name, footer(result))
+        write_text(folder / f"{name}.html", page)
+    return result

@@ -17,15 +17,15 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
-from warp_nb.report.results import FAILED, OK, read_result, result_path
-from warp_nb.report.scrubbing import scrub, scrubbed
-from warp_nb.runs.weights import write_json, write_text
+import nbformat
+from nbformat import NotebookNode
 
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
+from warp_nb.files import write_json
+from warp_nb.report.scrubbing import scrub, write_scrubbed
+from warp_nb.studies.result_files import FAILED, OK, read_result, result_path
 
 
 def runs_folder(name: str, notebooks: Path, folder: Path, parameters: dict[str, Any]) -> Path:
@@ -35,16 +35,14 @@ def runs_folder(name: str, notebooks: Path, folder: Path, parameters: dict[str, 
 
 
 def run(
-    name: str, notebooks: Path, folder: Path, parameters: dict[str, Any], command: str, timeout: int | None = None
+    name: str, notebooks: Path, folder: Path, parameters: dict[str, Any], *, command: str, timeout: int | None = None
 ) -> str:
     """Execute notebooks/<name>.ipynb into `folder`, at most `timeout` seconds a cell; the status of the run.
 
-    Leaves <name>.ipynb, <name>.html and <name>.result.json, each put in place atomically. What the notebook
-    says while it runs, its bars with the remaining time among it, goes to this process's stderr.
+    Leaves <name>.ipynb and <name>.result.json, each put in place atomically. What the notebook says while it runs, its
+    bars with the remaining time among it, goes to this process's stderr.
     """
-    import nbformat
     import papermill
-    from papermill.exceptions import PapermillExecutionError
 
     kept = result_path(folder, name)
     kept.unlink(missing_ok=True)
@@ -66,10 +64,8 @@ def run(
                 stderr_file=sys.stderr,
                 execution_timeout=timeout,
             )
-        except PapermillExecutionError as stopped:
-            error = f"{stopped.ename}: {stopped.evalue}"
-        except Exception as stopped:  # a kernel that died or never started: papermill passes on many kinds
-            error = f"{type(stopped).__name__}: {stopped}"
+        except Exception as stopped:  # of a cell, a kernel that died or never started: papermill passes on many kinds
+            error = cause(stopped)
         notebook = nbformat.read(executed, as_version=4) if executed.exists() else None
         result = read_result(written)
         if error or result["status"] != OK:
@@ -77,15 +73,19 @@ def run(
             result = {"status": FAILED, "error": scrub(f"{error}{stopped_in(notebook)}")}
         result["run"] = {"command": command, "seconds": time.perf_counter() - started} | computer()
         if notebook is not None:
-            kept_copy = scrubbed(notebook)
-            link_back_(kept_copy, notebooks, folder)
-            write_text(folder / f"{name}.ipynb", nbformat.writes(kept_copy) + "\n")
+            link_back_(notebook, notebooks, folder)
+            write_scrubbed(folder / f"{name}.ipynb", notebook)
     write_json(kept, result)
     if result["status"] == OK:
         shutil.rmtree(runs, ignore_errors=True)
         with suppress(OSError):  # another experiment's runs wait there
             runs.parent.rmdir()
     return str(result["status"])
+
+
+def cause(error: Exception) -> str:
+    """The kind of an error and what it says; of a cell's error, that which its code raised."""
+    return f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
 
 
 def link_back_(notebook: NotebookNode, notebooks: Path, folder: Path) -> None:
@@ -103,9 +103,9 @@ def link_back_(notebook: NotebookNode, notebooks: Path, folder: Path) -> None:
 
 
 def stopped_in(notebook: NotebookNode | None) -> str:
-    """In brackets the last code cell that was begun, by its place and first line; nothing when none was.
+    """Return " (cell N: first line)" in Russian for the last code cell that started; empty when none did.
 
-    Of papermill's records only the beginning of a cell is believed: a dead kernel's cells are all "completed".
+    Only the start that papermill recorded counts: the cells of a dead kernel are all "completed".
     """
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"] if notebook is not None else []
     begun = [place for place, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]

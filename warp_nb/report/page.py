@@ -10,16 +10,18 @@ import html
 import re
 import secrets
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import bleach
+import jinja2
 import nbformat
 from bs4 import BeautifulSoup
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+from warp_nb.notebook import prose
 
 TEMPLATES = Path(__file__).parent / "templates"
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -60,17 +62,17 @@ def safe_html(source: str) -> str:
 
 def mathml(latex: str, block: bool) -> str:
     """LaTeX as MathML; as escaped code where it cannot be read or would become anything but MathML."""
+    code = f"<code>{html.escape(latex)}</code>"
     source = re.sub(r"\\(begin|end)\{aligned\}", r"\\\1{align*}", latex)
     try:
         found = convert(source, display="block" if block else "inline")
         root = ElementTree.fromstring(found)
     except Exception:  # the converter documents no list of its errors
-        return f"<code>{html.escape(latex)}</code>"
+        return code
     named = {element.tag.removeprefix(MATHML_NAMESPACE) for element in root.iter()}
     attributes = {name for element in root.iter() for name in element.attrib}
-    if named <= MATHML and not any(name.startswith("on") or name in ("href", "style") for name in attributes):
-        return found
-    return f"<code>{html.escape(latex)}</code>"
+    unsafe = any(name.startswith("on") or name in ("href", "style") for name in attributes)
+    return found if named <= MATHML and not unsafe else code
 
 
 class _Renderer(IPythonRenderer):
@@ -137,23 +139,20 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def page(title: str, body: str) -> str:
-    """A page around `body`, HTML that is trusted."""
-    return encodable(
-        f'<!DOCTYPE html>\n<html lang="ru">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{stylesheet()}</style>\n</head>\n"
-        f"<body>\n<main>\n<h1>{html.escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+ENVIRONMENT = prose.environment(TEMPLATES, autoescape=jinja2.select_autoescape(["html.j2"]), keep_trailing_newline=True)
+ENVIRONMENT.filters["markdown"] = safe_markdown
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A page or a piece of one from a template of this package; what is not marked safe is escaped."""
+    return encodable(ENVIRONMENT.get_template(template).render(**values))
+
+
+def footer(result: dict[str, Any]) -> str:
+    """How to repeat a run and what it ran on, of its result file, as HTML; a failed run says so first."""
+    return rendered("footer.html.j2", result=result)
 
 
 def stylesheet() -> str:
     """The one style sheet of all pages."""
     return (TEMPLATES / "report.css").read_text(encoding="utf-8")
-
-
-def definitions(facts: Iterable[tuple[str, str]]) -> str:
-    """Escaped name and value pairs as a table without a head."""
-    rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>\n" for name, value in facts)
-    return f'<div class="scroll"><table>\n{rows}</table></div>'

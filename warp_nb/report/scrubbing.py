@@ -5,53 +5,47 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import nbformat
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+from nbformat import NotebookNode
+
+from warp_nb.files import write_text
 from warp_nb.report.page import each_string
-from warp_nb.report.results import ROOT
-
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
 
 HIDDEN_PARAMETERS = ("result_file", "out_dir")
 
 
 def scrubbed(notebook: NotebookNode) -> NotebookNode:
-    """The notebook without papermill's records, time stamps and paths of this machine."""
-    from nbformat import from_dict
+    """The notebook without papermill's records, time stamps and paths of this machine.
 
-    notebook = from_dict(each_string(notebook, scrub))
+    Outputs are as a terminal would show them at the end: what a carriage return overwrote is gone.
+    """
+    whole = nbformat.from_dict(each_string(notebook, scrub))
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(whole, {})
     notebook.metadata.pop("papermill", None)
     hidden = re.compile(rf"^(?:{'|'.join(HIDDEN_PARAMETERS)})\b.*\n?", re.MULTILINE)
     for cell in notebook.cells:
         for record in ("papermill", "execution"):
             cell.metadata.pop(record, None)
         if cell.cell_type == "code":
-            cell.outputs = settled(cell.outputs)
+            cell.outputs = [one for one in cell.outputs if one.output_type != "stream" or one.text.strip()]
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = hidden.sub("", cell.source).rstrip("\n")
     return notebook
 
 
-def settled(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
-    """Outputs as a terminal would show them at the end: what a carriage return overwrote is gone."""
-    kept: list[NotebookNode] = []
-    for output in outputs:
-        if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
-            kept[-1].text += output.text
-        else:
-            kept.append(output)
-    for output in kept:
-        if output.output_type == "stream":
-            output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
-    return [output for output in kept if output.output_type != "stream" or output.text.strip()]
+def write_scrubbed(path: Path, notebook: NotebookNode) -> None:
+    """Write what `scrubbed` leaves of the notebook, atomically."""
+    write_text(path, nbformat.writes(scrubbed(notebook)) + "\n")
 
 
 def scrub(text: str) -> str:
     """`text` without the folders of this machine."""
-    folders = {str(ROOT): "", tempfile.gettempdir(): "", sys.prefix: "", str(Path.home()): "~/"}
+    package = str(Path(str(files("warp_nb"))).parent)
+    folders = {package: "", str(Path.cwd()): "", tempfile.gettempdir(): "", sys.prefix: "", str(Path.home()): "~/"}
     for folder, instead in sorted(folders.items(), key=lambda item: -len(item[0])):
         if len(folder) > 1:
             text = text.replace(f"{folder}/", instead)

@@ -1,51 +1,59 @@
-"""The state of a run on disk, between two steps: the last one and the one before it.
+"""Checkpoints of one run: the last one and the one before.
 
-A state is one file, so it is there whole or not at all. Killed at any moment, a run goes on from one of the two,
-to the same bits as one that was never stopped.
+A checkpoint is one file, so it is there whole or not at all. A run that is killed at any moment resumes from one of
+the two, and its result is bit-identical to an uninterrupted run.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from warp_nb.runs.sealed import DamagedFile, seal, unseal
+from warp_nb.algorithm.merge import Weights
+from warp_nb.files import DamagedFile, seal, unseal
+from warp_nb.runs.facts import Row
 
-if TYPE_CHECKING:
-    from warp_nb.runs.policy_gradient import Run
+
+class Resumable(Protocol):
+    """What a checkpoint is made of: tensors, and the rows of the steps that led there."""
+
+    history: list[Row]
+
+    def state_dict(self) -> Weights: ...
+    def load_state_dict(self, state: Weights, history: list[Row]) -> None: ...
 
 
-class RunStates:
-    """The kept states of one run; `start` is the sha256 of the θ_init it began at."""
+class Checkpoints:
+    """The two checkpoint files of a run; `start` is the fingerprint of the θ_init where it began."""
 
     def __init__(self, path: Path, start: str) -> None:
         self.path, self.start = path, start
         self.before = path.with_name(path.name.replace(".state.", ".state-before."))
-        self.kept_at = 0
-        """Steps of the state that was kept or restored last; 0, the start itself, needs no file."""
+        self.saved_at = 0
+        """Steps of the last checkpoint saved or restored; the start itself needs no file."""
         self._damaged = False
 
-    def save(self, run: Run) -> None:
-        """Keep the state of `run`; what was the last one is then the one before."""
-        if self.kept_at == len(run.history):
+    def save(self, training: Resumable) -> None:
+        """Save the state of `training`; the last checkpoint becomes the one before."""
+        if self.saved_at == len(training.history):
             return
-        record = {"start": self.start, "history": run.history, "facts": run.facts}
-        seal(self.path, run.tensors(), record, self._make_way)
-        self.kept_at, self._damaged = len(run.history), False
+        record = {"start": self.start, "history": training.history}
+        seal(self.path, training.state_dict(), record, self._make_way)
+        self.saved_at, self._damaged = len(training.history), False
 
     def _make_way(self) -> None:
-        if self.path.exists() and not self._damaged:  # a damaged one must not take the sound one's place
+        if self.path.exists() and not self._damaged:  # a damaged file must not take the sound one's place
             os.replace(self.path, self.before)
 
-    def restore(self, run: Run) -> None:
-        """Take `run`, which is at its start, to the last kept state, or to the one before when that is damaged.
+    def restore(self, training: Resumable) -> None:
+        """Load the last checkpoint into `training`, or the one before where the last is damaged.
 
-        Warns of a damaged file, and of states of another start, which are left out. Raises DamagedFile when
-        both are damaged; nothing is deleted.
+        Warns of a damaged file and of checkpoints of another start, which are ignored.
+
+        Raises:
+            DamagedFile: both are damaged; nothing is deleted.
         """
         damaged: list[str] = []
         for path in (self.path, self.before):
@@ -58,37 +66,28 @@ class RunStates:
                 self._damaged = path == self.path
                 continue
             if record["start"] != self.start:
-                warnings.warn(f"{path} belongs to a run of another start; it is not used", stacklevel=3)
+                warnings.warn(f"{path} belongs to a run of another start; it is ignored", stacklevel=3)
                 continue
-            run.restore(tensors, record["history"], record["facts"])
-            self.kept_at = len(run.history)
+            training.load_state_dict(tensors, record["history"])
+            self.saved_at = len(training.history)
             break
         if len(damaged) == 2:
             raise DamagedFile(f"{'; '.join(damaged)}; put one of them back, or delete both: the run then begins anew")
         if damaged:
-            warnings.warn(f"{damaged[0]}; the run goes on after step {len(run.history)}", stacklevel=3)
+            warnings.warn(f"{damaged[0]}; the run resumes after step {len(training.history)}", stacklevel=3)
+
+    def save_after(self, error: BaseException, training: Resumable) -> None:
+        """Save the state that an error or an interrupt left, and say so in a note to the error."""
+        step = len(training.history)
+        if not step:
+            return
+        try:
+            self.save(training)
+            error.add_note(f"The state after step {step} is saved in {self.path}; the same call resumes there")
+        except OSError as fault:
+            error.add_note(f"The state after step {step} could not be saved: {fault}")
 
     def clear(self) -> None:
-        """Delete both: the run is finished and its result written."""
+        """Delete both files: the run is finished and its result written."""
         for path in (self.path, self.before):
             path.unlink(missing_ok=True)
-
-
-@contextmanager
-def kept_on_error(run: Run, states: RunStates | None) -> Iterator[None]:
-    """Keep the state of `run` when an error or an interrupt ends the block, unless it came amid an update.
-
-    A state that cannot be kept is told in a note to the error, which stays what it was.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if states is not None and run.whole:
-            try:
-                states.save(run)
-                error.add_note(
-                    f"The state after step {len(run.history)} is kept in {states.path}; the run goes on there"
-                )
-            except OSError as fault:
-                error.add_note(f"The state after step {len(run.history)} could not be kept: {fault}")
-        raise

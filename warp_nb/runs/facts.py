@@ -1,4 +1,4 @@
-"""What a run notes for the checks beside its curves: displacement, what was scored, the anchor's way."""
+"""Figures of a run for the checks: displacement, tokens after the end, the anchor beside its closed form."""
 
 from __future__ import annotations
 
@@ -6,41 +6,35 @@ import math
 
 import torch
 
-from warp_nb.algorithm.average import StateDict, first_names
-from warp_nb.fast.rollout import Rollout
+from warp_nb.algorithm.merge import Weights
+from warp_nb.algorithm.objective import Rollout
 
 Row = dict[str, float]
-PROBE = 64
+PROBED = 64
+"""Weights of every parameter that the probe follows."""
 HALF_ULP = 2.0**-24
 
 
-def displacement(init: StateDict, state: StateDict) -> Row:
-    """Norm of the task vector, and the share of weights that did not change at all; tied weights count once."""
-    square, same, total = 0.0, 0, 0
-    for name in first_names(init).values():
-        value = state[name]
-        if value.is_floating_point():
-            start = init[name].to(value.device)
-            square += (value - start).double().square().sum().item()
-            same += int((value == start).sum())
-            total += value.numel()
-    return {"delta_norm": math.sqrt(square), "unmoved": same / total}
+def displacement(init: Weights, weights: Weights) -> Row:
+    """Norm of the task vector (delta_norm), and the share of weights that did not change at all (unmoved)."""
+    squares = [(weights[name] - start).double().square().sum().item() for name, start in init.items()]
+    same = sum(int((weights[name] == start).sum()) for name, start in init.items())
+    norm = math.sqrt(math.fsum(squares))  # fsum: the same bits whatever the order of the names, which a file sorts
+    return {"delta_norm": norm, "unmoved": same / sum(value.numel() for value in init.values())}
 
 
-def scored_after_end(rollout: Rollout, eos: int | None) -> float:
-    """Completion tokens in the mask that stand after the first end-of-text token; 0 when all is well."""
-    if eos is None:
-        return 0.0
-    ended = (rollout.ids[:, -rollout.width :] == eos).long()
+def tokens_after_end(rollout: Rollout, end_ids: tuple[int, ...]) -> float:
+    """Tokens of the completion mask that stand after the first end token; 0 when all is well."""
+    ended = torch.isin(rollout.tokens, rollout.tokens.new_tensor(end_ids)).long()
     after = (ended.cumsum(1) - ended) > 0
     return float((rollout.completion_mask & after).sum())
 
 
 class AnchorProbe:
-    """Follows the EMA of a few weights of every parameter in float64, apart from `ema_update_`.
+    """Follows the EMA of a few weights of every parameter in float64, independently of `ema_update_`.
 
-    `rounding` bounds what fp32 may have lost: a step below half a unit in the last place can vanish
-    whole, a larger one loses at most that half.
+    `rounding` bounds what fp32 may have lost: a step below half a unit in the last place can vanish whole, a larger
+    one loses at most that half.
     """
 
     def __init__(self, anchor: torch.nn.Module) -> None:
@@ -50,21 +44,21 @@ class AnchorProbe:
     @staticmethod
     def read(module: torch.nn.Module) -> torch.Tensor:
         """The probed weights, float64 [n] on the CPU."""
-        pieces = [value.detach().reshape(-1)[:PROBE].cpu().double() for value in module.parameters()]
+        pieces = [value.detach().reshape(-1)[:PROBED].cpu().double() for value in module.parameters()]
         return torch.cat(pieces)
 
     def follow(self, policy: torch.nn.Module, mu: float) -> None:
-        """One step of (1 - mu) * anchor + mu * policy."""
+        """Make one step of (1 - mu) * anchor + mu * policy."""
         change = mu * (self.read(policy) - self.expected)
-        self.rounding += torch.minimum(change.abs(), HALF_ULP * self.expected.abs())
+        self.rounding = self.rounding + torch.minimum(change.abs(), HALF_ULP * self.expected.abs())
         self.expected = self.expected + change
 
     def compare(self, anchor: torch.nn.Module) -> Row:
         """anchor_moved: norm of the probed displacement; anchor_error: error relative to the expected one.
 
-        What fp32 rounding explains is not counted. Where rounding may swallow the whole expected
-        displacement, an error beyond twice that is told relative to it, and a smaller one is NaN:
-        there a frozen anchor and a sound one are the same to fp32.
+        Rounding of fp32 is not counted as an error. Where rounding may swallow the whole expected displacement, an
+        error beyond twice the rounding is given relative to the rounding, and a smaller one is NaN: there a frozen
+        anchor and a sound one look the same in fp32.
         """
         found, rounding = self.read(anchor), self.rounding.norm().item()
         expected, error = (self.expected - self.start).norm().item(), (found - self.expected).norm().item()
@@ -76,3 +70,11 @@ class AnchorProbe:
         else:
             relative = error / rounding if error > 2 * rounding else math.nan
         return {"anchor_moved": moved, "anchor_error": relative}
+
+    def state_dict(self) -> Weights:
+        """The tensors that the next step changes."""
+        return {"expected": self.expected, "rounding": self.rounding}
+
+    def load_state_dict(self, state: Weights) -> None:
+        """Continue from the tensors that `state_dict` gave."""
+        self.expected, self.rounding = state["expected"], state["rounding"]

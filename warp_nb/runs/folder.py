@@ -1,7 +1,8 @@
-"""A folder of runs: whose it is, for what configuration, and for one caller at a time."""
+"""A folder of runs belongs to one caller at a time, one configuration and one task."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -14,24 +15,44 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from warp_nb.config import WarpConfig
-from warp_nb.runs.jobs import differences, task_facts
-from warp_nb.runs.weights import write_json
+from warp_nb.files import fingerprint, write_json
+from warp_nb.tasks.rewards import describe_reward
 from warp_nb.tasks.task import Task
 
 FREE = {"save_every"}
-"""Parameters that change no bit of a result, so they may be others when a folder is used again."""
+"""Parameters that change no bit of a result, so they may differ when a folder is used again."""
+
+
+def identity(config: WarpConfig, task: Task, replaced: list[str]) -> dict[str, Any]:
+    """What the runs of a folder depend on, as plain JSON values; `replaced` names parts that are not the default."""
+    settings = config.model_dump(include=set(WarpConfig.model_fields))
+    return settings | task_identity(task) | {"parts": replaced}
+
+
+def task_identity(task: Task) -> dict[str, Any]:
+    """The task's share of `identity`: what a worker that rebuilds the task must arrive at, too."""
+    prompts = hashlib.sha256("\0".join(task.train_prompts).encode()).hexdigest()
+    weights = fingerprint(dict(task.policy.named_parameters()))
+    found = {"task_name": task.name, "policy_sha256": weights, "prompts_sha256": prompts}
+    return json.loads(json.dumps(found | {"reward": describe_reward(task.reward)}))
+
+
+def differences(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
+    """Describe how `mine` differs from `theirs`; empty when it does not."""
+    return "; ".join(f"{k}: {theirs.get(k)!r} there, {mine[k]!r} here" for k in mine if theirs.get(k) != mine[k])
 
 
 @contextmanager
-def claimed(folder: Path, config: WarpConfig, task: Task, alone: bool = True) -> Iterator[None]:
-    """Hold `folder` for one call of `warp()`: made where it is missing, locked, its configuration written or compared.
+def claimed(folder: Path, mine: dict[str, Any], alone: bool = True) -> Iterator[None]:
+    """Hold `folder` for one call: make it where it is missing, lock it, write `mine` to config.json or compare it.
 
     With `alone` (no workers elsewhere) temporary files that a killed process left are deleted. The lock is the
     system's, so it ends with its process however that ends.
 
-    Raises ValueError when the folder cannot be written, and when it holds runs of another configuration, task,
-    θ_sft, reward, prompts or number of threads (all differing ones are listed); RuntimeError when another call
-    is using it, with its process id and start.
+    Raises:
+        ValueError: the folder cannot be written, or holds runs of another configuration or task (all that differs
+            is listed).
+        RuntimeError: another call is using it; names its process and start.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +68,7 @@ def claimed(folder: Path, config: WarpConfig, task: Task, alone: bool = True) ->
         if alone:
             for left in folder.glob(".*.new"):
                 left.unlink(missing_ok=True)
-        agree(folder / "config.json", config.model_dump(include=set(WarpConfig.model_fields)) | task_facts(task))
+        agree(folder / "config.json", mine)
         yield
     finally:
         (folder / "owner.json").unlink(missing_ok=True)
@@ -55,7 +76,7 @@ def claimed(folder: Path, config: WarpConfig, task: Task, alone: bool = True) ->
 
 
 def agree(path: Path, mine: dict[str, Any]) -> None:
-    """Write what the runs depend on to `path`, or check that it is what is already there."""
+    """Write what the runs depend on to `path`, or check that it is what stands there."""
     if path.exists():
         try:
             theirs = json.loads(path.read_text(encoding="utf-8"))

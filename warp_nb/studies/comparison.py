@@ -1,11 +1,10 @@
-"""Experiment 5: WARP beside one run without merging and beside one long run of the same compute, each with its front.
+"""Experiment 5: WARP beside one run without merging and one long run of the same compute, each with its front.
 
-The arms share all but their loops. «M = 1» takes run (1, 1) over from WARP: it is the same run.
+The arms share everything but their loops. The arm "M = 1" takes run (1, 1) over from WARP: it is the same run.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import shutil
 import tempfile
@@ -15,34 +14,34 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from warp_nb.algorithm.average import StateDict
+from warp_nb.algorithm.merge import Weights
 from warp_nb.config import ExperimentConfig
 from warp_nb.fast.devices import training_dtype
+from warp_nb.files import json_values
 from warp_nb.measure.checks import Check, reads_like_reference, run_checks
+from warp_nb.measure.estimates import Estimate, mean_interval
 from warp_nb.measure.evaluation import (
     MEASURES,
-    Estimate,
     Evaluation,
     check_eval_prompts,
     evaluate,
-    mean_interval,
+    evaluate_weights,
     over_trainings,
     pareto_front,
 )
-from warp_nb.runs.policy_gradient import derive_seed
-from warp_nb.runs.warping import Progress, WarpResult, reporting, warp
-from warp_nb.runs.weights import load_weights, plain
-from warp_nb.studies.experiment import machine, peak_rss_mb
-from warp_nb.tasks.reward_model import RewardGate, gate_pairs, measure_gate
+from warp_nb.measure.machine import machine, peak_rss_mb
+from warp_nb.runs.training import OnStep
+from warp_nb.runs.warp import WarpResult, reporting, warp
+from warp_nb.studies.experiment import TABLES, evaluation_settings, stacked
+from warp_nb.tasks.gate import RewardGate
 from warp_nb.tasks.task import Task, describe
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLES = ("history", "runs", "merges", "geometry")
-"""Of a WarpResult."""
 ETAS = (0.1, 0.25, 0.5, 0.75, 1.0)
 """Points of a front beside θ_sft itself."""
 WARP, SINGLE, PLAIN = "WARP", "M = 1", "REINFORCE"
@@ -50,80 +49,81 @@ ARMS = (WARP, SINGLE, PLAIN)
 KL_TOLERANCE = 0.05
 """A policy is at the common KL when its own differs by no more than this share."""
 SEARCH_STEPS = 4
-"""Policies that are evaluated at the most to find one at the common KL."""
+"""Policies that are evaluated at most to find one at the common KL."""
+UNKNOWN = Estimate(math.nan)
 
 
 @dataclass
 class Measured:
-    """One arm and seed on the held-out prompts; the prompts and the noise are those of the seed's other arms."""
+    """One arm and seed on the held-out prompts; prompts and noise are those of the seed's other arms.
+
+    Args:
+        front: evaluations at every eta of ETAS.
+        end: the policy after the last line 13; only of WARP.
+        unmerged: θ^1 … θ^M of the last iteration, before line 12; only of WARP.
+        matched: (eta, evaluation) at the seed's common KL; None where the arms have none.
+    """
 
     front: list[Evaluation]
-    """At every eta of ETAS."""
     end: Evaluation | None = None
-    """The policy after the last line 12; only of WARP."""
     unmerged: list[Evaluation] = field(default_factory=list)
-    """θ^1 … θ^M of the last iteration, before line 11; only of WARP."""
     matched: tuple[float, Evaluation] | None = None
-    """(eta, evaluation) at the seed's common KL; None where the arms have none."""
 
 
 @dataclass
 class Arm:
-    """One way to spend the steps, over all seeds."""
+    """One way to spend the steps, over all seeds; `measured` has an entry a seed."""
 
     config: ExperimentConfig
     history: pd.DataFrame
+    geometry: pd.DataFrame
     runs: pd.DataFrame
     merges: pd.DataFrame
-    geometry: pd.DataFrame
     measured: list[Measured]
-    """A seed each."""
 
     @property
     def steps(self) -> int:
-        """Of one training."""
+        """Steps of one training."""
         return self.config.I * self.config.M * self.config.T
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Comparison:
-    """What experiment 5 measured."""
+    """What experiment 5 measured; `checks` are of WARP's runs, `seconds` of this call alone."""
 
     config: ExperimentConfig
     about: dict[str, Any]
     arms: dict[str, Arm]
-    gate: RewardGate
+    gate: RewardGate | None
     checks: list[Check]
-    """Of WARP's runs."""
     seconds: float
-    """Of this call; of a call that went on, only what was left."""
     peak_rss_mb: float
     seeds: list[int]
 
     @property
     def training_seconds(self) -> float:
-        """Of all steps, also of those that an earlier call made; the run that M = 1 shares counts once."""
+        """Seconds of all steps, also of those that an earlier call made; the shared run counts once."""
         histories = {name: arm.history for name, arm in self.arms.items()}
         histories[SINGLE] = histories[SINGLE][own_rows(histories[SINGLE])]
         return float(sum(rows["seconds"].sum() for rows in histories.values()))
 
     def over_seeds(self, arm: str, measure: str) -> list[Estimate]:
-        """A measure at every eta of ETAS: over the seeds by the t interval, of a single one over its prompts."""
+        """A measure at every eta of ETAS (see `over_trainings`)."""
         fronts = [measured.front for measured in self.arms[arm].measured]
         return [over_trainings(points, measure) for points in zip(*fronts, strict=True)]
 
     def front(self, arm: str) -> list[dict[str, Any]]:
-        """Rows (eta, reward, kl) for `plots.reward_kl_plane`: the gain over θ_sft, which stands first, at zero."""
+        """Rows (eta, reward, kl) of the arm's front: the gain over θ_sft, which stands first, at zero."""
         zero = Estimate(0.0, 0.0, 0.0)
         gains, kls = (self.over_seeds(arm, name) for name in ("reward_difference", "kl_policy_reference"))
         rows = [{"eta": eta, "reward": r, "kl": k} for eta, r, k in zip(ETAS, gains, kls, strict=True)]
         return [{"eta": 0.0, "reward": zero, "kl": zero}, *rows]
 
-    def end(self) -> dict[str, Any]:
-        """Row (name, reward, kl) for `plots.reward_kl_plane`: the policy after the last line 12 of WARP."""
+    def end(self) -> dict[str, Estimate]:
+        """Gain and KL of the policy after the last line 13 of WARP."""
         ends = [measured.end for measured in self.arms[WARP].measured if measured.end]
         gain, kl = (over_trainings(ends, name) for name in ("reward_difference", "kl_policy_reference"))
-        return {"name": "конец", "reward": gain, "kl": kl}
+        return {"reward": gain, "kl": kl}
 
     def readable(self, arm: str, place: int) -> bool:
         """Whether the text at this place of ETAS reads like θ_sft's in every seed."""
@@ -138,16 +138,16 @@ class Comparison:
     def gain_at_equal_kl(self, arm: str) -> Estimate:
         """Reward over θ_sft's at the common KL; NaN where there is none."""
         points = self.matched(arm)
-        return over_trainings([e for _, e in points], "reward_difference") if points else Estimate(*[math.nan] * 3)
+        return over_trainings([e for _, e in points], "reward_difference") if points else UNKNOWN
 
     def advantage(self, arm: str, other: str) -> Estimate:
         """How much more reward one arm has than another at the common KL; NaN where there is none.
 
-        Paired by seed; of a single training by prompt, which leaves out what another training would give.
+        Paired by seed. A single training is paired by prompt, which leaves out what another training would give.
         """
         one, two = self.matched(arm), self.matched(other)
         if not one or not two:
-            return Estimate(*[math.nan] * 3)
+            return UNKNOWN
         sides = [[evaluation for _, evaluation in points] for points in (one, two)]
         if len(self.seeds) == 1:
             values = [evaluations[0].rewards_policy for evaluations in sides]
@@ -157,26 +157,16 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON values; NaN as null."""
-        return plain(
+        return json_values(
             {
                 "status": "ok",
                 "task": self.about,
                 "config": self.config.model_dump(exclude={"out_dir"}),
                 "seeds": self.seeds,
-                "summary": {
-                    name: {measure: [asdict(e) for e in self.over_seeds(name, measure)] for measure in MEASURES}
-                    | {
-                        "gain_at_equal_kl": asdict(self.gain_at_equal_kl(name)),
-                        "equal_kl": [e.kl_policy_reference.value for _, e in self.matched(name) or []],
-                        "readable": [self.readable(name, place) for place in range(len(ETAS))],
-                        "etas": ETAS,
-                        "steps": arm.steps,
-                    }
-                    for name, arm in self.arms.items()
-                },
+                "summary": {name: self.arm_summary(name) for name in self.arms},
                 "advantage": {name: asdict(self.advantage(WARP, name)) for name in self.arms if name != WARP},
-                "checks": [asdict(check) for check in self.checks],
-                "gate": asdict(self.gate),
+                "checks": [check.to_json() for check in self.checks],
+                "gate": self.gate and asdict(self.gate),
                 "arms": {
                     name: {
                         "measured": [measured_record(measured) for measured in arm.measured],
@@ -191,6 +181,17 @@ class Comparison:
                 "machine": machine(),
             }
         )
+
+    def arm_summary(self, arm: str) -> dict[str, Any]:
+        """Measures along the arm's front and at equal KL."""
+        front = {measure: [asdict(e) for e in self.over_seeds(arm, measure)] for measure in MEASURES}
+        return front | {
+            "gain_at_equal_kl": asdict(self.gain_at_equal_kl(arm)),
+            "equal_kl": [e.kl_policy_reference.value for _, e in self.matched(arm) or []],
+            "readable": [self.readable(arm, place) for place in range(len(ETAS))],
+            "etas": ETAS,
+            "steps": self.arms[arm].steps,
+        }
 
 
 def measured_record(measured: Measured) -> dict[str, Any]:
@@ -222,6 +223,9 @@ def own_rows(rows: pd.DataFrame) -> pd.Series:
     return (rows["iteration"] != 1) | (rows["run"] != 1)
 
 
+# Training
+
+
 def arm_config(config: ExperimentConfig, arm: str) -> ExperimentConfig:
     """The arm's loops: I·M·T steps in one run for REINFORCE, one run an iteration for M = 1."""
     changes = {WARP: {}, SINGLE: {"M": 1}, PLAIN: {"I": 1, "M": 1, "T": config.I * config.M * config.T}}
@@ -229,25 +233,28 @@ def arm_config(config: ExperimentConfig, arm: str) -> ExperimentConfig:
 
 
 def total_steps(config: ExperimentConfig) -> int:
-    """Steps of all arms and seeds, the shared run counted twice as it is shown."""
+    """Steps of all arms and seeds; the shared run counts twice, as the progress bar shows it."""
     return config.n_seeds * sum(c.I * c.M * c.T for c in (arm_config(config, arm) for arm in ARMS))
 
 
-def run_comparison(config: ExperimentConfig, task: Task, progress: bool = True) -> Comparison:
+def run_comparison(config: ExperimentConfig, task: Task, *, progress: bool = True) -> Comparison:
     """Train all arms `n_seeds` times with independent seeds and evaluate the front of each.
 
-    With `out_dir` finished runs are kept in seed_*/ARM and a second call goes on, as in `warp`.
+    With `out_dir` runs are durable in seed_*/ARM, and a second call resumes, as in `warp`.
     """
     started = time.perf_counter()
     config = config.replace(dtype=training_dtype(config.dtype, task.policy))
     check_eval_prompts(config.n_eval_prompts, task)
-    gate = measure_gate(task.reward, pairs=gate_pairs(source=task.reviews))
+    gate = task.gate(task.reward) if task.gate else None
     seeds = [config.seed + index for index in range(config.n_seeds)]
     with ExitStack() as stack:
         on_step = stack.enter_context(reporting(progress, total_steps(config)))
         home = Path(config.out_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         found = [train_seed(config.replace(seed=seed), task, home / f"seed_{seed}", on_step) for seed in seeds]
-    arms = {arm: gathered(arm_config(config, arm), [trained[arm] for trained in found], seeds) for arm in ARMS}
+    arms = {}
+    for arm in ARMS:
+        tables = stacked([trained[arm][0] for trained in found], seeds)
+        arms[arm] = Arm(arm_config(config, arm), **tables, measured=[trained[arm][1] for trained in found])
     warped = arms[WARP]
     ends = [measured.end for measured in warped.measured if measured.end]
     return Comparison(
@@ -255,94 +262,59 @@ def run_comparison(config: ExperimentConfig, task: Task, progress: bool = True) 
         about=describe(task),
         arms=arms,
         gate=gate,
-        checks=run_checks(gate, warped.history, warped.runs, warped.merges, ends, config),
+        checks=run_checks(gate, warped.history, warped.runs, warped.merges, evaluations=ends, config=config),
         seconds=time.perf_counter() - started,
         peak_rss_mb=peak_rss_mb(),
         seeds=seeds,
     )
 
 
-Tables = dict[str, "pd.DataFrame"]
-
-
 def train_seed(
-    config: ExperimentConfig, task: Task, folder: Path, on_step: Progress
-) -> dict[str, tuple[Tables, Measured]]:
-    """Of every arm the tables of its runs and what was measured on the held-out prompts."""
-    tables: dict[str, Tables] = {}
-    merged: dict[str, StateDict] = {}
+    config: ExperimentConfig, task: Task, folder: Path, on_step: OnStep
+) -> dict[str, tuple[SimpleNamespace, Measured]]:
+    """Train and evaluate every arm with one seed: the tables of its `WarpResult`, and what was measured."""
+    settings = evaluation_settings(config, task)
+    tables: dict[str, SimpleNamespace] = {}
+    merged: dict[str, Weights] = {}
     measured: dict[str, Measured] = {}
     for arm in ARMS:
-        result = train_arm(arm_config(config, arm), task, folder, arm, on_step)
-        tables[arm] = {name: getattr(result, name) for name in TABLES}
+        result = train_arm(arm_config(config, arm), task, folder, arm, on_step=on_step)
+        tables[arm] = SimpleNamespace(**{name: getattr(result, name) for name in TABLES})
         merged[arm] = result.merged
-        measured[arm] = Measured(front_at(ETAS, result.merged, task, config))
+        measured[arm] = Measured(front_at(ETAS, merged[arm], task, settings))
         if arm == WARP:
-            measured[arm].end = evaluate(result.policy, task.policy, task, *evaluation_settings(config))
-            measured[arm].unmerged = unmerged(config, task, folder / WARP)
+            measured[arm].end = evaluate(result.policy, task.policy, task, **settings)
+            measured[arm].unmerged = [
+                evaluate_weights(weights, task.policy, task, **settings) for weights in result.ingredients
+            ]
     kl = common_kl([measured[arm].front for arm in ARMS])
     if kl is not None:
         for arm in ARMS:
 
-            def evaluate_at(eta: float, state: StateDict = merged[arm]) -> Evaluation:
-                return front_at([eta], state, task, config)[0]
+            def evaluate_at(eta: float, weights: Weights = merged[arm]) -> Evaluation:
+                return front_at([eta], weights, task, settings)[0]
 
             measured[arm].matched = at_kl(kl, measured[arm].front, evaluate_at)
     return {arm: (tables[arm], measured[arm]) for arm in ARMS}
 
 
-def train_arm(config: ExperimentConfig, task: Task, folder: Path, arm: str, on_step: Progress) -> WarpResult:
-    """The arm's runs, M = 1 with the first of WARP's."""
+def train_arm(config: ExperimentConfig, task: Task, folder: Path, arm: str, *, on_step: OnStep) -> WarpResult:
+    """Make the arm's runs; M = 1 takes over the first of WARP's, which has the same θ_sft and seed."""
     home = folder / arm.replace(" ", "")
     if arm == SINGLE:
-        share_first_run(folder / WARP, home)
+        home.mkdir(parents=True, exist_ok=True)
+        name = "run_1_1.safetensors"
+        if (folder / WARP / name).exists() and not (home / name).exists():
+            shutil.copyfile(folder / WARP / name, home / name)
     return warp(config, task, home, progress=on_step)
 
 
-def share_first_run(source: Path, target: Path) -> None:
-    """Give `target` run (1, 1) of `source`, which begins at the same θ_sft with the same seed; not over its own."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in ("run_1_1.safetensors", "run_1_1.json"):
-        if (source / name).exists() and not (target / name).exists():
-            shutil.copyfile(source / name, target / name)
+def front_at(etas: Sequence[float], merged: Weights, task: Task, settings: dict[str, Any]) -> list[Evaluation]:
+    """Evaluate (1 - eta) θ_sft + eta θ_slerp^I at every eta."""
+    return [row["evaluation"] for row in pareto_front(task.policy, merged, etas, task, **settings)]
 
 
-def gathered(config: ExperimentConfig, found: Sequence[tuple[Tables, Measured]], seeds: Sequence[int]) -> Arm:
-    """The results of all seeds as one arm."""
-    import pandas as pd
-
-    frames = {
-        name: pd.concat(
-            [tables[name].assign(seed=seed) for (tables, _), seed in zip(found, seeds, strict=True)], ignore_index=True
-        )
-        for name in TABLES
-    }
-    return Arm(config=config, measured=[measured for _, measured in found], **frames)
-
-
-# Evaluation
-
-
-def evaluation_settings(config: ExperimentConfig) -> tuple[int, int, int, float]:
-    """What `evaluate` takes after the task; the same for all arms of a seed."""
-    seed = derive_seed(config.seed, "evaluation")
-    return config.n_eval_prompts, seed, config.max_new_tokens, config.temperature
-
-
-def front_at(etas: Sequence[float], merged: StateDict, task: Task, config: ExperimentConfig) -> list[Evaluation]:
-    """Of every eta the policy (1 - eta) θ_sft + eta θ_slerp^I."""
-    rows = pareto_front(task.policy, merged, etas, task, *evaluation_settings(config))
-    return [row["evaluation"] for row in rows]
-
-
-def unmerged(config: ExperimentConfig, task: Task, home: Path) -> list[Evaluation]:
-    """Of every run of the last iteration, as it stands in the folder."""
-    policy, found = copy.deepcopy(task.policy).eval(), []
-    for run in range(1, config.M + 1):
-        path = home / f"run_{config.I}_{run}.safetensors"
-        policy.load_state_dict(load_weights(path, policy.state_dict()))
-        found.append(evaluate(policy, task.policy, task, *evaluation_settings(config)))
-    return found
+# Equal KL
 
 
 def common_kl(fronts: Sequence[Sequence[Evaluation]]) -> float | None:

@@ -1,11 +1,11 @@
 """The cells of the diagnosis: controlled trainings that differ from a sound one by one fault, and their table.
 
-    python -m warp_nb diagnosis            # measure the cells that the table lacks, about an hour on two cores
-    python -m warp_nb diagnosis exp2       # only those whose name holds a word
+    warp-nb diagnosis            # measure the cells that the table lacks, about an hour on two cores
+    warp-nb diagnosis exp2       # only those whose name holds a word
 
-A cell is named by all that is set in it; what it measured stands in the table under that name, so an interrupted
-command goes on where it was. Settings and seeds are here, fixed before any run; what follows from the table is in
-`verdicts`.
+A cell is named by everything that is set in it. What it measured stands in the table under that name, so a command
+that was interrupted continues where it stopped. Settings and seeds are here, fixed before any run; what follows from
+the table is in `verdicts`.
 """
 
 from __future__ import annotations
@@ -15,44 +15,43 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from warp_nb.algorithm.merge import weights_of
+from warp_nb.algorithm.objective import completion_logits
 from warp_nb.config import WarpConfig
+from warp_nb.fast.decoding import sample
 from warp_nb.fast.devices import bf16_is_fast, training_dtype
-from warp_nb.fast.rollout import sample
-from warp_nb.fast.scoring import completion_logits, token_kl
+from warp_nb.fast.scoring import token_kl
+from warp_nb.files import building, cache_dir, fingerprint, json_values, write_json
 from warp_nb.measure.checks import run_checks
-from warp_nb.measure.evaluation import MEASURES, Evaluation, evaluate, mean_interval
-from warp_nb.report.results import ROOT
+from warp_nb.measure.estimates import mean_interval
+from warp_nb.measure.evaluation import MEASURES, Evaluation, evaluate
+from warp_nb.measure.machine import machine
 from warp_nb.runs.facts import displacement
-from warp_nb.runs.policy_gradient import derive_seed
-from warp_nb.runs.warping import WarpResult, warp
-from warp_nb.runs.weights import fingerprint, plain, write_json
-from warp_nb.studies.experiment import machine
+from warp_nb.runs.jobs import torch_threads
+from warp_nb.runs.training import derive_seed
+from warp_nb.runs.warp import WarpResult, warp
 from warp_nb.studies.faults import constant_reward, planted
 from warp_nb.studies.original import ROWS
-from warp_nb.tasks.reward_model import (
-    Recipe,
-    RewardGate,
-    RewardModel,
-    cache_key,
-    gate_pairs,
-    measure_gate,
-    train_reward_model,
-)
-from warp_nb.tasks.task import Task, load_task
-from warp_nb.tasks.wheels import building, cache_dir
+from warp_nb.tasks.gate import RewardGate
+from warp_nb.tasks.imdb_gate import imdb_gate
+from warp_nb.tasks.prepared import load_task
+from warp_nb.tasks.reward_model import Recipe, RewardModel, cache_key, train_reward_model
+from warp_nb.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TABLE = ROOT / "reports" / "diagnosis.json"
+TABLE = Path("reports") / "diagnosis.json"
+"""Where the command writes, relative to the current folder."""
 SEEDS = (0, 1, 2)
 PRECISION_SEEDS = {"small": SEEDS, "smollm": SEEDS[:1]}
 """Seeds of the cells whose KL is taken in half precision, the only ones that `smollm` has."""
@@ -66,7 +65,7 @@ DRIFT_LR = (1e-6, 1e-5, 1e-4, 1e-3)
 CURVES = ("objective", "reward", "penalty", "kl")
 
 Changes = tuple[tuple[str, Any], ...]
-ONE_SEED: Changes = (("independent_seeds", False),)
+ONE_SEED = ("one-seed",)
 WARM_UPS: dict[str, tuple[tuple[str, ...], Changes]] = {
     "100": ((), ()),
     "5": ((), (("warmup_steps", 5),)),
@@ -77,30 +76,36 @@ SUSPECTS: dict[str, tuple[str, tuple[str, ...], Changes]] = {
     "none": ("sound", (), ()),
     "collapsed": ("collapsed", (), ()),
     "never-stepped": ("sound", ("never-stepped",), ()),
-    "one-seed": ("sound", (), ONE_SEED),
+    "one-seed": ("sound", ONE_SEED, ()),
     "one-model": ("sound", ("one-model",), ()),
     "greedy": ("sound", ("greedy",), ()),
 }
-"""Name -> reward, faults and changes of the cell that shows whether «Проверки» sees it at step 1."""
+"""Name -> reward, faults and changes of the cell that shows whether a check sees it at step 1."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training by the settings of an experiment of the original report, and what is changed in it."""
+    """One training with the settings of an experiment of the original report, and what is changed in it.
+
+    Args:
+        experiment: number in the original report.
+        reward: sound, collapsed or constant.
+        faults: names in `faults.FAULTS`.
+        changes: parameters that are not the experiment's.
+        seed: of the training.
+        task: small or smollm.
+    """
 
     experiment: int
     reward: str = "sound"
-    """sound, collapsed or constant."""
     faults: tuple[str, ...] = ()
-    """Names of `faults.FAULTS`."""
-    changes: tuple[tuple[str, Any], ...] = ()
-    """Further parameters that are not the experiment's."""
+    changes: Changes = ()
     seed: int = 0
     task: str = "small"
 
     @property
     def name(self) -> str:
-        """All that is set, readable, a key of the table."""
+        """Everything that is set, readable; a key of the table."""
         changes = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in self.changes]
         return " ".join([self.task, f"exp{self.experiment}", self.reward, *self.faults, *changes, f"seed={self.seed}"])
 
@@ -108,10 +113,10 @@ class Cell:
     def in_half_precision(self) -> bool:
         """Whether its KL is also taken in half precision: where `verdicts` combines faults or compares arithmetics."""
         changed = {name for name, _ in self.changes}
-        return changed <= {"independent_seeds", "warmup_steps"} and set(self.faults) <= {"never-stepped"}
+        return changed <= {"warmup_steps"} and set(self.faults) <= {"never-stepped", *ONE_SEED}
 
     def config(self, task: Task) -> WarpConfig:
-        """Of the training."""
+        """The parameters of the training."""
         settings = ROWS[self.experiment].settings | dict(self.changes)
         return WarpConfig(
             **settings, batch_size=16, seed=self.seed, threads=THREADS, dtype=training_dtype("auto", task.policy)
@@ -136,14 +141,14 @@ def cells() -> list[Cell | RewardCell]:
     variants = [(1, *warm_up) for warm_up in WARM_UPS.values()] + [(number, (), ()) for number in (2, 3, 4)]
     found: list[Cell | RewardCell] = [RewardCell(lr, seed) for lr in SWEEP_LR for seed in SEEDS]
     found += [
-        Cell(number, reward, faults, changes + seeds, seed)
+        Cell(number, reward, faults + seeds, changes, seed)
         for seed in SEEDS
         for reward in ("sound", "collapsed")
         for seeds in ((), ONE_SEED)
         for number, faults, changes in variants
     ]
     found += [Cell(2, "sound", (fault,), (), seed) for fault in ("one-model", "greedy") for seed in SEEDS]
-    found += [Cell(2, "sound", (), (*ONE_SEED, ("M", 1)), seed) for seed in SEEDS]
+    found += [Cell(2, "sound", ONE_SEED, (("M", 1),), seed) for seed in SEEDS]
     found += [
         drift(reward, lr, baseline, seed)
         for seed in SEEDS
@@ -169,32 +174,61 @@ def drift(reward: str, lr: float, baseline: str, seed: int) -> Cell:
 # Measuring
 
 
-def measure(cell: Cell | RewardCell) -> dict[str, Any]:
-    """What the table holds of a cell, plain JSON values."""
+@cache
+def prepared_task(name: str) -> Task:
+    """The task, loaded once."""
+    return load_task(name, "cpu")
+
+
+@cache
+def trained_reward(recipe: Recipe) -> RewardModel:
+    """The embedded reward model by another recipe, trained once and cached beside the sound one."""
+    recipe = replace(recipe, bf16=bf16_is_fast())
+    target = cache_dir() / f"reward-{cache_key(recipe)}"
+    with building(target) as folder:
+        if folder is not None:
+            train_reward_model(folder, recipe=recipe)
+    return RewardModel.load(target)
+
+
+@cache
+def gate_of(gate: Callable[[Any], RewardGate], reward: Any) -> RewardGate:
+    """The gate of a reward function, measured once."""
+    return gate(reward)
+
+
+def measure(
+    cell: Cell | RewardCell, load: Callable[[str], Task] = prepared_task, n_eval_prompts: int = N_EVAL_PROMPTS
+) -> dict[str, Any]:
+    """The record of a cell for the table, plain JSON values; `load` makes a task by its name."""
     started = time.perf_counter()
-    torch.set_num_threads(THREADS)
-    found = measure_reward(cell) if isinstance(cell, RewardCell) else measure_training(cell)
-    return plain(found | {"seconds": time.perf_counter() - started})
+    with torch_threads(THREADS):
+        if isinstance(cell, RewardCell):
+            gate = imdb_gate(trained_reward(Recipe(pairs=SWEEP_PAIRS, lr=cell.lr, seed=cell.seed)))
+            found = {"kind": "reward", "lr": cell.lr, "seed": cell.seed} | vars(gate)
+        else:
+            found = measure_training(cell, load(cell.task), n_eval_prompts)
+    return json_values(found | {"seconds": time.perf_counter() - started})
 
 
-def measure_reward(cell: RewardCell) -> dict[str, Any]:
-    """The gate of a reward model trained at the cell's rate."""
-    gate = gate_of(trained_reward(Recipe(pairs=SWEEP_PAIRS, lr=cell.lr, seed=cell.seed)))
-    return {"kind": "reward", "lr": cell.lr, "seed": cell.seed} | vars(gate)
-
-
-def measure_training(cell: Cell) -> dict[str, Any]:
+def measure_training(cell: Cell, task: Task, n_eval_prompts: int) -> dict[str, Any]:
     """Curves, displacement, geometry, the evaluation in fp32, perhaps both KLs in half precision, failed checks."""
-    task = replace(load_cell_task(cell.task), reward=reward_of(cell))
+    if cell.reward == "constant":
+        task = replace(task, reward=constant_reward)
+    elif cell.reward == "collapsed":
+        task = replace(task, reward=trained_reward(COLLAPSED))
     config = cell.config(task)
-    with planted(cell.faults):
-        result = warp(config, task, progress=False)
-    seed = derive_seed(cell.seed, "evaluation")
-    settings = config.max_new_tokens, config.temperature
-    evaluation = evaluate(result.policy, task.policy, task, N_EVAL_PROMPTS, seed, *settings)
-    history, runs, merges = (getattr(result, name).assign(seed=cell.seed) for name in ("history", "runs", "merges"))
-    checks = run_checks(gate_of(task.reward), history, runs, merges, [evaluation], config)
-    moved = displacement(task.policy.state_dict(), result.policy.state_dict())
+    result = warp(config, task, progress=False, parts=planted(cell.faults))
+    settings: dict[str, Any] = {
+        "n_prompts": n_eval_prompts,
+        "seed": derive_seed(cell.seed, "evaluation"),
+        "sampling": task.sampling(config.max_new_tokens, config.temperature),
+    }
+    evaluation = evaluate(result.policy, task.policy, task, **settings)
+    tables = [getattr(result, name).assign(seed=cell.seed) for name in ("history", "runs", "merges")]
+    gate = gate_of(task.gate, task.reward) if task.gate else None
+    checks = run_checks(gate, *tables, evaluations=[evaluation], config=config)
+    end = weights_of(result.policy)
     return {
         "kind": "training",
         "experiment": cell.experiment,
@@ -206,14 +240,14 @@ def measure_training(cell: Cell) -> dict[str, Any]:
         "curves": curves(result),
         "delta_norms": result.runs["delta_norm"].tolist(),
         "unmoved": result.runs["unmoved"].tolist(),
-        "moved": moved["delta_norm"],
+        "moved": displacement(weights_of(task.policy), end)["delta_norm"],
         "parameters": task.policy.num_parameters(),
         "omega": result.geometry["omega"].tolist() if len(result.geometry) else [],
         "cosine": result.merges["delta_cosine"].tolist(),
-        "policy_sha256": fingerprint(result.policy.state_dict()),
+        "policy_sha256": fingerprint(end),
         "evaluation": {name: vars(evaluation.measures()[name]) for name in MEASURES},
         "kl": {"float32": both_kls(evaluation)}
-        | (half_precision(result.policy, task, config, seed) if cell.in_half_precision else {}),
+        | (half_precision(result.policy, task, settings) if cell.in_half_precision else {}),
         "failed": [check.name for check in checks if check.failed],
     }
 
@@ -230,77 +264,63 @@ def both_kls(evaluation: Evaluation) -> dict[str, float]:
 
 
 @torch.no_grad()
-def half_precision(policy: PreTrainedModel, task: Task, config: WarpConfig, seed: int) -> dict[str, dict[str, float]]:
+def half_precision(policy: PreTrainedModel, task: Task, settings: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Both KLs once more, as code would measure them that scores in half precision.
 
     bfloat16: weights and activations of both models. mixed: of θ_sft only, as where the reference is loaded in half
     precision beside a policy in fp32. The softmax is in fp32 in all.
     """
-    prompts = task.eval_prompts[:N_EVAL_PROMPTS]
+    prompts, sampling = task.eval_prompts[: settings["n_prompts"]], settings["sampling"]
     low = {"reference": copy.deepcopy(task.policy).bfloat16(), "policy": copy.deepcopy(policy).bfloat16()}
     sides = {"bfloat16": low, "mixed": low | {"policy": policy}}
     found: dict[str, dict[str, float]] = {}
     for name, models in sides.items():
         found[name] = {}
         for one, other in (("reference", "policy"), ("policy", "reference")):
-            noise, sums = torch.Generator().manual_seed(seed), []
+            noise, sums = torch.Generator().manual_seed(settings["seed"]), []
             for start in range(0, len(prompts), 32):
-                chunk = prompts[start : start + 32]
-                drawn = sample(models[one], task.tokenizer, chunk, config.max_new_tokens, config.temperature, noise)
-                logits = [completion_logits(models[side], drawn).float() for side in (one, other)]
-                sums += token_kl(logits[0], logits[1], drawn, config.temperature).sum(1).tolist()
+                given = task.encode(prompts[start : start + 32], sampling)
+                drawn = sample(models[one], *given, sampling, generator=noise)
+                p, q = (completion_logits(models[side], drawn).float() for side in (one, other))
+                sums += token_kl(p, q, drawn.completion_mask, drawn.temperature).sum(1).tolist()
             found[name][f"kl_{one}_{other}"] = mean_interval(sums).value
     return found
-
-
-@cache
-def load_cell_task(name: str) -> Task:
-    """The task, loaded once."""
-    return load_task(name, "cpu")
-
-
-def reward_of(cell: Cell) -> Any:
-    """The reward function of a cell."""
-    kinds = {"constant": lambda: constant_reward, "collapsed": lambda: trained_reward(COLLAPSED)}
-    return kinds.get(cell.reward, lambda: load_cell_task(cell.task).reward)()
-
-
-@cache
-def trained_reward(recipe: Recipe) -> RewardModel:
-    """The embedded reward model by another recipe, trained once and kept beside the sound one."""
-    recipe = Recipe(**vars(recipe) | {"bf16": bf16_is_fast()})
-    target = cache_dir() / f"reward-{cache_key(recipe)}"
-    with building(target) as folder:
-        if folder is not None:
-            train_reward_model(folder, recipe=recipe)
-    return RewardModel.load(target)
-
-
-@cache
-def gate_of(reward: Any) -> RewardGate:
-    """The gate of a reward function, measured once."""
-    return measure_gate(reward, pairs=gate_pairs())
 
 
 # The table
 
 
-def read_table(path: Path = TABLE) -> dict[str, Any]:
-    """{"machine", "cells"}: name of a cell -> its record; empty where there is no file."""
-    if not path.exists():
-        return {"machine": machine(), "cells": {}}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+@dataclass
+class CellTable:
+    """What was measured: `cells` maps the name of a cell to its record; `machine` is what the last one ran on."""
+
+    machine: dict[str, Any]
+    cells: dict[str, dict[str, Any]]
 
 
-def fill(path: Path, wanted: Sequence[Cell | RewardCell], again: bool = False) -> None:
-    """Measure the cells that the table lacks (all of them with `again`), each written as soon as it is there."""
+def read_table(path: str | Path = "") -> CellTable:
+    """The table in a file; empty where there is no file. Without a path: the table that the package ships."""
+    if not path:
+        path = Path(str(files("warp_nb.studies") / "diagnosis.json"))
+    if not Path(path).exists():
+        return CellTable(machine(), {})
+    found = json.loads(Path(path).read_text(encoding="utf-8"))
+    return CellTable(found["machine"], found["cells"])
+
+
+def fill(
+    path: Path,
+    wanted: Sequence[Cell | RewardCell],
+    again: bool = False,
+    measure: Callable[[Cell | RewardCell], dict[str, Any]] = measure,
+) -> None:
+    """Measure the cells that the table lacks (all of them with `again`); each is written as soon as it is measured."""
     table = read_table(path)
-    due = [cell for cell in wanted if again or cell.name not in table["cells"]]
+    due = [cell for cell in wanted if again or cell.name not in table.cells]
     started = time.perf_counter()
     for place, cell in enumerate(due, start=1):
-        table["cells"][cell.name] = measure(cell)
-        write_json(path, table | {"machine": machine(), "cells": ordered(table["cells"])})
+        table.cells[cell.name] = measure(cell)
+        write_json(path, {"machine": machine(), "cells": ordered(table.cells)})
         left = (time.perf_counter() - started) / place * (len(due) - place)
         print(f"[{place}/{len(due)}] {cell.name}: about {left / 60:.0f} min left", flush=True)
 
@@ -312,19 +332,16 @@ def ordered(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m warp_nb diagnosis", description=main.__doc__)
+    """Measure cells of the diagnosis."""
+    parser = argparse.ArgumentParser(prog="warp-nb diagnosis", description=main.__doc__)
     parser.add_argument("words", nargs="*", help="measure only cells whose name holds all of them")
-    parser.add_argument("--table", type=Path, default=TABLE, help="JSON file that is read and written")
+    parser.add_argument("--table", type=Path, default=TABLE, help=f"JSON file that is read and written ({TABLE})")
     parser.add_argument("--again", action="store_true", help="measure also what the table has")
     chosen = parser.parse_args(argv)
     wanted = [cell for cell in cells() if set(chosen.words) <= set(cell.name.split())]
     if not wanted:
         print(f"no cell is named by {' '.join(chosen.words)}", file=sys.stderr)
         return 1
+    chosen.table.parent.mkdir(parents=True, exist_ok=True)
     fill(chosen.table, wanted, chosen.again)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,49 +1,48 @@
-"""Faults that the original report may have had, planted in the real loop from outside; for the diagnosis only."""
+"""Faults that the original report may have had, planted in the real loop through its parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
-from warp_nb.fast import rollout
-from warp_nb.runs import policy_gradient
-from warp_nb.runs import warping as algorithm
+from warp_nb.algorithm.merge import Weights
+from warp_nb.runs.training import FAST, Parts, derive_seed
 
-CONSTANT = 0.0438
+REPORTED_REWARD = 0.0438
 """The original's reward, to the digits that never moved."""
 
 
 def constant_reward(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
     """The same number for every text."""
-    return [CONSTANT] * len(completions)
+    return [REPORTED_REWARD] * len(completions)
 
 
-@contextmanager
-def never_stepped() -> Iterator[None]:
+def never_stepped(parts: Parts) -> Parts:
     """A warm-up whose scheduler begins at lr = 0 and is never stepped."""
-    with patch.object(policy_gradient, "learning_rate", lambda config, step: 0.0):
-        yield
+    return replace(parts, learning_rate=lambda lr, warmup_steps, step: 0.0)
 
 
-@contextmanager
-def one_model() -> Iterator[None]:
+def one_seed(parts: Parts) -> Parts:
+    """One seed for all I·M runs."""
+    return replace(parts, run_seed=lambda seed, i, m: derive_seed(seed))
+
+
+def one_model(parts: Parts) -> Parts:
     """θ^1 … θ^M are names of one object: what is merged are the last run's weights, M times."""
-    real = algorithm.merge_runs
+    shared: Weights = {}
 
-    def aliased(init: Any, results: Any, *rest: Any) -> Any:
-        return real(init, [replace(result, state=results[-1].state) for result in results], *rest)
+    def aliased(*args: Any, **settings: Any) -> Weights:
+        shared.update(parts.train_run(*args, **settings))
+        return shared
 
-    with patch.object(algorithm, "merge_runs", aliased):
-        yield
+    return replace(parts, train_run=aliased)
 
 
-@contextmanager
-def greedy_in_order() -> Iterator[None]:
+def greedy_in_order(parts: Parts) -> Parts:
     """The likeliest token is taken, and every run goes through the prompts in their order."""
 
     def likeliest(log_probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -55,27 +54,26 @@ def greedy_in_order() -> Iterator[None]:
             yield [prompts[index % len(prompts)] for index in range(start, start + size)]
             start += size
 
-    with patch.object(rollout, "_draw", likeliest), patch.object(policy_gradient, "prompt_batches", in_order):
-        yield
+    return replace(parts, sample=partial(parts.sample, draw=likeliest), prompt_batches=in_order)
 
 
-FAULTS: dict[str, Callable[[], Any]] = {
+FAULTS: dict[str, Callable[[Parts], Parts]] = {
     "never-stepped": never_stepped,
+    "one-seed": one_seed,
     "one-model": one_model,
     "greedy": greedy_in_order,
 }
 
 
-@contextmanager
-def planted(names: Iterable[str]) -> Iterator[None]:
-    """The faults of these names, in training only: evaluate outside.
+def planted(names: Iterable[str], parts: Parts = FAST) -> Parts:
+    """The parts of a run with the faults of these names.
 
-    Raises ValueError for a name that FAULTS has not.
+    Raises:
+        ValueError: FAULTS lacks a name.
     """
     unknown = set(names) - set(FAULTS)
     if unknown:
         raise ValueError(f"unknown fault {', '.join(sorted(unknown))}; choose from {', '.join(FAULTS)}")
-    with ExitStack() as stack:
-        for name in names:
-            stack.enter_context(FAULTS[name]())
-        yield
+    for name in names:
+        parts = FAULTS[name](parts)
+    return parts

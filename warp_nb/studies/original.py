@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from warp_nb.config import WarpConfig
 
 COMMON: dict[str, Any] = {"I": 2, "M": 2, "T": 10, "beta": 0.1, "mu": 0.01, "eta": 0.5, "optimizer": "adam"}
-AS_WRITTEN: dict[str, Any] = {"anchor": "ema", "merge": "slerp", "baseline": "none", "independent_seeds": True}
+AS_WRITTEN: dict[str, Any] = {"anchor": "ema", "merge": "slerp", "merge_by": "layer", "lam": 0.5, "baseline": "none"}
 """Algorithm 1 without our switches; the report says it implements the paper."""
 ASSUMED_TASK = "задача, размер пакета, длина продолжения и температура"
 

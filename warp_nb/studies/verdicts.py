@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
+from statistics import median
 from typing import Any
 
 import pandas as pd
 
-from warp_nb.measure.checks import slope
-from warp_nb.notebook.numbers import fixed, format_number
+from warp_nb.measure.estimates import slope
 from warp_nb.studies.diagnosis import (
     DRIFT_LR,
     ONE_SEED,
@@ -25,15 +25,13 @@ from warp_nb.studies.diagnosis import (
     SWEEP_LR,
     WARM_UPS,
     Cell,
-    Changes,
     RewardCell,
     drift,
 )
 from warp_nb.studies.original import ROWS
 
-SUFFICIENT, INSUFFICIENT, UNDECIDED = "достаточно, чтобы объяснить", "недостаточно", "не различить"
-ENGLISH = {SUFFICIENT: "sufficient to explain it", INSUFFICIENT: "not sufficient", UNDECIDED: "undecided"}
-CONSTANT = 1e-5
+SUFFICIENT, INSUFFICIENT, UNDECIDED = "sufficient to explain it", "not sufficient", "undecided"
+STILL = 1e-5
 """How far the reward may move and still be the original's: 7.1e-6 at the most there."""
 ZERO = 5e-6
 """Nats: less is printed as 0.00000."""
@@ -43,31 +41,26 @@ ALIKE = 0.01
 """Curves that differ by less than this share of the sound reward's spread lie upon one another in a picture."""
 RIGHT = 0.1
 """Degrees: a smaller angle is none."""
+LARGE_LR = 1e-4
+"""From here on the noise of Adam's steps is looked at."""
 Record = dict[str, Any]
 Table = dict[str, Record]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One hypothesis by its Russian and its English name: the prediction, whether each seed meets it, the figures."""
+    """Whether each seed meets the prediction of a hypothesis, and the figures that were measured."""
 
-    name: str
-    english: str
-    prediction: str
+    hypothesis: str
     outcomes: tuple[bool, ...]
-    measured: str
+    figures: dict[str, Any]
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """SUFFICIENT, INSUFFICIENT or UNDECIDED."""
         if all(self.outcomes):
             return SUFFICIENT
         return UNDECIDED if any(self.outcomes) else INSUFFICIENT
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        words = {"verdict": self.verdict, "verdict_english": ENGLISH[self.verdict]}
-        return vars(self) | words | {"outcomes": list(self.outcomes)}
 
 
 def verdicts(table: Table) -> list[Verdict]:
@@ -81,190 +74,106 @@ def verdicts(table: Table) -> list[Verdict]:
 
 def collapsed_reward(table: Table) -> Verdict:
     """1: a constant reward beside a growing KL."""
-
-    def still(reward: str, seed: int) -> bool:
-        rows = [table[Cell(number, reward, seed=seed).name] for number in ROWS]
-        apart = [abs(row["evaluation"]["reward_difference"]["value"]) for row in rows]
-        return max(apart) <= CONSTANT and kl(rows[2]) > 1 > kl(rows[1])
-
-    found = tuple(still("collapsed", seed) and not still("sound", seed) for seed in SEEDS)
-    moved = [
-        max(
-            abs(table[Cell(n, reward, seed=s).name]["evaluation"]["reward_difference"]["value"])
-            for n in ROWS
-            for s in SEEDS
-        )
-        for reward in ("collapsed", "sound")
-    ]
-    far = [kl(table[Cell(3, "collapsed", seed=seed).name]) for seed in SEEDS]
-    return Verdict(
-        "схлопнувшаяся модель награды",
-        "collapsed reward model",
-        f"награда сдвинется не больше чем на {format_number(CONSTANT)} во всех четырёх экспериментах, а KL "
-        "эксперимента 3 превысит 1 нат; с исправной моделью награда сдвинется сильнее",
-        found,
-        f"наибольшее по экспериментам и сидам изменение награды {format_number(moved[0])}, с исправной моделью "
-        f"{format_number(moved[1])}; KL эксперимента 3, нат: {spread(far)}",
-    )
+    moved: dict[str, list[float]] = {"collapsed": [], "sound": []}
+    outcomes, far = [], []
+    for seed in SEEDS:
+        still = {}
+        for reward, most in moved.items():
+            rows = [table[Cell(number, reward, seed=seed).name] for number in ROWS]
+            most.append(max(abs(row["evaluation"]["reward_difference"]["value"]) for row in rows))
+            still[reward] = most[-1] <= STILL and kl(rows[2]) > 1 > kl(rows[1])
+        outcomes.append(still["collapsed"] and not still["sound"])
+        far.append(kl(table[Cell(3, "collapsed", seed=seed).name]))
+    figures = {reward: max(most) for reward, most in moved.items()} | {"far": far}
+    return Verdict("collapsed-reward", tuple(outcomes), figures)
 
 
 def half_precision(table: Table) -> list[Verdict]:
     """2: 0.025 nats out of rounding."""
-    names = {
-        "bfloat16": ("обе модели оценены в bfloat16", "both models scored in bf16"),
-        "mixed": ("в bfloat16 только θ_sft, политика в fp32", "θ_sft scored in bf16, the policy in fp32"),
-    }
-    wanted = fixed(ROWS[2].kl_reference_policy, 5)
-    found = []
-    for (scoring, (words, english)), (task, seeds) in product(names.items(), PRECISION_SEEDS.items()):
+    wanted, found = ROWS[2].kl_reference_policy, []
+    for scoring, (task, seeds) in product(("bfloat16", "mixed"), PRECISION_SEEDS.items()):
         rows = {number: [table[Cell(number, seed=seed, task=task).name] for seed in seeds] for number in (1, 2)}
-        true, seen = ([kl(record, kind) for record in rows[2]] for kind in ("float32", scoring))
-        outcomes = tuple(
-            close(low, ROWS[2].kl_reference_policy) and low > 10 * exact for exact, low in zip(true, seen, strict=True)
-        )
-        found.append(
-            Verdict(
-                f"половинная точность, {task}: {words}",
-                f"{english}, {task}",
-                f"KL эксперимента 2 отличается от {wanted} не больше чем в {format_number(FACTOR)} раза, хотя в fp32 "
-                "она хотя бы в 10 раз меньше",
-                outcomes,
-                f"KL, нат: {spread(seen)} (в fp32 {spread(true)}); в эксперименте 1: "
-                f"{spread([kl(record, scoring) for record in rows[1]])}",
-            )
-        )
+        exact, seen = ([kl(record, kind) for record in rows[2]] for kind in ("float32", scoring))
+        outcomes = tuple(close(low, wanted) and low > 10 * true for true, low in zip(exact, seen, strict=True))
+        figures = {"scoring": scoring, "task": task, "wanted": wanted, "seen": seen, "exact": exact}
+        first = [kl(record, scoring) for record in rows[1]]
+        found.append(Verdict("half-precision", outcomes, figures | {"first": first}))
     return found
 
 
 def warm_ups(table: Table) -> list[Verdict]:
-    """3: a KL of exactly 0.00000 in whatever arithmetic, and four equal curves."""
-    words = {
-        "5": ("прогрев 5 шагов", "warm-up of 5 steps"),
-        "100": ("прогрев 100 шагов, из них сделано 10", "warm-up of 100 steps, 10 of them made"),
-        "never-stepped": ("планировщик начинает с lr = 0 и не вызывается", "scheduler begins at lr = 0, never stepped"),
-    }
+    """3: a KL of exactly 0.00000 in whatever arithmetic."""
     found = []
-    for name, (title, english) in words.items():
+    for name in ("5", "100", "never-stepped"):
         faults, changes = WARM_UPS[name]
         rows = [table[Cell(1, "sound", faults, changes, seed).name] for seed in SEEDS]
-        low, high = ([kl(row, kind) for row in rows] for kind in ("float32", "bfloat16"))
-        found.append(
-            Verdict(
-                title,
-                english,
-                "KL эксперимента 1 напечатается как 0,00000 и в fp32, и в bfloat16",
-                tuple(max(pair) < ZERO for pair in zip(low, high, strict=True)),
-                f"KL, нат: в fp32 {spread(low)}, в bfloat16 {spread(high)}; нетронутых весов "
-                f"{spread([100 * min(row['unmoved']) for row in rows])} %",
-            )
-        )
+        exact, rounded = ([kl(row, kind) for row in rows] for kind in ("float32", "bfloat16"))
+        outcomes = tuple(max(pair) < ZERO for pair in zip(exact, rounded, strict=True))
+        unmoved = [100 * min(row["unmoved"]) for row in rows]
+        figures = {"warm_up": name, "exact": exact, "rounded": rounded, "unmoved": unmoved}
+        found.append(Verdict("warm-up", outcomes, figures))
     return found
 
 
 def four_curves(table: Table) -> list[Verdict]:
     """3: four curves that lie upon one another, with and without one seed for all runs."""
-    suspects: list[tuple[str, str, str, Changes]] = [
-        ("планировщик не вызывается, сиды разные", "never stepped, independent seeds", "never-stepped", ()),
-        ("планировщик не вызывается, сид один", "never stepped, one seed", "never-stepped", ONE_SEED),
-        ("прогрев 100 шагов, сид один", "warm-up of 100 steps, one seed", "100", ONE_SEED),
-        ("прогрев 5 шагов, сид один", "warm-up of 5 steps, one seed", "5", ONE_SEED),
-    ]
     unit, found = sound_spread(table), []
-    for title, english, warm_up, seeds in suspects:
+    suspects = (("never-stepped", ()), ("never-stepped", ONE_SEED), ("100", ONE_SEED), ("5", ONE_SEED))
+    for warm_up, seeds in suspects:
         faults, changes = WARM_UPS[warm_up]
-        shares = [apart(table[Cell(1, "sound", faults, changes + seeds, seed).name]) / unit for seed in SEEDS]
-        found.append(
-            Verdict(
-                f"четыре кривые: {title}",
-                f"four equal curves: {english}",
-                "четыре кривые эксперимента 1 разойдутся не больше чем на "
-                f"{format_number(ALIKE)} стандартного отклонения исправной награды, то есть сольются на рисунке",
-                tuple(share <= ALIKE for share in shares),
-                f"наибольшее расхождение, в долях этого отклонения: {spread(shares)}",
-            )
-        )
+        shares = [apart(table[Cell(1, "sound", faults + seeds, changes, seed).name]) / unit for seed in SEEDS]
+        figures = {"warm_up": warm_up, "one_seed": seeds == ONE_SEED, "shares": shares}
+        found.append(Verdict("four-curves", tuple(share <= ALIKE for share in shares), figures))
     return found
 
 
 def equal_runs(table: Table) -> list[Verdict]:
     """4: runs that are one."""
-    suspects: list[tuple[str, str, tuple[str, ...], Changes]] = [
-        ("независимые прогоны", "independent runs (control)", (), ()),
-        ("один сид на все прогоны", "one seed for all runs", (), ONE_SEED),
-        ("одна модель под двумя именами", "one model under two names", ("one-model",), ()),
-        ("жадная выборка, начала по порядку", "greedy decoding, prompts in order", ("greedy",), ()),
-    ]
     found = []
-    for title, english, faults, changes in suspects:
-        rows = [table[Cell(2, "sound", faults, changes, seed).name] for seed in SEEDS]
+    for fault in ("none", *ONE_SEED, "one-model", "greedy"):
+        faults = () if fault == "none" else (fault,)
+        rows = [table[Cell(2, "sound", faults, (), seed).name] for seed in SEEDS]
         equal = [same_curves(row) for row in rows]
         angles = [max((value for value in row["omega"] if value is not None), default=math.nan) for row in rows]
-        measured = f"кривые двух прогонов {'совпали до бита' if all(equal) else 'различны с шага ' + first_apart(rows)}"
-        measured += f"; наибольший угол Ω: {spread(angles)}°"
-        if changes == ONE_SEED:
-            twins = [table[Cell(2, "sound", (), (*ONE_SEED, ("M", 1)), seed).name] for seed in SEEDS]
-            same = sum(a["policy_sha256"] == b["policy_sha256"] for a, b in zip(rows, twins, strict=True))
-            measured += f"; итоговые веса совпали с M = 1 до бита в {same} из {len(SEEDS)}"
-        found.append(
-            Verdict(
-                title,
-                english,
-                f"кривые двух прогонов совпадут до бита, угол Ω меньше {format_number(RIGHT)}°",
-                tuple(same and not angle > RIGHT for same, angle in zip(equal, angles, strict=True)),
-                measured,
-            )
-        )
+        outcomes = tuple(same and not angle > RIGHT for same, angle in zip(equal, angles, strict=True))
+        twins = None
+        if faults == ONE_SEED:
+            single = [table[Cell(2, "sound", ONE_SEED, (("M", 1),), seed).name] for seed in SEEDS]
+            twins = sum(a["policy_sha256"] == b["policy_sha256"] for a, b in zip(rows, single, strict=True))
+        figures = {"fault": fault, "equal": all(equal), "apart": first_apart(rows), "angles": angles}
+        found.append(Verdict("equal-runs", outcomes, figures | {"twins": twins, "seeds": len(SEEDS)}))
     return found
 
 
 def noise(table: Table) -> list[Verdict]:
     """5: KL without anything to learn."""
     found = []
-    kinds = (("none", "без базовой линии", "no baseline"), ("mean", "с вычитанием среднего", "mean subtracted"))
-    for baseline, words, english in kinds:
-        shares = {
-            lr: [
-                ratio(*(kl(table[drift(reward, lr, baseline, seed).name]) for reward in ("constant", "sound")))
-                for seed in SEEDS
-            ]
-            for lr in DRIFT_LR
-        }
-        large = [lr for lr in DRIFT_LR if lr >= 1e-4]
-        measured = "; ".join(f"lr = {format_number(lr)}: {spread(share)}" for lr, share in shares.items())
-        found.append(
-            Verdict(
-                f"шум шагов Adam, {words}",
-                f"noise of Adam's steps, {english}",
-                "с постоянной наградой KL при lr ≥ 10⁻⁴ не меньше половины той, что с настоящей",
-                tuple(min(shares[lr][place] for lr in large) >= 0.5 for place in range(len(SEEDS))),
-                f"отношение KL с постоянной наградой к KL с настоящей: {measured}",
-            )
-        )
+    for baseline in ("none", "mean"):
+        shares = {}
+        for lr in DRIFT_LR:
+            pairs = [[kl(table[drift(r, lr, baseline, seed).name]) for r in ("constant", "sound")] for seed in SEEDS]
+            shares[lr] = [ratio(*pair) for pair in pairs]
+        large = [share for lr, share in shares.items() if lr >= LARGE_LR]
+        outcomes = tuple(min(share[place] for share in large) >= 0.5 for place in range(len(SEEDS)))
+        found.append(Verdict("noise", outcomes, {"baseline": baseline, "shares": shares}))
     return found
 
 
 def rising_curves(table: Table) -> Verdict:
     """6: a functional that rises without its reward."""
-    outcomes, rates = [], []
+    outcomes: list[bool] = []
+    slopes: dict[int, dict[str, list[float]]] = {number: {"objective": [], "reward": []} for number in (3, 4)}
     for seed in SEEDS:
-        rows = [table[Cell(number, "collapsed", seed=seed).name] for number in (3, 4)]
-        parts = [(slope(history(row), "objective"), slope(history(row), "reward")) for row in rows]
-        known = [(whole, reward) for whole, reward in parts if whole is not None and reward is not None]
-        rates.append([(whole.value, reward.value) for whole, reward in known])
-        outcomes.append(all(whole.low > 0 and reward.value < 0.5 * whole.value for whole, reward in known))
-    shown = [
-        f"эксперимент {number}: {spread([rate[place][0] for rate in rates])}, вклад награды "
-        f"{spread([rate[place][1] for rate in rates])}"
-        for place, number in enumerate((3, 4))
-    ]
-    return Verdict(
-        "растёт слагаемое −β·log(π/π_ema), а не награда",
-        "−β·log-ratio rises, not the reward",
-        "со схлопнувшейся моделью награды наклон r_β в экспериментах 3 и 4 больше нуля, и меньше половины его даёт "
-        "награда",
-        tuple(outcomes),
-        f"наклон за шаг: {'; '.join(shown)}",
-    )
+        risen = []
+        for number, rates in slopes.items():
+            rows = history(table[Cell(number, "collapsed", seed=seed).name])
+            whole, reward = slope(rows, "objective"), slope(rows, "reward")
+            if whole is not None and reward is not None:
+                rates["objective"].append(whole.value)
+                rates["reward"].append(reward.value)
+                risen.append(whole.low > 0 and reward.value < 0.5 * whole.value)
+        outcomes.append(all(risen))
+    return Verdict("rising-curves", tuple(outcomes), {"slopes": slopes})
 
 
 # The best-fitting combination
@@ -286,11 +195,6 @@ class Combination:
         """How many traits."""
         return sum(self.traits.values())
 
-    @property
-    def missing(self) -> list[str]:
-        """The traits it lacks."""
-        return [name for name, shown in self.traits.items() if not shown]
-
 
 def combinations_tried(table: Table) -> list[Combination]:
     """Every combination of reward, seeds, warm-up and scoring, the best fit first; ties as they stand in the table."""
@@ -302,9 +206,9 @@ def combinations_tried(table: Table) -> list[Combination]:
         WARM_UPS,
         ("float32", "bfloat16", "mixed"),
     ):
-        cells = {number: [Cell(number, reward, (), shared, seed) for seed in SEEDS] for number in (2, 3, 4)}
+        cells = {number: [Cell(number, reward, shared, (), seed) for seed in SEEDS] for number in (2, 3, 4)}
         faults, changes = WARM_UPS[warm_up]
-        cells[1] = [Cell(1, reward, faults, changes + shared, seed) for seed in SEEDS]
+        cells[1] = [Cell(1, reward, faults + shared, changes, seed) for seed in SEEDS]
         records = {number: [table[cell.name] for cell in cells[number]] for number in sorted(cells)}
         rows = {number: row(kept, scoring) for number, kept in records.items()}
         found.append(Combination(reward, seeds, warm_up, scoring, rows, traits(rows, records, unit)))
@@ -320,23 +224,18 @@ def row(records: Sequence[Record], scoring: str) -> dict[str, float]:
         "kl_reference_policy": lambda record: record["kl"][scoring]["kl_reference_policy"],
         "kl_policy_reference": lambda record: record["kl"][scoring]["kl_policy_reference"],
     }
-    return {name: float(pd.Series([read(record) for record in records]).median()) for name, read in columns.items()}
+    return {name: median(map(read, records)) for name, read in columns.items()}
 
 
 def traits(rows: dict[int, dict[str, float]], records: dict[int, list[Record]], unit: float) -> dict[str, bool]:
     """What the original's table and pictures show, each found again or not."""
-    found = {"награда неподвижна": all(abs(one["reward_difference"]) <= CONSTANT for one in rows.values())}
-    found["KL эксперимента 1 печатается как 0,00000"] = (
-        max(rows[1]["kl_reference_policy"], rows[1]["kl_policy_reference"]) < ZERO
-    )
+    found = {"reward-still": all(abs(one["reward_difference"]) <= STILL for one in rows.values())}
+    found["zero-1"] = max(rows[1]["kl_reference_policy"], rows[1]["kl_policy_reference"]) < ZERO
     for number in (2, 3, 4):
-        found[f"KL эксперимента {number} та же в пределах {format_number(FACTOR)} раз"] = close(
-            rows[number]["kl_reference_policy"], ROWS[number].kl_reference_policy
-        )
+        wanted = ROWS[number].kl_reference_policy
+        found[f"kl-{number}"] = close(rows[number]["kl_reference_policy"], wanted)
     for number in (1, 2):
-        found[f"кривые эксперимента {number} сливаются"] = all(
-            apart(record) <= ALIKE * unit for record in records[number]
-        )
+        found[f"curves-{number}"] = all(apart(record) <= ALIKE * unit for record in records[number])
     return found
 
 
@@ -373,19 +272,16 @@ def pair_equal(record: Record, first: int, second: int) -> bool:
     return all(curves[first] == curves[second] for curves in record["curves"].values())
 
 
-def first_apart(records: Sequence[Record]) -> str:
-    """The steps at which runs of an iteration begin to differ, the earliest and the latest."""
-    steps = [
-        next(
-            step
-            for step, (a, b) in enumerate(zip(*(r["curves"]["objective"][i] for i in pair), strict=True), 1)
-            if a != b
-        )
-        for r in records
-        for pair in pairs(r)
-        if not pair_equal(r, *pair)
-    ]
-    return str(min(steps)) if min(steps) == max(steps) else f"{min(steps)}–{max(steps)}"
+def first_apart(records: Sequence[Record]) -> list[int]:
+    """The earliest and the latest step at which runs of an iteration begin to differ; none where they never do."""
+    steps = [step_apart(r, *pair) for r in records for pair in pairs(r) if not pair_equal(r, *pair)]
+    return [min(steps), max(steps)] if steps else []
+
+
+def step_apart(record: Record, first: int, second: int) -> int:
+    """The step at which two runs begin to differ, in whatever column."""
+    columns = [zip(curves[first], curves[second], strict=True) for curves in record["curves"].values()]
+    return next(step for step, at in enumerate(zip(*columns, strict=True), 1) if any(a != b for a, b in at))
 
 
 def apart(record: Record) -> float:
@@ -398,7 +294,7 @@ def apart(record: Record) -> float:
 
 def sound_spread(table: Table) -> float:
     """Standard deviation of the sound reward's scores: the sweep's rate that the project uses."""
-    return float(pd.Series([table[RewardCell(SWEEP_LR[1], seed).name]["spread"] for seed in SEEDS]).median())
+    return median(table[RewardCell(SWEEP_LR[1], seed).name]["spread"] for seed in SEEDS)
 
 
 def history(record: Record) -> pd.DataFrame:
@@ -409,9 +305,3 @@ def history(record: Record) -> pd.DataFrame:
         for place in range(len(record["curves"]["objective"]))
         for step in range(len(record["curves"]["objective"][place]))
     )
-
-
-def spread(values: Sequence[float]) -> str:
-    """The smallest and the largest, or the one value."""
-    low, high = min(values), max(values)
-    return format_number(low) if low == high else f"от {format_number(low)} до {format_number(high)}"

@@ -12,8 +12,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, get_args
 
-from warp_nb.tasks import hub
-from warp_nb.tasks import wheels as assets
+from warp_nb.tasks import hub, wheels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +34,7 @@ def _reviews(source: Source) -> pd.DataFrame:
     import pandas as pd
 
     if source == "embedded":
-        frame = pd.read_csv(assets.imdb_csv())
+        frame = pd.read_csv(wheels.imdb_csv())
         frame = frame[frame["source"] == "imdb"]
     else:
         frame = pd.read_parquet(hub.fetch(hub.IMDB) / hub.IMDB.files[0])

@@ -10,8 +10,6 @@ Deviations from a plain `RewardTrainer(model, train_dataset=pairs)`, each for a 
 - The zero is calibrated on reviews the training did not see: a positive score means that a
   positive review is the likelier source.
 - Only safetensors, tokenizer and JSON files are left: no pickled training arguments.
-
-The gate at the end of the file measures any reward function, trained here or not.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,23 +26,19 @@ import numpy as np
 import torch
 
 from warp_nb.fast.devices import bf16_is_fast
-from warp_nb.tasks import hub, imdb
-from warp_nb.tasks import wheels as assets
+from warp_nb.files import building, cache_dir, write_json
+from warp_nb.tasks import hub, imdb, wheels
 from warp_nb.tasks.isolation import progress_bar, quiet, trainer_versions, undisturbed
 
 if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset
-    from numpy.typing import ArrayLike
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Reward = Callable[..., Sequence[float]]
-Text = tuple[str, str]  # prompt, completion
 Place = Literal["start", "anywhere", "end"]
 
 MAX_TOKENS = 128
 SCORED_WORDS = (24, 40)  # 36 to 44 tokens of a policy, in words
-PROMPT_WORDS = 9  # 12 tokens, in words
 CALIBRATION_REVIEWS = 500
 CONFIG_FILE = "reward.json"
 LR: dict[imdb.Source, float] = {"embedded": 1e-4, "hub": 5e-5}
@@ -146,7 +140,7 @@ class RewardModel:
 
         if not (folder / CONFIG_FILE).exists():
             raise FileNotFoundError(f"{folder} holds no {CONFIG_FILE}, so no finished reward model; train it anew")
-        offset = json.loads((folder / CONFIG_FILE).read_text())["offset"]
+        offset = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["offset"]
         with quiet():
             model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -176,7 +170,9 @@ class RewardModel:
 
     def describe(self) -> dict[str, Any]:
         """Plain facts for banners and result files: parameters, offset, and how it was trained."""
-        stored = json.loads((self.folder / CONFIG_FILE).read_text()) if self.folder else {"offset": self.offset}
+        stored: dict[str, Any] = {"offset": self.offset}
+        if self.folder:
+            stored = json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
         return {"name": self.__name__, "parameters": self.model.num_parameters()} | stored
 
 
@@ -221,7 +217,7 @@ def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Datas
         trainer = RewardTrainer(model, settings, train_dataset=data, processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
         if bar:
-            trainer.add_callback(progress_bar(steps, "модель награды"))
+            trainer.add_callback(progress_bar(steps, "reward model"))
         trainer.train()
 
 
@@ -244,7 +240,7 @@ def train_reward_model(
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     recipe = recipe or Recipe(bf16=bf16_is_fast(device))
-    base = assets.minilm_folder() if base is None else base
+    base = wheels.minilm_folder() if base is None else base
     frame = imdb.reviews("reward_train") if frame is None else frame
     kept = len(frame) - min(CALIBRATION_REVIEWS, len(frame) // 10)
     train, calibration = frame.iloc[:kept], frame.iloc[kept:]
@@ -269,13 +265,13 @@ def train_reward_model(
         "reviews": list(map(len, sides)),
         "versions": trainer_versions(),
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(facts, indent=1))
+    write_json(folder / CONFIG_FILE, facts)
     return RewardModel(model, tokenizer, offset, folder)
 
 
 def cache_key(recipe: Recipe, source: imdb.Source = "embedded") -> str:
     """Ten hex digits over all the artefact depends on: recipe, data, their split, base model, libraries."""
-    pins = {"embedded": (assets.IMDB.sha256, assets.MINILM.sha256), "hub": (hub.IMDB.commit, hub.DISTILBERT.commit)}
+    pins = {"embedded": (wheels.IMDB.sha256, wheels.MINILM.sha256), "hub": (hub.IMDB.commit, hub.DISTILBERT.commit)}
     chosen = [imdb.SIZES, CALIBRATION_REVIEWS, SCORED_WORDS, MAX_TOKENS]
     parts = [asdict(recipe), *pins[source], *chosen, trainer_versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
@@ -287,114 +283,9 @@ def load_reward(device: str | None = None, progress: bool = False, source: imdb.
     embedded: MiniLM on the embedded reviews (about two minutes on two cores); hub: DistilBERT on stanfordnlp/imdb.
     """
     recipe = Recipe(lr=LR[source], bf16=bf16_is_fast(device))
-    target = assets.cache_dir() / f"reward-{cache_key(recipe, source)}"
-    with assets.building(target) as folder:
+    target = cache_dir() / f"reward-{cache_key(recipe, source)}"
+    with building(target) as folder:
         if folder is not None:
-            base = assets.minilm_folder() if source == "embedded" else hub.fetch(hub.DISTILBERT)
+            base = wheels.minilm_folder() if source == "embedded" else hub.fetch(hub.DISTILBERT)
             train_reward_model(folder, base, imdb.reviews("reward_train", source), recipe, device, progress)
     return RewardModel.load(target, device)
-
-
-# The gate
-
-
-@dataclass(frozen=True)
-class RewardGate:
-    """What a reward must show before a policy is trained on it.
-
-    pair_accuracy: share of `n_pairs` held-out pairs whose positive excerpt scores higher (a tie is half).
-    spread: standard deviation of the scores of those excerpts, in units of the reward.
-    good_above_bad: share of fixed sentence pairs whose good sentence scores strictly higher.
-    swap_change: mean absolute change of the score when the completion is swapped under a prompt.
-    """
-
-    pair_accuracy: float
-    n_pairs: int
-    spread: float
-    good_above_bad: float
-    swap_change: float
-
-
-SENTENCES: list[tuple[str, str, str]] = [
-    ("This movie was", " wonderful and I loved it.", " terrible and I hated it."),
-    ("The acting is", " superb from start to finish.", " awful from start to finish."),
-    ("I watched this film", " with great pleasure.", " and wanted my money back."),
-    ("The story", " is touching and beautifully told.", " is boring and badly told."),
-    ("The director", " made a masterpiece.", " made a complete mess."),
-    ("What a", " brilliant, funny and clever film!", " stupid, dull and pointless film!"),
-    ("The characters are", " deep, warm and believable.", " flat, annoying and unbelievable."),
-    ("This is one of the", " best films I have ever seen.", " worst films I have ever seen."),
-    ("The ending was", " a perfect and moving surprise.", " a stupid and lazy disappointment."),
-    ("I would", " highly recommend it to everyone.", " not recommend it to anyone."),
-    ("The script is", " sharp, witty and intelligent.", " lame, clumsy and idiotic."),
-    ("My family and I", " enjoyed every minute of it.", " regretted every minute of it."),
-]
-
-
-def pair_accuracy(good: ArrayLike, bad: ArrayLike) -> tuple[float, float]:
-    """(share, standard error) of all pairs (good, bad) in which the good one is higher; a tie is half.
-
-    The area under the ROC curve with DeLong's standard error: n + m texts, not n * m pairs, vary.
-    """
-    difference = np.asarray(good)[:, None] - np.asarray(bad)[None, :]
-    wins = (np.sign(difference) + 1) / 2
-    rows, columns = wins.mean(axis=1), wins.mean(axis=0)
-    variance = rows.var(ddof=1) / len(rows) + columns.var(ddof=1) / len(columns)
-    return float(wins.mean()), float(np.sqrt(variance))
-
-
-def accuracy_by_length(
-    reward: Reward, lengths: Sequence[int] = (16, 32, 48, 64, 128), place: Place = "start", n: int | None = None
-) -> list[dict[str, float]]:
-    """Held-out pair accuracy for excerpts of each length in words, over the first `n` test reviews (default all).
-
-    Rows of words, accuracy, standard_error, n_positive, n_negative. Texts over MAX_TOKENS tokens are cut by
-    the embedded model, so its last row is of about 100 words.
-    """
-    rows = []
-    for words in lengths:
-        good, bad = held_out_excerpts(imdb.reviews("reward_test").iloc[:n], (words, words), place)
-        scores = list(reward(prompts=[""] * (len(good) + len(bad)), completions=good + bad))
-        accuracy, error = pair_accuracy(scores[: len(good)], scores[len(good) :])
-        rows.append(
-            {"words": words, "accuracy": accuracy, "standard_error": error}
-            | {"n_positive": len(good), "n_negative": len(bad)}
-        )
-    return rows
-
-
-def _split(text: str) -> Text:
-    """Cut a text where a policy's prompt would end; the completion keeps its leading space."""
-    words = text.split()
-    return " ".join(words[:PROMPT_WORDS]), " " + " ".join(words[PROMPT_WORDS:])
-
-
-def gate_pairs(n: int = 256, seed: int = 0, source: imdb.Source = "embedded") -> list[tuple[Text, Text]]:
-    """At most `n` held-out pairs (positive, negative) of (prompt, completion), as long as scored texts.
-
-    Beginnings of the source's part `reward_test`; every review is in one pair at most.
-    """
-    good, bad = held_out_excerpts(imdb.reviews("reward_test", source), SCORED_WORDS, seed=seed)
-    generator = np.random.default_rng(seed)
-    chosen, rejected = ([side[i] for i in generator.permutation(len(side))[:n]] for side in (good, bad))
-    return [(_split(a), _split(b)) for a, b in zip(chosen, rejected, strict=False)]
-
-
-def measure_gate(reward: Reward, seed: int = 0, pairs: list[tuple[Text, Text]] | None = None) -> RewardGate:
-    """Measure any reward function on held-out pairs (default: `gate_pairs`) and on fixed sentences."""
-    pairs = gate_pairs(seed=seed) if pairs is None else pairs
-
-    def scores(texts: list[Text]) -> np.ndarray:
-        prompts, completions = map(list, zip(*texts, strict=True))
-        return np.asarray(reward(prompts=prompts, completions=completions), dtype=np.float64)
-
-    good, bad = scores([chosen for chosen, _ in pairs]), scores([rejected for _, rejected in pairs])
-    swapped = scores([(chosen[0], rejected[1]) for chosen, rejected in pairs])
-    fine, poor = (scores([(row[0], row[side]) for row in SENTENCES]) for side in (1, 2))
-    return RewardGate(
-        pair_accuracy=float(np.mean((np.sign(good - bad) + 1) / 2)),
-        n_pairs=len(pairs),
-        spread=float(np.std(np.concatenate([good, bad]))),
-        good_above_bad=float(np.mean(fine > poor)),
-        swap_change=float(np.mean(np.abs(swapped - good))),
-    )

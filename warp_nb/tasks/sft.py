@@ -19,9 +19,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from warp_nb.fast.devices import bf16_is_fast
-from warp_nb.runs.weights import write_json
-from warp_nb.tasks import imdb
-from warp_nb.tasks import wheels as assets
+from warp_nb.files import building, cache_dir, write_json
+from warp_nb.tasks import imdb, wheels
 from warp_nb.tasks.isolation import progress_bar, quiet, trainer_versions, undisturbed
 
 if TYPE_CHECKING:
@@ -46,10 +45,10 @@ def smollm2_folder() -> Path:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    target = assets.cache_dir() / f"smollm2-135m-{assets.SMOLLM2.sha256[:10]}"
-    with assets.building(target) as folder:
+    target = cache_dir() / f"smollm2-135m-{wheels.SMOLLM2.sha256[:10]}"
+    with building(target) as folder:
         if folder is not None:
-            gguf = assets.smollm2_gguf()
+            gguf = wheels.smollm2_gguf()
             loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             values = loaded.config.to_dict()
             values.pop("quantization_config", None)
@@ -155,15 +154,15 @@ def train_sft(
 
 def cache_key(recipe: SftRecipe) -> str:
     """Ten hex digits over all the tuned policy depends on: recipe, data, their split, base model, libraries."""
-    parts = [asdict(recipe), assets.IMDB.sha256, assets.SMOLLM2.sha256, imdb.SIZES, trainer_versions()]
+    parts = [asdict(recipe), wheels.IMDB.sha256, wheels.SMOLLM2.sha256, imdb.SIZES, trainer_versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def load_sft(device: str = "cpu") -> tuple[Path, dict[str, Any]]:
     """Folder of SmolLM2-135M after its SFT, tuned at first use (a few minutes on two cores); its perplexities."""
     recipe = SftRecipe(bf16=bf16_is_fast(device))
-    target = assets.cache_dir() / f"smollm2-sft-{cache_key(recipe)}"
-    with assets.building(target) as folder:
+    target = cache_dir() / f"smollm2-sft-{cache_key(recipe)}"
+    with building(target) as folder:
         if folder is not None:
             with quiet():
                 model, tokenizer = load_smollm2()

@@ -1,32 +1,41 @@
-"""A task: the policy θ_sft, its tokenizer, a reward and prompts; the prepared ones by name."""
+"""A task: the policy theta_sft, its tokenizer, a reward and prompts."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from warp_nb.fast.devices import choose_device
-from warp_nb.tasks import hub, imdb
+import torch
+
+from warp_nb.algorithm.objective import Rollout, Sampling
+from warp_nb.tasks.rewards import Reward, call_reward, describe_reward, reward_name
+from warp_nb.tasks.text import context_length, decode_completions, encode_prompts, pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Reward = Callable[..., Sequence[float]]
-PROMPT_TOKENS = 12
-SMALL = Path(__file__).parent / "small"
+    from warp_nb.tasks.gate import RewardGate
 
 
 @dataclass(frozen=True)
 class Task:
-    """What Algorithm 1 gets as input. `policy` is θ_sft and is never mutated.
+    """The input of Algorithm 1.
 
-    `reward(prompts: list[str], completions: list[str], **kwargs) -> list[float]` follows TRL's
-    convention. Raises ValueError when prompts are missing or training and evaluation share one,
-    and when the policy is in training mode (dropout) or not in fp32.
+    Args:
+        policy: θ_sft, a causal language model in fp32 and eval mode. It is never changed.
+        tokenizer: the policy's tokenizer.
+        reward: a function of TRL's convention, `reward(prompts, completions, **kwargs) -> list[float]`.
+        train_prompts: texts that the policy completes in training.
+        eval_prompts: held-out texts; none of them may be a training prompt.
+        name: how banners and files call the task.
+        gate: measures a reward function before a policy is trained on it; None leaves that check out.
+        facts: what is known of the policy beside its size (`perplexity_before`, `perplexity_after` its SFT, per word).
+        rebuild: device -> this task, for the workers of an executor: a function of a module, or a partial of one.
+
+    Raises:
+        ValueError: prompts are missing or shared by training and evaluation, or the policy is in training mode
+            (dropout) or not in fp32.
     """
 
     policy: PreTrainedModel
@@ -35,12 +44,9 @@ class Task:
     train_prompts: list[str]
     eval_prompts: list[str]
     name: str = "own"
-    reviews: imdb.Source = "embedded"
-    """Whose held-out part the reward's gate is measured on."""
+    gate: Callable[[Reward], RewardGate] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What is known of the policy beside its size: `perplexity_before`, `perplexity_after` its SFT, per word."""
     rebuild: Callable[[str], Task] | None = None
-    """device -> this task, made anew in a worker of `warp`'s executor: a function of a module, or a partial of one."""
 
     def __post_init__(self) -> None:
         if self.policy.training:
@@ -58,135 +64,24 @@ class Task:
                 f"the evaluation must be held out: drop them from one"
             )
 
+    def sampling(self, max_new_tokens: int, temperature: float = 1.0) -> Sampling:
+        """How completions are drawn, with what ends and pads them by the tokenizer."""
+        end = self.tokenizer.eos_token_id
+        return Sampling(max_new_tokens, temperature, () if end is None else (end,), pad_id(self.tokenizer))
 
-def call_reward(reward: Reward, prompts: list[str], completions: list[str], where: str) -> list[float]:
-    """The reward of each completion, checked: one finite number a completion.
+    def encode(self, prompts: list[str], sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+        """(ids, attention mask) of prompts, int64 [B, P], on the policy's device (see `encode_prompts`)."""
+        limit = context_length(self.policy) - sampling.max_new_tokens
+        ids, mask = encode_prompts(self.tokenizer, prompts, limit)
+        return ids.to(self.policy.device), mask.to(self.policy.device)
 
-    Raises ValueError that names the function, `where` it was called, the first bad value and its prompt;
-    RuntimeError that names the same from the function's own error.
-    """
-    name = reward_name(reward)
-    called = f"reward {name} at {where}"
-    try:
-        given = reward(prompts=prompts, completions=completions)
-    except Exception as error:
-        raise RuntimeError(
-            f"{called} raised {type(error).__name__}: {error} (first of {len(prompts)} prompts: {prompts[0][:60]!r})"
-        ) from error
-    try:
-        values = list(given)
-    except TypeError:
-        raise ValueError(f"{called} returned {given!r}; it must return a list of numbers, one a completion") from None
-    if len(values) != len(completions):
-        raise ValueError(f"{called} returned {len(values)} values for {len(completions)} completions")
-    for prompt, value in zip(prompts, values, strict=True):
-        if not _is_finite_number(value):
-            raise ValueError(
-                f"{called} returned {value!r} for prompt {prompt[:60]!r}; every value must be one finite number"
-            )
-    return [float(value) for value in values]
+    def decode(self, rollout: Rollout) -> list[str]:
+        """The completions as the reward sees them."""
+        return decode_completions(self.tokenizer, rollout)
 
-
-def _is_finite_number(value: Any) -> bool:
-    """Whether `value` is a number, or an array or tensor of no dimensions that holds one, and finite."""
-    if isinstance(value, str | bytes) or getattr(value, "shape", ()) != ():
-        return False
-    try:
-        return math.isfinite(value)
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def resolve(name: str, device: str = "") -> tuple[str, str, str]:
-    """(task, device, why in Russian) for the notebooks' `task` and `device` parameters.
-
-    Raises ValueError for an unknown task or a device this machine lacks.
-    """
-    if name not in ("auto", *LOADERS):
-        raise ValueError(f"task must be one of auto, {', '.join(LOADERS)}, got {name!r}; or build a Task of your own")
-    device = choose_device(device)
-    if name != "auto":
-        return name, device, "указана в параметрах"
-    if device == "cpu":
-        return "small", device, "GPU нет: встроенная, без хаба"
-    return "gpt2", device, "есть GPU: как в исходном отчёте, модели с хаба"
-
-
-def load_task(name: str, device: str | None = None) -> Task:
-    """One of the tasks by name, prepared at first use: `small`, `smollm`, `gpt2`, or `auto` (see `resolve`).
-
-    Raises ValueError for an unknown name or device, RuntimeError when a part cannot be fetched.
-    """
-    from warp_nb.tasks.isolation import quiet
-    from warp_nb.tasks.reward_model import load_reward
-
-    name, device, _ = resolve(name, device or "")
-    with quiet():
-        policy, tokenizer, source, facts = LOADERS[name](device)
-    train = first_tokens(tokenizer, imdb.reviews("prompts", source)["text"].tolist())
-    held_out = first_tokens(tokenizer, imdb.reviews("eval", source)["text"].tolist())
-    seen = set(train)
-    return Task(
-        policy=policy.to(device).eval(),
-        tokenizer=tokenizer,
-        reward=load_reward(device, progress=True, source=source),
-        train_prompts=train,
-        eval_prompts=[prompt for prompt in held_out if prompt not in seen],
-        name=name,
-        reviews=source,
-        facts=facts,
-        rebuild=partial(load_task, name),
-    )
-
-
-Loaded = tuple[Any, Any, imdb.Source, dict[str, Any]]
-
-
-def _load(folder: Path) -> tuple[Any, Any]:
-    """Policy in fp32 and tokenizer of a transformers folder; safetensors only, no code of the folder's."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    return policy, AutoTokenizer.from_pretrained(folder)
-
-
-def _small(device: str) -> Loaded:
-    """The shipped policy of two layers."""
-    return *_load(SMALL), "embedded", {}
-
-
-def _smollm(device: str) -> Loaded:
-    """SmolLM2-135M after a short SFT on the reviews, trained at first use."""
-    from warp_nb.tasks.sft import load_sft
-
-    folder, facts = load_sft(device)
-    return *_load(folder), "embedded", facts
-
-
-def _gpt2(device: str) -> Loaded:
-    """GPT-2 tuned on IMDb, of the hub: the original's size and task."""
-    return *_load(hub.fetch(hub.GPT2_IMDB)), "hub", {}
-
-
-LOADERS: dict[str, Callable[[str], Loaded]] = {"small": _small, "smollm": _smollm, "gpt2": _gpt2}
-
-
-def first_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], count: int = PROMPT_TOKENS) -> list[str]:
-    """The distinct beginnings of `count` tokens, as text, in the order of `texts`."""
-    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return list(dict.fromkeys(tokenizer.batch_decode([row[:count] for row in rows])))
-
-
-def reward_name(reward: Reward) -> str:
-    """The function's own name, or the class of an object that is called."""
-    return str(getattr(reward, "__name__", type(reward).__name__))
-
-
-def describe_reward(reward: Reward) -> dict[str, Any]:
-    """What the reward tells of itself by a method `describe`, at least its name."""
-    told = reward.describe() if hasattr(reward, "describe") else {}
-    return {"name": reward_name(reward)} | told
+    def score(self, prompts: list[str], completions: list[str], where: str) -> list[float]:
+        """The reward of each completion, checked (see `call_reward`)."""
+        return call_reward(self.reward, prompts, completions, where)
 
 
 def describe(task: Task) -> dict[str, Any]:

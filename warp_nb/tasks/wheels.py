@@ -7,20 +7,15 @@ dependencies, verified, and only the members named here are unpacked into the ca
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import platformdirs
-from filelock import FileLock
+from warp_nb.files import building, cache_dir, file_sha256
 
 
 @dataclass(frozen=True)
@@ -55,39 +50,6 @@ MINILM = Asset(
     ("all_minilm_l6_v2/model.zip",),
     "Apache-2.0",
 )
-
-
-def cache_dir() -> Path:
-    """Folder of prepared artefacts: `$WARP_NB_CACHE`, else the user's cache folder."""
-    named = os.environ.get("WARP_NB_CACHE")
-    return Path(named).expanduser().resolve() if named else Path(platformdirs.user_cache_dir("warp_nb"))
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file, read in blocks."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-@contextmanager
-def building(target: Path) -> Iterator[Path | None]:
-    """Build the folder `target` once, atomically, also when two processes try.
-
-    Yields None when `target` is complete; otherwise an empty temporary folder beside it,
-    which becomes `target` by a rename when the block ends without an error and is deleted
-    when it ends with one.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if target.exists():
-            yield None
-            return
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            yield temporary
-            os.replace(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def unpack(archive: Path, folder: Path, members: tuple[str, ...] | None = None) -> None:

@@ -1,47 +1,46 @@
-"""One forward for every new token: by the model as it is, or for Llama on the CPU by a layout made for it.
+"""Decoding with a cache: by the model's own forward, or for Llama on the CPU by a layout made for it.
 
-A decode step of a small model multiplies a handful of rows with every weight once. There the plain forward
-spends most of its time beside the products and in laying the weights out for them, token by token. Here that is
-done once a rollout: projections that share an input are one matrix, weights are packed by oneDNN in the dtype of
-the arithmetic; the residual stream, norms and attention stay fp32. A test holds both ways together.
+A decode step of a small model multiplies a handful of rows with every weight once. There the model's own forward
+spends most of its time outside the products and in laying the weights out for them, token by token. The layout does
+that once a rollout: projections that share an input are one matrix, and weights are packed by oneDNN in the dtype of
+the arithmetic. The residual stream, norms and attention stay fp32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
+from warp_nb.algorithm import objective
+from warp_nb.algorithm.objective import inputs
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Decoder = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(new ids [B, L], mask of all positions so far [B, T], positions of the new ids [B, L]) -> last logits [B, V]."""
+NextLogits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(ids [B, L], attention mask [B, L]) of all tokens so far -> logits of the next one [B, V]."""
 
 
-def decoder(policy: PreTrainedModel, batch: int, length: int) -> Decoder:
-    """A forward with a cache for `batch` sequences of up to `length` tokens; the policy's weights as they are now."""
+def cached(policy: PreTrainedModel, batch: int, length: int) -> NextLogits:
+    """A decoder for `batch` sequences of up to `length` tokens, with the policy's weights as they are now."""
     return LlamaDecoder(policy, batch, length) if LlamaDecoder.fits(policy) else CachedForward(policy)
 
 
 class CachedForward:
-    """The model's own forward with its own cache."""
+    """The model's own forward with its own cache: only the tokens that are new go through it."""
 
     def __init__(self, policy: PreTrainedModel) -> None:
-        self.policy, self.cache = policy, None
+        self.policy, self.cache, self.filled = policy, None, 0
 
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        out = self.policy(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self.cache = out.past_key_values
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        given = inputs(ids, mask)
+        new = {name: given[name][:, self.filled :] for name in ("input_ids", "position_ids")}
+        out = self.policy(**given | new, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.cache, self.filled = out.past_key_values, ids.shape[1]
         return out.logits[:, -1]
 
 
@@ -103,9 +102,10 @@ class LlamaDecoder:
         return F.rms_norm(hidden, (hidden.shape[-1],), weight, self.eps).to(self.dtype)
 
     @torch.no_grad()
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        positions = inputs(ids, mask)["position_ids"]
         with torch.autocast("cpu", enabled=False):
-            return self._forward(ids, mask, positions)
+            return self._forward(ids[:, self.filled :], mask, positions[:, self.filled :])
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         batch, count = ids.shape
@@ -148,3 +148,7 @@ def _can_pack(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
     return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+sample = partial(objective.sample, decoder=cached)
+"""`algorithm.objective.sample` with a cache."""

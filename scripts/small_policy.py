@@ -4,13 +4,13 @@ Two layers of SmolLM2-135M and the rows of its embedding that a vocabulary trimm
 needs, tuned on the SFT part of the reviews (never on a prompt, a reward-model text or an
 evaluation review). To make it anew, resumable, in about an hour on two cores:
 
-    python -m warp_nb.tasks.small_policy --out FOLDER
+    python -m scripts.small_policy --out FOLDER
 
 `curve.json` is the curve of the run that made the shipped one: three passes over the reviews, the held-out
 perplexity falls little after the first two. `perplexity.json` compares the result with SmolLM2-135M
 on the same held-out reviews and is made anew by
 
-    python -m warp_nb.tasks.small_policy --out FOLDER --compare
+    python -m scripts.small_policy --out FOLDER --compare
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from warp_nb.runs.weights import write_json
+from warp_nb.files import write_json
 from warp_nb.tasks import imdb, sft
 from warp_nb.tasks.sft import BEGIN, PAD
 

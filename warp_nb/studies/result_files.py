@@ -1,4 +1,4 @@
-"""Where results lie and how they are read: a result file is believed only when it is whole."""
+"""Result files: where they lie and how they are read. A file counts only when it is whole."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_TASK = "smollm"
-EXPERIMENTS = ("exp1", "exp2", "exp3", "exp4")
-"""Of the original report."""
-COMPARISON, DIAGNOSIS = "exp5", "diagnosis"
-"""The experiment that the report asks for; why the report saw what it saw, once for all tasks."""
 OK, FAILED, MISSING = "ok", "failed", "missing"
 
 

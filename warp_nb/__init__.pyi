@@ -1,0 +1,16 @@
+from .algorithm.objective import Sampling as Sampling
+from .config import ExperimentConfig as ExperimentConfig
+from .config import WarpConfig as WarpConfig
+from .measure.estimates import Estimate as Estimate
+from .measure.evaluation import Evaluation as Evaluation
+from .measure.evaluation import evaluate as evaluate
+from .measure.evaluation import pareto_front as pareto_front
+from .measure.evaluation import trajectory as trajectory
+from .runs.warp import WarpResult as WarpResult
+from .runs.warp import warp as warp
+from .studies.experiment import ExperimentResult as ExperimentResult
+from .studies.experiment import run_experiment as run_experiment
+from .tasks.prepared import load_task as load_task
+from .tasks.task import Task as Task
+
+__version__: str

@@ -1,0 +1,47 @@
+"""What the checks say, in Russian: titles, rules, what a failure means, what was measured (`templates/checks.toml`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from warp_nb.measure import checks as rules
+from warp_nb.measure.checks import Check, broken_text
+from warp_nb.notebook.prose import filled, paragraphs, words
+
+SAID = words("checks")
+REASONS: dict[str, str] = SAID.pop("reasons")
+
+
+class Words(NamedTuple):
+    """A check in words: title, rule, what a failure means, and templates of what was measured and what is wrong."""
+
+    title: str
+    rule: str
+    failure: str
+    measured: str
+    fault: str = ""
+
+
+WORDS = {
+    name: Words(**said | {key: filled(said[key], vars(rules)) for key in said.keys() & {"rule", "fault"}})
+    for name, said in SAID.items()
+}
+"""Check -> its words, with the thresholds filled in."""
+
+
+def measured(check: Check) -> str:
+    """What the check measured, or why it does not apply."""
+    if not check.applies:
+        return f"не применимо: {REASONS[check.reason]}"
+    return filled(WORDS[check.name].measured, check.figures)
+
+
+def headline(checks: Sequence[Check]) -> str:
+    """The first line of a report: all checks passed, or which failed."""
+    return paragraphs("headline", checks=checks, words=WORDS)[0]
+
+
+def say_faults(checks: Sequence[Check]) -> str:
+    """What is wrong with the policy's texts, with figures; empty where nothing is."""
+    return "; ".join(f"{WORDS[check.name].fault} {measured(check)}" for check in broken_text(checks))

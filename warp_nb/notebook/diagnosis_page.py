@@ -1,0 +1,274 @@
+"""What the notebook of the diagnosis shows: verdicts, figures, the original's rows beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from statistics import median
+from typing import Any
+
+import pandas as pd
+from IPython.display import HTML
+from matplotlib.figure import Figure
+
+from warp_nb.measure.estimates import Estimate
+from warp_nb.notebook.check_words import WORDS as CHECKS
+from warp_nb.notebook.conclusions import conclude
+from warp_nb.notebook.experiment_page import record
+from warp_nb.notebook.numbers import format_number
+from warp_nb.notebook.plots import dressed, error_arms, panels, styles
+from warp_nb.notebook.prose import filled, paragraphs, words
+from warp_nb.notebook.tables import filled_table, table
+from warp_nb.studies import verdicts
+from warp_nb.studies.diagnosis import (
+    DRIFT_LR,
+    ONE_SEED,
+    PRECISION_SEEDS,
+    SEEDS,
+    SUSPECTS,
+    SWEEP_LR,
+    Cell,
+    CellTable,
+    RewardCell,
+    at_step_one,
+    drift,
+)
+from warp_nb.studies.original import ROWS
+from warp_nb.studies.verdicts import Combination, Table, Verdict, combinations_tried, kl
+
+WORDS = words("verdicts")
+DRIFTS = [(reward, baseline) for reward in ("sound", "constant") for baseline in ("none", "mean")]
+
+
+def told(verdict: Verdict) -> dict[str, Any]:
+    """A verdict in words: name, english, prediction, measured, verdict, verdict_english, and its outcomes."""
+    facts = vars(verdicts) | verdict.figures
+    said = {key: filled(text.replace("\n", " "), facts) for key, text in WORDS[verdict.hypothesis].items()}
+    said |= {"verdict": WORDS["verdicts"][verdict.verdict], "verdict_english": verdict.verdict}
+    return said | {"outcomes": list(verdict.outcomes)}
+
+
+def trait(name: str) -> str:
+    """A trait of the original's table and pictures in words."""
+    return filled(WORDS["traits"][name], vars(verdicts))
+
+
+def choices(combination: Combination) -> dict[str, str]:
+    """The choices of a combination in words: reward, seeds, warm_up, scoring."""
+    return {name: said[getattr(combination, name)] for name, said in WORDS["choices"].items()}
+
+
+def verdict_table(found: Sequence[Verdict]) -> HTML:
+    """The prediction that these hypotheses share, and a row for each: verdict, seeds, what was measured."""
+    rows = [told(verdict) for verdict in found]
+    predictions = dict.fromkeys(row["prediction"] for row in rows)
+    first = "".join(f"<p>Предсказание: {escape(prediction)}.</p>" for prediction in predictions)
+    return HTML(first + filled_table("verdicts", rows).data)
+
+
+def sweep(cells: Table) -> Figure:
+    """Spread of the scores and pair accuracy over the learning rate of RewardTrainer."""
+    titles = {"spread": "стандартное отклонение оценок", "pair_accuracy": "доля верно упорядоченных пар"}
+    with panels(2, 5.6) as (figure, axes):
+        for ax, (column, title), (color, _, marker) in zip(axes, titles.items(), styles(), strict=False):
+            for lr in SWEEP_LR:
+                values = [cells[RewardCell(lr, seed).name][column] for seed in SEEDS]
+                ax.plot([lr] * len(values), values, marker, color=color)
+            dressed(ax, title, xscale="log", yscale="log" if column == "spread" else "linear")
+        axes[1].axhline(0.5, color="0.5", linestyle="--", linewidth=1)
+        axes[1].set_xlabel("lr у RewardTrainer")
+    return figure
+
+
+def twin_curves(cells: Table) -> Figure:
+    """The functional of the two runs of iteration 1, experiment 2: independent seeds, and one seed for both."""
+    titles, names = {(): "у каждого прогона свой сид", ONE_SEED: "сид один на все"}, ("theta1_1", "theta2_1")
+    with panels(2, 5.6) as (figure, axes):
+        for ax, (faults, title) in zip(axes, titles.items(), strict=True):
+            runs = cells[Cell(2, faults=faults).name]["curves"]["objective"]
+            for name, width, curve, (color, line, _) in zip(names, (4, 1.6), runs, styles(), strict=False):
+                ax.plot(range(1, len(curve) + 1), curve, color=color, linestyle=line, linewidth=width, label=name)
+            dressed(ax, f"награда со штрафом r_β: {title}", legend="best")
+        axes[1].set_xlabel("шаг t")
+    return figure
+
+
+def precision_table(cells: Table) -> HTML:
+    """Experiments 1 and 2: how far the weights went, and the KL that each arithmetic makes of it; medians of seeds."""
+    rows = []
+    for task, seeds in PRECISION_SEEDS.items():
+        for number in (1, 2):
+            records = [cells[Cell(number, seed=seed, task=task).name] for seed in seeds]
+            moved = median(record["moved"] for record in records)
+            each = moved / records[0]["parameters"] ** 0.5 / ROWS[number].settings["lr"]
+            kls = {name: median(kl(record, name) for record in records) for name in WORDS["choices"]["scoring"]}
+            rows.append({"task": task, "number": number, "moved": moved, "each": each, "kl": kls})
+    return filled_table("precision", rows)
+
+
+def split_figure(cells: Table) -> Figure:
+    """Experiment 3, the functional in its two parts, as means of all runs less their first step."""
+    parts = {"objective": "r_β целиком", "reward": "награда", "penalty": "−β·log(π/π_ema)"}
+    with panels(2, 6.0) as (figure, axes):
+        for ax, reward in zip(axes, ("sound", "collapsed"), strict=True):
+            rows = pd.concat([verdicts.history(cells[Cell(3, reward, seed=seed).name]) for seed in SEEDS])
+            means = rows.groupby("step")[list(parts)].mean()
+            for (column, name), (color, line, _) in zip(parts.items(), styles(), strict=False):
+                ax.plot(means.index, means[column] - means[column].iloc[0], color=color, linestyle=line, label=name)
+            title = f"изменение с первого шага: награда {WORDS['choices']['reward'][reward]}"
+            dressed(ax, title, legend="best")
+        axes[1].set_xlabel("шаг t")
+    return figure
+
+
+def drift_figure(cells: Table) -> Figure:
+    """‖δ‖ and KL over lr with a constant and with the sound reward, with and without a baseline; one run, ten steps."""
+    measures = {"длина вектора задачи ‖δ‖": drift_norm, "бо́льшая из двух KL, нат": kl}
+    with panels(2, 8.0) as (figure, axes):
+        for ax, (title, read) in zip(axes, measures.items(), strict=True):
+            for (reward, baseline), (color, line, marker) in zip(DRIFTS, styles(), strict=False):
+                values = [[read(cells[drift(reward, lr, baseline, seed).name]) for seed in SEEDS] for lr in DRIFT_LR]
+                spans = [Estimate(median(value), min(value), max(value)) for value in values]
+                label = drift_words(reward, baseline) + ("" if any(map(any, values)) else ": ровно 0")
+                style: dict[str, Any] = {"color": color, "linestyle": line, "marker": marker, "capsize": 3}
+                ax.errorbar(DRIFT_LR, [span.value for span in spans], yerr=error_arms(spans), label=label, **style)
+            dressed(ax, title, xscale="log", yscale="log", legend="best" if ax is axes[0] else None)
+        axes[1].set_xlabel("lr; отрезок — размах по сидам")
+    return figure
+
+
+def drift_words(reward: str, baseline: str) -> str:
+    """An arm of the drift in words."""
+    return f"награда {WORDS['choices']['reward'][reward]}, {WORDS['baselines'][baseline]}"
+
+
+def drift_norm(record: dict[str, Any]) -> float:
+    """The norm of the one run's task vector."""
+    return float(record["delta_norms"][0])
+
+
+def displacement_table(cells: Table) -> HTML:
+    """How far one run moves a weight, root mean square in units of lr; medians of the seeds."""
+    rows = []
+    for reward, baseline in DRIFTS:
+        columns = {"Прогон": drift_words(reward, baseline)}
+        for lr in DRIFT_LR:
+            records = [cells[drift(reward, lr, baseline, seed).name] for seed in SEEDS]
+            each = median(map(drift_norm, records)) / records[0]["parameters"] ** 0.5 / lr
+            columns[f"lr = {format_number(lr)}"] = format_number(each)
+        rows.append(columns)
+    return table(rows)
+
+
+def final_rows(cells: Table) -> HTML:
+    """The original's four rows, those of the best-fitting combination, and the sound ones."""
+    kinds = row_kinds(cells)
+    rows = [
+        {"number": number, "kind": said, "row": kinds[kind][number]}
+        for number in ROWS
+        for kind, said in WORDS["rows"].items()
+    ]
+    return filled_table("final", rows)
+
+
+def row_kinds(cells: Table) -> dict[str, dict[int, dict[str, float]]]:
+    """Kind of row -> experiment -> measures."""
+    sound = {number: [cells[Cell(number, seed=seed).name] for seed in SEEDS] for number in ROWS}
+    return {
+        "original": {number: found.measures() for number, found in ROWS.items()},
+        "best": combinations_tried(cells)[0].rows,
+        "sound": {number: verdicts.row(records, "float32") for number, records in sound.items()},
+    }
+
+
+def best_text(cells: Table) -> str:
+    """The best-fitting combination in words, with how many were tried and what it leaves unexplained."""
+    return paragraphs("diagnosis", **best_facts(cells), causes={})[0]
+
+
+def best_facts(cells: Table) -> dict[str, Any]:
+    """The best-fitting combination: its choices and what it lacks in words, how many were tried and are as good."""
+    tried = combinations_tried(cells)
+    best = tried[0]
+    return {
+        "tried": len(tried),
+        "best": best,
+        "choices": choices(best),
+        "missing": [trait(name) for name, shown in best.traits.items() if not shown],
+        "as_good": sum(one.matched == best.matched for one in tried) - 1,
+    }
+
+
+@conclude.register
+def conclude_diagnosis(table: CellTable) -> list[str]:
+    """The best-fitting combination, and what each oddity of the report can come from, by the verdicts."""
+    found = verdicts.verdicts(table.cells)
+    causes: dict[str, dict[str, list[str]]] = {}
+    for verdict in found:
+        if verdict.figures.get("fault") != "none":  # the control of independent runs
+            names = causes.setdefault(WORDS["oddities"][verdict.hypothesis], {word: [] for word in WORDS["verdicts"]})
+            names[verdict.verdict].append(told(verdict)["name"].removeprefix("четыре кривые: "))
+    enough = [verdict for verdict in found if verdict.verdict == verdicts.SUFFICIENT]
+    return paragraphs(
+        "diagnosis",
+        **best_facts(table.cells),
+        causes=causes,
+        rounded=rounded_beside_zero(table.cells),
+        silent=[told(verdict)["name"] for verdict in enough if verdict.hypothesis == "warm-up"],
+        constant=any(verdict.hypothesis == "collapsed-reward" for verdict in enough),
+    )
+
+
+def rounded_beside_zero(cells: Table) -> list[float]:
+    """KLs of experiment 1 in the arithmetics that make the KL of experiment 2; none where one of them is 0.00000."""
+    seen = [
+        kl(cells[Cell(1, seed=seed, task=task).name], scoring)
+        for task, seeds in PRECISION_SEEDS.items()
+        for scoring in ("bfloat16", "mixed")
+        for seed in seeds
+        if verdicts.close(kl(cells[Cell(2, seed=seed, task=task).name], scoring), ROWS[2].kl_reference_policy)
+    ]
+    return [] if seen and min(seen) < verdicts.ZERO else seen
+
+
+def traits_table(cells: Table, count: int = 6) -> HTML:
+    """The combinations that fit best, with the traits each of them shows."""
+    rows = []
+    for one in combinations_tried(cells)[:count]:
+        chosen = {WORDS["headings"][name]: said for name, said in choices(one).items()}
+        rows.append(chosen | {trait(name): "да" if shown else "нет" for name, shown in one.traits.items()})
+    return table(rows)
+
+
+def step_one(cells: Table) -> HTML:
+    """Which line of «Проверки» sees each fault after a single step a run."""
+    rows = [{"suspect": WORDS["suspects"][one], "failed": cells[at_step_one(one).name]["failed"]} for one in SUSPECTS]
+    return filled_table("step-one", rows, checks=CHECKS)
+
+
+def gate_table(cells: Table) -> HTML:
+    """The reward models of the sweep."""
+    rows = [{"lr": lr, "models": [cells[RewardCell(lr, seed).name] for seed in SEEDS]} for lr in SWEEP_LR]
+    return filled_table("gate", rows)
+
+
+@record.register
+def diagnosis_record(table: CellTable) -> dict[str, Any]:
+    """What the reports take from here: verdicts, the three kinds of rows, what «Проверки» see; plain JSON values."""
+    cells, found = table.cells, best_facts(table.cells)
+    shown = ("reward", "seeds", "warm_up", "scoring", "traits", "matched")
+    return {
+        "status": "ok",
+        "verdicts": [told(verdict) for verdict in verdicts.verdicts(cells)],
+        "tried": found["tried"],
+        "best": {name: getattr(found["best"], name) for name in shown},
+        "as_good": found["as_good"],
+        "rows": {
+            kind: {f"exp{number}": row for number, row in rows.items()} for kind, rows in row_kinds(cells).items()
+        },
+        "seen_at_step_1": {name: cells[at_step_one(name).name]["failed"] for name in SUSPECTS},
+        "cells": len(cells),
+        "cells_seconds": sum(cell["seconds"] for cell in cells.values()),
+        "seeds": SEEDS,
+        "machine": table.machine,
+    }

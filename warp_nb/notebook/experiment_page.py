@@ -1,0 +1,149 @@
+"""What the cells of an experiment's notebook call: banner, figures, conclusion, facts, limits, record."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from IPython.display import HTML, Markdown
+from matplotlib.figure import Figure
+
+from warp_nb.config import ExperimentConfig
+from warp_nb.fast.devices import training_dtype
+from warp_nb.files import write_json
+from warp_nb.measure.checks import broken_instrument
+from warp_nb.measure.estimates import Estimate
+from warp_nb.measure.machine import machine
+from warp_nb.notebook.conclusions import believable_change, conclude
+from warp_nb.notebook.plots import BLOCK_INCHES, geometry, panels, summary_forest, training_curves
+from warp_nb.notebook.prose import filled, paragraphs
+from warp_nb.notebook.tables import TABLES, table
+from warp_nb.studies.comparison import Arm
+from warp_nb.studies.experiment import ExperimentResult
+from warp_nb.studies.result_files import OK, read_result, reports_of
+from warp_nb.tasks.prepared import LOADERS, resolve
+from warp_nb.tasks.task import Task, describe
+
+SHIFTS = {"почти нет": 0.01, "умеренный": 3.0}
+"""Nats: borders of the coarse verdict on the policy's shift."""
+LENGTHS = ("batch_size", "max_new_tokens", "n_eval_prompts")
+"""Parameters on which the duration of a step and of the evaluation depends."""
+MARGIN = 3.0
+"""Standard errors that a verdict must lie away from its border to count as a fact."""
+
+
+def banner(config: ExperimentConfig, task: Task, steps: int = 0) -> HTML:
+    """Task and why, device, versions, cost: a table of two columns; `steps` where they are not n_seeds * I * M * T."""
+    steps = steps or config.n_seeds * config.I * config.M * config.T
+    facts = {
+        "about": describe(task),
+        "why": resolve(config.task, config.device)[2] if task.name in LOADERS else "",
+        "device": task.policy.device,
+        "machine": machine(),
+        "dtype": training_dtype(config.dtype, task.policy),
+        "config": config,
+        "steps": steps,
+        "time": time_elsewhere(config, task.name, steps),
+    }
+    rows = {name: filled(value, facts) for name, value in TABLES["banner"].items()}
+    return table([{"Что": name, "Значение": value} for name, value in rows.items() if value])
+
+
+def time_elsewhere(
+    config: ExperimentConfig, task: str, steps: int, near: Path | None = None
+) -> tuple[float, str] | None:
+    """Estimate the duration by a result of this task and length of text: (seconds, processor); None without one.
+
+    Results are looked for in the folder `reports` beside or above `near`, the current folder by default.
+    """
+    start = (near or Path.cwd()).absolute()
+    folders = [reports_of(task, folder / "reports") for folder in (start, *start.parents)]
+    for found in map(read_result, (path for folder in folders for path in sorted(folder.glob("exp*.result.json")))):
+        theirs = found.get("config", {})
+        same = all(theirs.get(key) == getattr(config, key) for key in LENGTHS)
+        if found["status"] == OK and same and "history" in found:
+            taken = [row["seconds"] for row in found["history"]]
+            beside = max(0.0, found["seconds"] - sum(taken)) / theirs["n_seeds"]
+            where = found["machine"]["gpu"] or found["machine"]["cpu"]
+            return steps * median(taken) + config.n_seeds * beside, where
+    return None
+
+
+def curves(result: ExperimentResult | Arm) -> Figure:
+    """The maximised functional, the reward and the KL over the steps, one curve a run.
+
+    The panels stand one under another and are narrow, so that the letters stay readable on a phone.
+    """
+    with panels(3, 8.4, sharex=False) as (figure, axes):
+        for ax, column in zip(axes, ("objective", "reward", "kl"), strict=True):
+            training_curves(ax, result.history, column)
+    return figure
+
+
+def outcome(result: ExperimentResult) -> Figure:
+    """Held-out rewards with intervals, and the angles between the runs' task vectors."""
+    blocks = result.geometry["block"].nunique() if len(result.geometry) else 0
+    heights = [3.0, max(3.0, 0.5 + BLOCK_INCHES * blocks)]
+    with panels(2, sum(heights), sharex=False, height_ratios=heights) as (figure, axes):
+        summary_forest(axes[0], result.summary)
+        geometry(axes[1], result.geometry)
+        axes[1].tick_params(axis="y", labelsize="medium" if heights[1] == 3.0 else "small")
+    return figure
+
+
+def conclusion(result: Any) -> Markdown:
+    """The paragraphs of `conclude` as Markdown."""
+    return Markdown("\n\n".join(conclude(result)))
+
+
+@singledispatch
+def record(result: Any) -> dict[str, Any]:
+    """What a result file holds beside the conclusion, plain JSON values."""
+    return result.to_json()
+
+
+def save(result: Any, path: str) -> None:
+    """Write a result and its conclusion as JSON, atomically; an empty path writes nothing."""
+    if path:
+        write_json(Path(path), record(result) | {"conclusion": conclude(result)})
+
+
+def limits(result: ExperimentResult) -> Markdown:
+    """What the conclusion does not reach, from the parameters and the task."""
+    kl, middle = result.summary["kl_policy_reference"].value, float(result.history["kl"].median())
+    points = paragraphs("limits", config=result.config, about=result.about, kl=kl, kl_on_curves=middle)
+    return Markdown("\n".join(points))
+
+
+def facts(result: ExperimentResult) -> dict[str, Any]:
+    """What must repeat on any machine: structure, and verdicts far from their borders.
+
+    A verdict less than three standard errors from a border is «у границы». «Не пройдены» are the checks of the
+    instrument: those of the text depend on what was sampled.
+    """
+    kl, change = result.summary["kl_policy_reference"], believable_change(result)
+    return {
+        "шагов": len(result.history),
+        "прогонов": len(result.runs),
+        "блоков": result.geometry["block"].nunique() if len(result.geometry) else 0,
+        "не пройдены": sorted(check.name for check in broken_instrument(result.checks)),
+        "сдвиг политики": against(kl.value, standard_error(kl), SHIFTS, "большой"),
+        "награда": against(change.value, standard_error(change), {"упала": 0.0}, "выросла"),
+    }
+
+
+def standard_error(estimate: Estimate) -> float:
+    """The standard error that a 95 % interval implies, half its half-width."""
+    return (estimate.high - estimate.low) / 4
+
+
+def against(value: float, error: float, borders: dict[str, float], above: str) -> str:
+    """Name of the range `value` lies in, or «у границы» within MARGIN standard errors of a border."""
+    for name, border in borders.items():
+        if abs(value - border) <= MARGIN * error:
+            return "у границы"
+        if value < border:
+            return name
+    return above

@@ -1,0 +1,89 @@
+"""The list of experiments: what is run, and how it is summarised in the index and in README.md.
+
+An experiment is one entry here and one notebook of its name. Without a `section` it is a row of the common table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from warp_nb.studies.original import ROWS, OriginalRow
+from warp_nb.studies.result_files import read_result, reports_of, result_path
+
+Result = dict[str, Any]
+"""A result file's content."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A notebook that is run and reported.
+
+    Args:
+        name: of the notebook, of its reports and in the command line.
+        title: heading of its section, or the name of its row.
+        change: what it changes, in its row.
+        original: the original report's row, shown below its own.
+        section: makes the table of its section of the index from its `result`: the template `<section>.html.j2`; empty
+            for a row of the common table.
+        by_default: whether `warp-nb report` runs it when none is named.
+        once: whether there is one report for all tasks.
+        reported: whether it can be reported at all; the page for one's own parameters is not.
+        minutes: whether it is short enough for `warp-nb guide` to run it with the others.
+        prepare: commands to give before its own.
+    """
+
+    name: str
+    title: str
+    change: str = ""
+    original: OriginalRow | None = None
+    section: str = ""
+    by_default: bool = False
+    once: bool = False
+    reported: bool = True
+    minutes: bool = True
+    prepare: list[str] = field(default_factory=list)
+
+
+EXPERIMENTS = (
+    *(
+        Experiment(f"exp{number}", str(number), row.change, original=row, by_default=True)
+        for number, row in ROWS.items()
+    ),
+    Experiment("exp5", "Эксперимент 5: T = 100 и прогрев", section="comparison", minutes=False),
+    Experiment("exp", "Эксперимент с вашими параметрами", reported=False),
+    Experiment(
+        "diagnosis",
+        "Диагностика: чего не видел исходный отчёт",
+        section="diagnosis",
+        once=True,
+        prepare=["warp-nb diagnosis"],
+    ),
+)
+
+
+def results_of(task: str, out: Path, experiments: Iterable[Experiment]) -> dict[str, Result]:
+    """The result file of every experiment that can be reported, by name; a status alone where there is none.
+
+    Args:
+        task: name of the task.
+        out: folder of all reports; what is reported once for all tasks lies in it directly.
+        experiments: the list of experiments.
+    """
+    return {
+        one.name: read_result(result_path(out if one.once else reports_of(task, out), one.name))
+        for one in experiments
+        if one.reported
+    }
+
+
+def rows_of(experiments: Iterable[Experiment]) -> list[Experiment]:
+    """The experiments that are rows of the common table."""
+    return [one for one in experiments if one.reported and not one.section]
+
+
+def sections_of(experiments: Iterable[Experiment]) -> list[Experiment]:
+    """The experiments that have a section of their own."""
+    return [one for one in experiments if one.reported and one.section]

@@ -1,0 +1,51 @@
+"""Geometry of a merge: the angles between task vectors, and how far LITI went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+from warp_nb.algorithm.merge import Weights, blocks, flat, task_vector
+from warp_nb.runs.facts import Row
+
+
+def angles(init: Weights, first: Weights, second: Weights, by: str = "layer") -> list[dict[str, float | str]]:
+    """A row a block of two task vectors: block, cosine, omega (degrees), norm_a, norm_b; float64 sums.
+
+    Cosine and omega are NaN where a task vector is zero.
+    """
+    rows: list[dict[str, float | str]] = []
+    for block, names in blocks(init, by).items():
+        start = {name: init[name] for name in names}
+        a, b = (flat(task_vector(policy, start)).double() for policy in (first, second))
+        norms = a.norm().item(), b.norm().item()
+        cosine = max(-1.0, min(1.0, (a @ b).item() / (norms[0] * norms[1]))) if all(norms) else math.nan
+        omega = math.degrees(math.acos(cosine)) if not math.isnan(cosine) else math.nan
+        rows.append({"block": block, "cosine": cosine, "omega": omega, "norm_a": norms[0], "norm_b": norms[1]})
+    return rows
+
+
+def pairwise_angles(init: Weights, policies: Sequence[Weights], by: str) -> list[dict[str, float | str]]:
+    """`angles` of every two runs of an iteration, with run_a and run_b in front."""
+    return [
+        {"run_a": a + 1, "run_b": b + 1} | row
+        for a, b in combinations(range(len(policies)), 2)
+        for row in angles(init, policies[a], policies[b], by)
+    ]
+
+
+def merge_facts(init: Weights, policies: Sequence[Weights], merged: Weights, updated: Weights) -> Row:
+    """Figures of lines 12 and 13 for the checks.
+
+    liti_ratio = <θ_new - θ_init, θ_slerp - θ_init> / |θ_slerp - θ_init|², which should be eta; NaN where nothing was
+    merged. delta_cosine: the largest cosine of two task vectors over all weights.
+    """
+    dot = square = 0.0
+    for name, start in init.items():
+        direction = (merged[name] - start).double().flatten()
+        dot += ((updated[name] - start).double().flatten() @ direction).item()
+        square += (direction @ direction).item()
+    cosines = [float(angles(init, a, b, "global")[0]["cosine"]) for a, b in combinations(policies, 2)]
+    known = [value for value in cosines if not math.isnan(value)]
+    return {"liti_ratio": dot / square if square else math.nan, "delta_cosine": max(known, default=math.nan)}

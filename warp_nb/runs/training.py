@@ -1,0 +1,305 @@
+"""A run (i, m) of Algorithm 1 on a task: what its steps sample, score and measure, and all that resuming needs."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from statistics import fmean, median
+from typing import Any
+
+import torch
+
+from warp_nb.algorithm import merge as plain
+from warp_nb.algorithm import objective
+from warp_nb.algorithm.merge import Weights, load_, weights_of
+from warp_nb.algorithm.objective import BASELINES
+from warp_nb.algorithm.run import Run, Watch, train_run
+from warp_nb.config import WarpConfig
+from warp_nb.fast import averages, decoding, scoring
+from warp_nb.fast.devices import arithmetic, prepare_attention
+from warp_nb.fast.optimizers import optimizer_of
+from warp_nb.runs.checkpoint import Checkpoints
+from warp_nb.runs.facts import AnchorProbe, Row, displacement, tokens_after_end
+from warp_nb.runs.interrupts import interrupts_wait
+from warp_nb.tasks.task import Task
+
+OnStep = Callable[[Row], None]
+Keep = Callable[[int | str, Weights], None]
+"""Called with a snapshot of the policy's weights and its step, and with the final anchor's weights and "anchor"."""
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed from the parts: equal for equal parts, independent otherwise."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def prompt_batches(prompts: list[str], size: int, generator: torch.Generator) -> Iterator[list[str]]:
+    """Endless batches of `size` prompts; every pass over the prompts is a fresh shuffle."""
+    queue: list[int] = []
+    while True:
+        while len(queue) < size:
+            queue += torch.randperm(len(prompts), generator=generator).tolist()
+        batch, queue = queue[:size], queue[size:]
+        yield [prompts[index] for index in batch]
+
+
+def learning_rate(lr: float, warmup_steps: int, step: int) -> float:
+    """lr * min(1, t / warmup_steps) at step t = 1 … T, anew for every run."""
+    return lr * min(1.0, step / warmup_steps) if warmup_steps else lr
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The functions that a run is made of. Pass others of the same signature to vary or to watch one of them.
+
+    The defaults are the fast ones. `PLAIN` holds the functions of `algorithm` itself.
+    """
+
+    train_run: Callable[..., Weights] = train_run
+    sample: Callable[..., objective.Rollout] = decoding.sample
+    completion_logits: Callable[..., torch.Tensor] = objective.completion_logits
+    token_log_probs: Callable[..., torch.Tensor] = scoring.token_log_probs
+    token_kl: Callable[..., torch.Tensor] = scoring.token_kl
+    regularised_reward: Callable[..., torch.Tensor] = objective.regularised_reward
+    reinforce_loss: Callable[..., torch.Tensor] = objective.reinforce_loss
+    ema_update_: Callable[..., None] = averages.ema_update_
+    merge: Callable[..., Weights] = plain.merge
+    prompt_batches: Callable[..., Iterator[list[str]]] = prompt_batches
+    learning_rate: Callable[[float, int, int], float] = learning_rate
+    run_seed: Callable[[int, int, int], int] = derive_seed
+
+    def replaced(self) -> list[str]:
+        """Names of the functions that are not the default ones."""
+        return [part.name for part in fields(self) if getattr(self, part.name) is not part.default]
+
+
+FAST = Parts()
+PLAIN = Parts(
+    sample=objective.sample,
+    token_log_probs=objective.token_log_probs,
+    token_kl=objective.token_kl,
+    ema_update_=plain.ema_update_,
+)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves.
+
+    Args:
+        weights: θ^m, on the CPU.
+        history: a row a step.
+        facts: figures of the whole run for the checks.
+    """
+
+    weights: Weights
+    history: list[Row]
+    facts: Row
+
+
+class Training(Watch):
+    """Run (i, m): the loss of its steps for `train_run`, and what is recorded of them."""
+
+    def __init__(
+        self,
+        config: WarpConfig,
+        task: Task,
+        i: int,
+        m: int,
+        *,
+        parts: Parts = FAST,
+        on_step: OnStep = lambda row: None,
+        checkpoints: Checkpoints | None = None,
+        keep: Keep = lambda at, weights: None,
+    ) -> None:
+        self.config, self.task, self.parts = config, task, parts
+        self.on_step, self.checkpoints, self.keep = on_step, checkpoints, keep
+        self.place = {"iteration": i, "run": m}
+        self.seed = parts.run_seed(config.seed, i, m)
+        order, self.noise = (
+            torch.Generator().manual_seed(derive_seed(self.seed, name)) for name in ("prompts", "sampling")
+        )
+        self.batches = parts.prompt_batches(task.train_prompts, config.batch_size // config.samples_per_prompt, order)
+        self.sampling = task.sampling(config.max_new_tokens, config.temperature)
+        self.history: list[Row] = []
+        self.restored = 0
+        """Steps that were read from a checkpoint."""
+        self.interrupted: Callable[[], bool] = lambda: False
+        self.noise_before: torch.Tensor | None = None
+        """State of the noise before the step in hand; None between two steps."""
+        self.run: Run | None = None
+
+    def loss_of(self, policy: Any, anchor: Any) -> torch.Tensor:
+        """The loss of the next step (lines 6 to 8)."""
+        config, parts, repeats = self.config, self.parts, range(self.config.samples_per_prompt)
+        self.started, self.noise_before = time.perf_counter(), self.noise.get_state()
+        prompts = [prompt for prompt in next(self.batches) for _ in repeats]
+        ids, mask = self.task.encode(prompts, self.sampling)
+        with arithmetic(config.dtype, ids.device):
+            rollout = parts.sample(policy, ids, mask, self.sampling, generator=self.noise)  # line 6
+        texts = self.task.decode(rollout)
+        scores = self.task.score(prompts, texts, self.where())
+        rewards = torch.tensor(scores, dtype=torch.float32, device=ids.device)
+        scored = rollout.tokens, rollout.completion_mask, rollout.temperature
+        with arithmetic(config.dtype, ids.device):
+            logits, anchor_logits = (parts.completion_logits(model, rollout) for model in (policy, anchor))
+            log_probs, anchor_log_probs = (parts.token_log_probs(side, *scored) for side in (logits, anchor_logits))
+            r_beta = parts.regularised_reward(rewards, log_probs, anchor_log_probs, config.beta)  # line 7
+            advantage = r_beta - BASELINES[config.baseline](r_beta, config.samples_per_prompt)
+            loss = parts.reinforce_loss(advantage, log_probs)  # line 8
+            kl = parts.token_kl(logits.detach(), anchor_logits, *scored[1:]).sum(1)
+        gap = (log_probs.detach() - rollout.sampled_log_probs).abs().max()
+        means = {"reward": rewards, "kl": kl, "objective": r_beta, "penalty": r_beta - rewards}
+        means |= {"tokens": rollout.completion_mask.sum(1).float()}
+        self.measured = {name: value.mean() for name, value in means.items()} | {"sampling_gap": gap}
+        self.counted = {
+            "empty": fmean(not text.strip() for text in texts),
+            "after_end": tokens_after_end(rollout, self.sampling.end_ids),
+        }
+        return loss
+
+    def where(self) -> str:
+        """The step in hand, for messages."""
+        return f"iteration {self.place['iteration']}, run {self.place['run']}, step {len(self.history) + 1}"
+
+    # What `train_run` calls
+
+    def begin(self, run: Run) -> None:
+        """Prepare both models; resume from the last checkpoint."""
+        self.run, self.probe = run, AnchorProbe(run.anchor)
+        for model in (run.policy, run.anchor):
+            prepare_attention(model, self.config.dtype)
+        if self.checkpoints is not None:
+            self.checkpoints.restore(self)
+            self.snapshot(run)  # the step before may have failed in writing it
+        for row in self.history:
+            self.on_step(row)
+
+    def before_update(self, run: Run, loss: torch.Tensor) -> None:
+        """Read the step's figures, refuse numbers that are not finite, set the learning rate."""
+        gradients = [value.grad for value in run.policy.parameters() if value.grad is not None]
+        measured = {"loss": loss} | self.measured | {"grad_norm": torch.nn.utils.get_total_norm(gradients)}
+        figures = torch.stack([value.detach().to(loss.dtype) for value in measured.values()]).tolist()
+        self.row = dict(zip(measured, figures, strict=True))
+        wrong = [f"{name} {value}" for name, value in self.row.items() if not math.isfinite(value)]
+        if wrong:
+            raise FloatingPointError(f"{', '.join(wrong)} at {self.where()}; lower lr (-p lr 1e-5)")
+        self.lr = self.parts.learning_rate(self.config.lr, self.config.warmup_steps, run.step + 1)
+        for group in run.optimizer.param_groups:
+            group["lr"] = self.lr
+
+    def after_step(self, run: Run) -> None:
+        """Record the step; save what is due; stop after an interrupt."""
+        config, self.noise_before = self.config, None
+        if config.anchor == "ema":
+            self.probe.follow(run.policy, config.mu)
+        row = self.place | {"step": run.step} | {name: value for name, value in self.row.items() if name != "loss"}
+        self.history.append(row | self.counted | {"lr": self.lr, "seconds": time.perf_counter() - self.started})
+        self.snapshot(run)
+        self.on_step(self.history[-1])
+        if self.checkpoints is not None and config.save_every and run.step % config.save_every == 0:
+            self.checkpoints.save(self)
+        if self.interrupted():
+            raise KeyboardInterrupt(f"stopped after step {run.step} of {config.T}")
+
+    def snapshot(self, run: Run) -> None:
+        """Give the weights to `keep` where a snapshot is due."""
+        every = self.config.snapshot_every
+        if every and run.step and run.step % every == 0:
+            self.keep(run.step, weights_of(run.policy))
+
+    # What resuming needs
+
+    def failed(self, error: BaseException) -> None:
+        """Save the state after the last whole step, unless the error came while lines 8 and 9 changed the weights.
+
+        A step that raised before line 8 gives back its noise; its prompts are used up.
+        """
+        if self.run is None or not self.run.whole:
+            return
+        if self.noise_before is not None:
+            self.noise.set_state(self.noise_before)
+        self.run.optimizer.zero_grad()
+        if self.checkpoints is not None:
+            self.checkpoints.save_after(error, self)
+
+    def state_dict(self) -> Weights:
+        """All tensors that the next step depends on: weights, anchor, the optimizer's moments, noise, the probe."""
+        assert self.run is not None
+        found = {f"policy.{name}": value.detach() for name, value in self.run.policy.named_parameters()}
+        if self.config.anchor == "ema":
+            found |= {f"anchor.{name}": value for name, value in self.run.anchor.named_parameters()}
+            found |= {f"probe.{name}": value for name, value in self.probe.state_dict().items()}
+        for index, moments in self.run.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+        return found | {"noise": self.noise.get_state()}
+
+    def load_state_dict(self, state: Weights, history: list[Row]) -> None:
+        """Continue after the last row of `history`, with the tensors that `state_dict` gave there."""
+        assert self.run is not None
+        parts: dict[str, Weights] = {}
+        for name, value in state.items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = value
+        load_(self.run.policy, parts["policy"])
+        if self.config.anchor == "ema":
+            load_(self.run.anchor, parts["anchor"])
+            self.probe.load_state_dict(parts["probe"])
+        moments: dict[int, Weights] = {}
+        for name, value in parts.get("optimizer", {}).items():
+            index, _, moment = name.partition(".")
+            moments.setdefault(int(index), {})[moment] = value
+        self.run.optimizer.load_state_dict(self.run.optimizer.state_dict() | {"state": moments})
+        self.noise.set_state(parts["noise"][""].cpu())
+        self.history, self.restored, self.run.step = list(history), len(history), len(history)
+        for _ in history:
+            next(self.batches)
+
+    # What the run leaves
+
+    def result(self, init: Weights, weights: Weights) -> RunResult:
+        """Weights, history, and figures of the whole run for the checks."""
+        assert self.run is not None
+        columns = {name: [row[name] for row in self.history] for name in self.history[0]}
+        facts: Row = self.place | {"run_seed": self.seed, "loaded": self.restored / self.config.T}
+        facts |= displacement(init, weights) | self.probe.compare(self.run.anchor)
+        facts |= {"scored_after_end": sum(columns["after_end"]), "empty_completions": fmean(columns["empty"])}
+        facts |= {"sampling_gap": median(columns["sampling_gap"]), "seconds": sum(columns["seconds"])}
+        if self.config.keep_anchors:
+            self.keep("anchor", weights_of(self.run.anchor))
+        return RunResult(weights, self.history, facts)
+
+
+def train(config: WarpConfig, task: Task, init: Weights, i: int, m: int, **settings: Any) -> RunResult:
+    """Train θ^m from θ_init for T steps (lines 4 to 9); `settings` are the keywords of `Training`.
+
+    With `checkpoints` it resumes from the last one, saves one every `config.save_every` steps, and one when it ends
+    early: by an error, or by SIGINT, which waits for the end of the step (a second one does not).
+
+    Raises:
+        ValueError, RuntimeError: the reward misbehaves (see `call_reward`).
+        FloatingPointError: a number is not finite; the optimizer has not used it.
+    """
+    training = Training(config, task, i, m, **settings)
+    with interrupts_wait() as training.interrupted:
+        try:
+            weights = training.parts.train_run(
+                init,
+                task.policy,
+                training.loss_of,
+                config.T,
+                lr=config.lr,
+                mu=config.mu if config.anchor == "ema" else 0.0,
+                anchor=None if config.anchor == "ema" else task.policy,
+                optimizer=optimizer_of(config.optimizer, task.policy.device),
+                ema_update_=training.parts.ema_update_,
+                watch=training,
+            )
+        except BaseException as error:
+            training.failed(error)
+            raise
+    return training.result(init, weights)

@@ -1,0 +1,51 @@
+"""The gate of a reward for film reviews: held-out IMDb excerpts and fixed sentences."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from warp_nb.tasks import imdb
+from warp_nb.tasks.gate import RewardGate, Text, measure_gate
+from warp_nb.tasks.reward_model import SCORED_WORDS, held_out_excerpts
+from warp_nb.tasks.rewards import Reward
+
+PROMPT_WORDS = 9
+"""12 tokens, in words."""
+PAIRS = 256
+PRAISE_AND_BLAME = [
+    ("This movie was", " wonderful and I loved it.", " terrible and I hated it."),
+    ("The acting is", " superb from start to finish.", " awful from start to finish."),
+    ("I watched this film", " with great pleasure.", " and wanted my money back."),
+    ("The story", " is touching and beautifully told.", " is boring and badly told."),
+    ("The director", " made a masterpiece.", " made a complete mess."),
+    ("What a", " brilliant, funny and clever film!", " stupid, dull and pointless film!"),
+    ("The characters are", " deep, warm and believable.", " flat, annoying and unbelievable."),
+    ("This is one of the", " best films I have ever seen.", " worst films I have ever seen."),
+    ("The ending was", " a perfect and moving surprise.", " a stupid and lazy disappointment."),
+    ("I would", " highly recommend it to everyone.", " not recommend it to anyone."),
+    ("The script is", " sharp, witty and intelligent.", " lame, clumsy and idiotic."),
+    ("My family and I", " enjoyed every minute of it.", " regretted every minute of it."),
+]
+SENTENCES: list[tuple[Text, Text]] = [((prompt, good), (prompt, bad)) for prompt, good, bad in PRAISE_AND_BLAME]
+
+
+def imdb_pairs(n: int = PAIRS, seed: int = 0, source: imdb.Source = "embedded") -> list[tuple[Text, Text]]:
+    """At most `n` pairs of a positive and a negative review, as (prompt, completion) and as long as scored texts.
+
+    They are beginnings of the source's part `reward_test`; every review is in one pair at most.
+    """
+    good, bad = held_out_excerpts(imdb.reviews("reward_test", source), SCORED_WORDS, seed=seed)
+    generator = np.random.default_rng(seed)
+    chosen, rejected = ([side[i] for i in generator.permutation(len(side))[:n]] for side in (good, bad))
+    return [(_split(a), _split(b)) for a, b in zip(chosen, rejected, strict=False)]
+
+
+def _split(text: str) -> Text:
+    """Cut a text where a policy's prompt would end; the completion keeps its leading space."""
+    words = text.split()
+    return " ".join(words[:PROMPT_WORDS]), " " + " ".join(words[PROMPT_WORDS:])
+
+
+def imdb_gate(reward: Reward, source: imdb.Source = "embedded") -> RewardGate:
+    """Measure any reward function on the held-out reviews of a source."""
+    return measure_gate(reward, imdb_pairs(source=source), SENTENCES)

@@ -1,0 +1,102 @@
+"""The prepared tasks: small, smollm and gpt2, all on IMDb reviews."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from warp_nb.fast.devices import choose_device
+from warp_nb.tasks import hub, imdb
+from warp_nb.tasks.task import Task
+from warp_nb.tasks.text import first_tokens
+
+PROMPT_TOKENS = 12
+SMALL = Path(__file__).parent / "small"
+Loaded = tuple[Any, Any, imdb.Source, dict[str, Any]]
+"""Policy in fp32, tokenizer, whose reviews, facts about the policy."""
+
+
+def resolve(name: str, device: str = "") -> tuple[str, str, str]:
+    """(task, device, reason) for the notebooks' `task` and `device` parameters.
+
+    The reason is `named`, `no-gpu` or `gpu`.
+
+    Raises:
+        ValueError: the task is unknown, or this machine lacks the device.
+    """
+    if name not in ("auto", *LOADERS):
+        raise ValueError(f"task must be one of auto, {', '.join(LOADERS)}, got {name!r}; or build a Task of your own")
+    device = choose_device(device)
+    if name != "auto":
+        return name, device, "named"
+    return ("small", device, "no-gpu") if device == "cpu" else ("gpt2", device, "gpu")
+
+
+def load_task(name: str, device: str | None = None) -> Task:
+    """Load a prepared task; its parts are fetched and trained at first use and cached.
+
+    Args:
+        name: `small`, `smollm`, `gpt2`, or `auto` (`gpt2` with a GPU, else `small`).
+        device: cpu, cuda, cuda:N or mps; the fastest one by default.
+
+    Raises:
+        ValueError: the name or the device is unknown.
+        RuntimeError: a part cannot be fetched.
+    """
+    from warp_nb.tasks.imdb_gate import imdb_gate
+    from warp_nb.tasks.isolation import quiet
+    from warp_nb.tasks.reward_model import load_reward
+
+    name, device, _ = resolve(name, device or "")
+    with quiet():
+        policy, tokenizer, source, facts = LOADERS[name](device)
+    train = beginnings(tokenizer, "prompts", source)
+    seen = set(train)
+    return Task(
+        policy=policy.to(device).eval(),
+        tokenizer=tokenizer,
+        reward=load_reward(device, progress=True, source=source),
+        train_prompts=train,
+        eval_prompts=[prompt for prompt in beginnings(tokenizer, "eval", source) if prompt not in seen],
+        name=name,
+        gate=partial(imdb_gate, source=source),
+        facts=facts,
+        rebuild=partial(load_task, name),
+    )
+
+
+def beginnings(tokenizer: Any, part: imdb.Part, source: imdb.Source, count: int | None = None) -> list[str]:
+    """The first tokens of the reviews of a part (of its first `count` reviews), as prompts."""
+    return first_tokens(tokenizer, imdb.reviews(part, source)["text"].tolist()[:count], PROMPT_TOKENS)
+
+
+def load_policy(folder: Path) -> tuple[Any, Any]:
+    """Policy in fp32 and tokenizer of a transformers folder: safetensors only, no code of the folder's."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    return policy, AutoTokenizer.from_pretrained(folder)
+
+
+def _small(device: str) -> Loaded:
+    """The shipped policy of two layers."""
+    return *load_policy(SMALL), "embedded", {}
+
+
+def _smollm(device: str) -> Loaded:
+    """SmolLM2-135M after a short SFT on the reviews, trained at first use."""
+    from warp_nb.tasks.sft import load_sft
+
+    folder, facts = load_sft(device)
+    return *load_policy(folder), "embedded", facts
+
+
+def _gpt2(device: str) -> Loaded:
+    """GPT-2 tuned on IMDb, from the hub: the original report's size and task."""
+    return *load_policy(hub.fetch(hub.GPT2_IMDB)), "hub", {}
+
+
+LOADERS: dict[str, Callable[[str], Loaded]] = {"small": _small, "smollm": _smollm, "gpt2": _gpt2}

@@ -1,0 +1,59 @@
+"""The one door to a reward function: it is called by TRL's convention and its answer is checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Reward = Callable[..., Sequence[float]]
+"""reward(prompts: list[str], completions: list[str], **kwargs) -> one number a completion, as TRL calls it."""
+
+
+def call_reward(reward: Reward, prompts: list[str], completions: list[str], where: str) -> list[float]:
+    """The reward of each completion: one finite number a completion.
+
+    Raises:
+        ValueError: the answer is not one finite number a completion; names the function, `where` it was called, the
+            first bad value and its prompt.
+        RuntimeError: the function raised; names the same.
+    """
+    called = f"reward {reward_name(reward)} at {where}"
+    try:
+        given = reward(prompts=prompts, completions=completions)
+    except Exception as error:
+        raise RuntimeError(
+            f"{called} raised {type(error).__name__}: {error} (first of {len(prompts)} prompts: {prompts[0][:60]!r})"
+        ) from error
+    try:
+        values = list(given)
+    except TypeError:
+        raise ValueError(f"{called} returned {given!r}; it must return a list of numbers, one a completion") from None
+    if len(values) != len(completions):
+        raise ValueError(f"{called} returned {len(values)} values for {len(completions)} completions")
+    for prompt, value in zip(prompts, values, strict=True):
+        if not _is_finite_number(value):
+            raise ValueError(
+                f"{called} returned {value!r} for prompt {prompt[:60]!r}; every value must be one finite number"
+            )
+    return [float(value) for value in values]
+
+
+def _is_finite_number(value: Any) -> bool:
+    """Whether `value` is a finite number, or a 0-d array or tensor that holds one."""
+    if isinstance(value, str | bytes) or getattr(value, "shape", ()) != ():
+        return False
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def reward_name(reward: Reward) -> str:
+    """The function's own name, or the class of an object that is called."""
+    return str(getattr(reward, "__name__", type(reward).__name__))
+
+
+def describe_reward(reward: Reward) -> dict[str, Any]:
+    """The reward's name and, where it has a method `describe`, what that returns."""
+    return {"name": reward_name(reward)} | (reward.describe() if hasattr(reward, "describe") else {})
