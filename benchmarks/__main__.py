@@ -1,7 +1,7 @@
 """`python -m benchmarks [PART ...]`: measure, write results.json, fill README.md.
 
-Without names: every part whose result is missing or out of date (other code, machine, versions
-or settings), so that an interrupted run goes on where it was. Named parts are always measured.
+Without names: every part whose result is missing or out of date (other code, machine, versions or settings), so that
+an interrupted run resumes where it stopped. Named parts are always measured.
 """
 
 from __future__ import annotations
@@ -12,60 +12,60 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks import choices, evaluation, floor, growth, merge, page, parallel, reports, startup, states, step
 from benchmarks.machine import Clock, machine, measured_load, others, refuse_load, source_sha256, versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 THREADS = machine()["processors"]
-STEP_SMALL = {"task": "small", "batch": 32, "completion": 24, "threads": THREADS}
-STEP_SMOLLM = {"task": "smollm", "batch": 16, "completion": 32, "threads": THREADS}
-PARTS: dict[str, tuple[str, dict[str, Any]]] = {
+SMALL = {"task": "small", "batch": 32, "completion": 24, "threads": THREADS, "dtype": "float32"}
+SMOLLM = {"task": "smollm", "batch": 16, "completion": 32, "threads": THREADS, "dtype": "bfloat16"}
+CHOICE_SETTINGS = {"small": SMALL | {"warmup": 4, "pairs": 7}, "smollm": SMOLLM | {"warmup": 2, "pairs": 3}}
+Part = tuple[Callable[..., dict[str, Any]], dict[str, Any]]
+"""A function, called with `say` and the settings, and the settings."""
+PARTS: dict[str, Part] = {
     "step-small": (
-        "step",
-        STEP_SMALL
-        | {"dtype": "float32", "settle": 1, "steps": 4, "warmup": 4, "pairs": 7, "checkpointing_pairs": 2}
-        | {"targets": {"s": 4.0}},
+        step.run,
+        SMALL | {"settle": 1, "steps": 4, "warmup": 4, "pairs": 7, "checkpointing_pairs": 2} | {"targets": {"s": 4.0}},
     ),
     "step-smollm": (
-        "step",
-        STEP_SMOLLM
-        | {"dtype": "bfloat16", "settle": 1, "steps": 2, "warmup": 2, "pairs": 5, "checkpointing_pairs": 2}
+        step.run,
+        SMOLLM
+        | {"settle": 1, "steps": 2, "warmup": 2, "pairs": 5, "checkpointing_pairs": 2}
         | {"targets": {"s": 3.0, "bytes": 0.7}},
     ),
-    "choices": ("choices", STEP_SMOLLM | {"dtype": "bfloat16", "warmup": 2, "pairs": 3}),
-    "floor-small": ("floor", STEP_SMALL | {"dtype": "float32", "steps": 12, "warmup": 4, "target": None}),
-    "floor-smollm": ("floor", STEP_SMOLLM | {"dtype": "bfloat16", "steps": 5, "warmup": 2, "target": 3.0}),
-    "floor-smollm-fp32": ("floor", STEP_SMOLLM | {"dtype": "float32", "steps": 5, "warmup": 2, "target": 1.6}),
+    "choices": (choices.run, CHOICE_SETTINGS["smollm"]),
+    "floor-small": (floor.run, SMALL | {"steps": 12, "warmup": 4, "target": None}),
+    "floor-smollm": (floor.run, SMOLLM | {"steps": 5, "warmup": 2, "target": 3.0}),
+    "floor-smollm-fp32": (floor.run, SMOLLM | {"dtype": "float32", "steps": 5, "warmup": 2, "target": 1.6}),
     "evaluation": (
-        "evaluation",
+        evaluation.run,
         {"task": "smollm", "n_prompts": 32, "completion": 32, "threads": THREADS, "repeats": 3},
     ),
     "merge": (
-        "merge",
+        merge.run,
         {"task": "smollm", "threads": THREADS, "pairs": 5, "cli_pairs": 3, "etas": [0.3, 0.5, 0.8]}
         | {"targets": {"s": 5.0, "bytes": 0.5}},
     ),
     "parallel": (
-        "parallel",
+        parallel.run,
         {"pairs": 5, "T": 3, "lr": 1e-4, "warmup_steps": 0, "batch_size": 32, "max_new_tokens": 24},
     ),
-    "states-small": ("states", STEP_SMALL | {"dtype": "float32", "steps": 5, "warmup": 3}),
-    "states-smollm": ("states", STEP_SMOLLM | {"dtype": "bfloat16", "steps": 5, "warmup": 2}),
+    "states-small": (states.run, SMALL | {"steps": 5, "warmup": 3}),
+    "states-smollm": (states.run, SMOLLM | {"steps": 5, "warmup": 2}),
     "growth": (
-        "growth",
+        growth.run,
         {"threads": THREADS, "rounds": 3, "loops": {"T": [2, 4, 8], "M": [1, 2, 4], "I": [1, 2, 4]}}
         | {"steps": {"batch": [4, 8, 16, 32], "completion": [8, 16, 32, 64]}, "widths": [128, 256, 384, 512]},
     ),
-    "startup": ("startup", {"rounds": 9, "step_rounds": 3, "target": 0.3, "threads": THREADS}),
-    "reports": ("reports", {"task": "smollm", "target": 720.0}),
+    "startup": (startup.run, {"rounds": 9, "step_rounds": 3, "target": 0.3, "threads": THREADS}),
+    "reports": (reports.run, {"task": "smollm", "target": 720.0}),
 }
-"""Part -> module with a function `run(say, **settings)`, and the settings."""
 ON_REQUEST = {"reports"}
 """Parts that are measured only by name."""
 
@@ -78,7 +78,7 @@ def conditions() -> dict[str, Any]:
 
 
 def out_of_date(results: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The parts without a result for these conditions and settings, those on request left out."""
+    """The parts without a result for these conditions and settings; those on request are left out."""
     found = []
     for name, (_, settings) in PARTS.items():
         kept = results.get(name, {})
@@ -88,17 +88,61 @@ def out_of_date(results: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-def measure(name: str, say: Say) -> dict[str, Any]:
-    """One part's record; RuntimeError when others use the machine before or while it is measured."""
-    refuse_load(measured_load(), f"Before {name}")
-    module, settings = PARTS[name]
+def measure(
+    name: str,
+    part: Part,
+    say: Say,
+    *,
+    load: Callable[[], float],
+    used: Callable[[Clock, Clock], float],
+) -> dict[str, Any]:
+    """One part's record.
+
+    Raises:
+        RuntimeError: others use the machine before or while the part is measured, or a side failed.
+    """
+    refuse_load(load(), f"Before {name}")
+    run, settings = part
     begun, before = datetime.now(UTC), Clock.now()
-    found = import_module(f"benchmarks.{module}").run(say, **settings)
-    disturbed = others(before, Clock.now())
+    found = run(say, **settings)
+    disturbed = used(before, Clock.now())
     refuse_load(disturbed, f"During {name}")
+    for line in page.summary(found):
+        say(line)
     seconds = (datetime.now(UTC) - begun).total_seconds()
     about = {"date": begun.isoformat(timespec="seconds"), "seconds": seconds, "used_by_others": disturbed}
     return about | conditions() | {"settings": settings} | found
+
+
+def measure_all(
+    names: Sequence[str],
+    path: Path,
+    *,
+    parts: Mapping[str, Part] = PARTS,
+    load: Callable[[], float] = measured_load,
+    used: Callable[[Clock, Clock], float] = others,
+) -> None:
+    """Measure the parts of these names and write each to `path` as soon as it is finished.
+
+    `load` and `used` tell the share of the processors that others use now, and used between two moments.
+    """
+    results = read(path)
+    for place, name in enumerate(names, start=1):
+        started = time.monotonic()
+
+        def say(text: str, name: str = name, started: float = started) -> None:
+            print(f"  {name} {time.monotonic() - started:5.0f} s  {text}", flush=True)
+
+        print(f"[{place}/{len(names)}] {name}", flush=True)
+        results[name] = measure(name, parts[name], say, load=load, used=used)
+        write(path, results)
+        if path == RESULTS:
+            subprocess.run([sys.executable, "-m", "benchmarks.page"], cwd=HERE.parent, check=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The results so far."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
@@ -124,27 +168,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is due; exit code 1 when the machine is loaded or a side failed."""
     chosen = arguments(argv)
-    results = json.loads(chosen.results.read_text(encoding="utf-8")) if chosen.results.exists() else {}
-    due = chosen.parts or out_of_date(results, conditions())
-    failed = ""
-    for place, name in enumerate(due, start=1):
-        started = time.monotonic()
-
-        def say(text: str, name: str = name, started: float = started) -> None:
-            print(f"  {name} {time.monotonic() - started:5.0f} s  {text}", flush=True)
-
-        print(f"[{place}/{len(due)}] {name}", flush=True)
-        try:
-            results[name] = measure(name, say)
-        except RuntimeError as error:
-            failed = str(error)
-            break
-        write(chosen.results, results)
-        if chosen.results == RESULTS:
-            subprocess.run([sys.executable, "-m", "benchmarks.page"], cwd=HERE.parent, check=True)
-    if failed:
-        print(failed, file=sys.stderr)
-    return 1 if failed else 0
+    try:
+        measure_all(chosen.parts or out_of_date(read(chosen.results), conditions()), chosen.results)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

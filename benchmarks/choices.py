@@ -1,156 +1,165 @@
-"""Part choices: what each choice of a step saves, and what was left out for want of it.
+"""Part choices: what each choice of a step saves, and what was left out because it saves nothing.
 
-A choice is taken back (or a left-out one made) from outside, and the step timed beside the step as it is, in pairs.
+A choice is taken back, or one that was left out is made, and the step is timed beside the step as it is, in pairs.
+
+    python -m benchmarks.choices freed_memory_kept --task small --pairs 7    # some of them alone; no result is kept
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.figures import Figure, compare
+from benchmarks.figures import Figure, compare_units
 from benchmarks.sides import Side, Turns, interleave
 
 if TYPE_CHECKING:
     import torch
 
-    from warp_nb.fast.rollout import Rollout
+    from benchmarks.work import Setup
 
-MADE = {
-    "weights laid out for decoding": "plain_decoding",
-    "laid-out weights packed by oneDNN": "unpacked",
-    "attention in fp32 beside bf16 products": "bf16_attention",
-    "products in bf16": "fp32",
-    "log-probabilities and KL in slices": "whole_logits",
-    "fused Adam": "unfused_adam",
-    "freed memory kept": "freed_memory_given_back",
-}
-"""What a step does -> the function here that takes it back."""
-LEFT_OUT = {"torch.compile of both models": "compiled"}
-"""What a step does not do -> the function here that makes it so."""
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Names of settings in glibc's malloc.h."""
 
 
-def run(say: Callable[[str], None], pairs: int, **settings: Any) -> Figure:
-    """For each choice the step as it is beside the step the other way; the shares of padding in the work."""
+def run(say: Callable[[str], None], pairs: int, only: Sequence[str] = (), **settings: Any) -> Figure:
+    """For each choice (of `only`, or all) the step as it is beside the step the other way; the shares of padding."""
     found: list[Figure] = []
     with Side("benchmarks.choices:step", other="", **settings) as ours:
-        for titles, in_use in ((MADE, True), (LEFT_OUT, False)):
-            for title, other in titles.items():
-                with Side("benchmarks.choices:step", other=other, **settings) as theirs:
-                    mine, its = interleave(ours, theirs, pairs, say, f"{title}, pair")
-                    fast, slow = ([unit["seconds"] for unit in side] for side in (mine, its))
-                    ready = {"ours_ready": ours.warmup["seconds"], "theirs_ready": theirs.warmup["seconds"]}
-                found.append(compare(title, "s", other, fast, slow) | ready | {"in_use": in_use})
+        for other in only or CHOICES:
+            title, in_use, _ = CHOICES[other]
+            with Side("benchmarks.choices:step", other=other, **settings) as theirs:
+                units = interleave(ours, theirs, pairs, say, f"{title}, pair")
+            seconds, memory = compare_units(title, other, *units, {})
+            ready = {"ours_ready": ours.warmup["seconds"], "theirs_ready": theirs.warmup["seconds"]}
+            found += [seconds | ready | {"in_use": in_use}, memory | {"in_use": in_use}]
         padding = {name: ours.warmup[name] for name in ("prompt_padding", "after_the_end")}
     return {"choices": found, "padding": padding}
 
 
-def step(
-    turns: Turns,
-    other: str,
-    task: str,
-    batch: int,
-    completion: int,
-    dtype: str,
-    warmup: int,
-    threads: int,
-) -> None:
-    """The side: `train_run` as it is or the `other` way; a turn is a step that settles and one that is timed."""
-    import torch
-
+def step(turns: Turns, *, other: str, warmup: int, **shape: Any) -> None:
+    """The side: steps as they are, or the `other` way; a unit is a step that settles and one that is timed."""
     from benchmarks import work
-    from benchmarks.step import BETA, ENDLESS, LR, MU, in_turn
-    from warp_nb import WarpConfig
-    from warp_nb.fast.rollout import encode_prompts
-    from warp_nb.runs.policy_gradient import train_run
 
-    torch.set_num_threads(threads)
-    if other == "fp32":
-        dtype = "float32"
-    elif other:
-        globals()[other]()
-    work_task = work.task(task)
-    mask = encode_prompts(work_task.tokenizer, work_task.train_prompts, 1 << 20)[1]
+    setup = work.setup(**shape)
+    _, mask = setup.task.encode(setup.task.train_prompts, setup.task.sampling(1))
     padding = 1 - mask.double().mean().item()
-    config = WarpConfig(T=ENDLESS, lr=LR, warmup_steps=0, beta=BETA, mu=MU, dtype=dtype)
+    if other:
+        setup = CHOICES[other][2](setup)
 
     def on_step(row: dict[str, float]) -> None:
-        if row["step"] >= warmup:
-            after = 1 - row["tokens"] / completion
-            in_turn(turns, int(row["step"]) - warmup, 1, 1, prompt_padding=padding, after_the_end=after)
+        shares = {"prompt_padding": padding, "after_the_end": 1 - row["tokens"] / shape["completion"]}
+        turns.at_step(int(row["step"]), warmup=warmup, settle=1, steps=1, **shares)
 
-    config = config.replace(batch_size=batch, max_new_tokens=completion)
-    train_run(work_task, config, work_task.policy.state_dict(), 1, 1, on_step)
+    setup.run(on_step=on_step)
 
 
-def plain_decoding() -> None:
-    """transformers' own forward and cache for every new token."""
-    from warp_nb.fast.decoder import LlamaDecoder
-
-    LlamaDecoder.fits = staticmethod(lambda policy: False)  # type: ignore[method-assign]
+# The other way
 
 
-def unpacked() -> None:
-    """Fused projections, multiplied as torch has them."""
-    from warp_nb.fast import decoder
+def plain_decoding(setup: Setup) -> Setup:
+    """Decode every new token by transformers' own forward and cache."""
+    from warp_nb.algorithm.objective import sample
+    from warp_nb.fast.decoding import CachedForward
 
-    decoder._can_pack = lambda dtype: False
-
-
-def bf16_attention() -> None:
-    """torch's bf16 attention in training."""
-    from warp_nb.runs import policy_gradient
-
-    policy_gradient.prepare_attention = lambda model, dtype: None
+    sampled = partial(sample, decoder=lambda policy, batch, length: CachedForward(policy))
+    return replace(setup, parts=replace(setup.parts, sample=sampled))
 
 
-def whole_logits() -> None:
-    """Log-softmax of all logits in fp32 at once, its gradient by autograd."""
-    from warp_nb.runs import policy_gradient
+def bf16_attention(setup: Setup) -> Setup:
+    """Train with transformers' attention, in bf16; the name `sdpa` is the one for which a run chooses its own."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
 
-    def masked(values: torch.Tensor, rollout: Rollout) -> torch.Tensor:
-        return values.masked_fill(~rollout.completion_mask, 0.0)
-
-    def token_log_probs(logits: torch.Tensor, rollout: Rollout, temperature: float = 1.0) -> torch.Tensor:
-        tokens = rollout.ids[:, -rollout.width :, None]
-        return masked((logits.float() / temperature).log_softmax(2).gather(2, tokens)[:, :, 0], rollout)
-
-    def token_kl(
-        logits_p: torch.Tensor, logits_q: torch.Tensor, rollout: Rollout, temperature: float = 1.0
-    ) -> torch.Tensor:
-        log_p, log_q = ((logits.detach().float() / temperature).log_softmax(2) for logits in (logits_p, logits_q))
-        return masked((log_p.exp() * (log_p - log_q)).sum(2), rollout)
-
-    policy_gradient.token_log_probs, policy_gradient.token_kl = token_log_probs, token_kl
+    AttentionInterface.register("plain-sdpa", sdpa_attention_forward)
+    AttentionMaskInterface.register("plain-sdpa", sdpa_mask)
+    setup.task.policy.set_attn_implementation("plain-sdpa")
+    return setup
 
 
-def unfused_adam() -> None:
-    """torch's default on the CPU: a loop over the tensors."""
+def fp32(setup: Setup) -> Setup:
+    """All products in fp32."""
+    return replace(setup, config=setup.config.replace(dtype="float32"))
+
+
+def whole_logits(setup: Setup) -> Setup:
+    """Make the log-softmax of all logits in fp32 at once, and its gradient by autograd."""
+    from warp_nb.algorithm.objective import token_kl, token_log_probs
+
+    return replace(setup, parts=replace(setup.parts, token_log_probs=token_log_probs, token_kl=token_kl))
+
+
+def unfused_adam(setup: Setup) -> Setup:
+    """Update by torch's default on the CPU, a loop over the tensors."""
     import torch
 
-    from warp_nb.runs import policy_gradient
+    def train_run(*args: Any, **settings: Any) -> Any:
+        return setup.parts.train_run(*args, **settings | {"optimizer": torch.optim.Adam})
 
-    policy_gradient.build_optimizer = lambda config, policy: torch.optim.Adam(policy.parameters(), lr=config.lr)
-
-
-def freed_memory_given_back() -> None:
-    """glibc's default."""
-    from warp_nb.runs import policy_gradient
-
-    policy_gradient.keep_freed_memory = lambda: False  # type: ignore[assignment]
+    return replace(setup, parts=replace(setup.parts, train_run=train_run))
 
 
-def compiled() -> None:
-    """Inductor's kernels for the scoring forwards and the backward pass, for any length."""
+def ema_in_a_loop(setup: Setup) -> Setup:
+    """Move the anchor tensor by tensor."""
+    from warp_nb.algorithm.merge import ema_update_
+
+    return replace(setup, parts=replace(setup.parts, ema_update_=ema_update_))
+
+
+def freed_memory_kept(setup: Setup) -> Setup:
+    """Let glibc keep freed blocks for the next step instead of returning them to the system, which clears them."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or not (mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1)):
+        raise RuntimeError("this C library has no mallopt; measure this choice on Linux with glibc")
+    return setup
+
+
+def compiled(setup: Setup, **options: Any) -> Setup:
+    """Score by Inductor's kernels, forwards and backward, for any length; `options` are those of torch.compile."""
     import torch
-
-    from warp_nb.fast.scoring import scored_inputs
-    from warp_nb.runs import policy_gradient
 
     known: dict[int, Any] = {}
 
-    def completion_logits(policy: Any, rollout: Rollout) -> torch.Tensor:
-        compiled_policy = known.setdefault(id(policy), torch.compile(policy, dynamic=True))
-        return compiled_policy(**scored_inputs(rollout)).logits
+    def completion_logits(policy: Any, rollout: Any) -> torch.Tensor:
+        if id(policy) not in known:
+            known[id(policy)] = torch.compile(policy, dynamic=True, **options)
+        return setup.parts.completion_logits(known[id(policy)], rollout)
 
-    policy_gradient.completion_logits = completion_logits
+    return replace(setup, parts=replace(setup.parts, completion_logits=completion_logits))
+
+
+CHOICES: dict[str, tuple[str, bool, Callable[[Setup], Setup]]] = {
+    "plain_decoding": ("weights laid out for decoding", True, plain_decoding),
+    "bf16_attention": ("attention in fp32 beside bf16 products", True, bf16_attention),
+    "fp32": ("products in bf16", True, fp32),
+    "whole_logits": ("log-probabilities and KL in slices", True, whole_logits),
+    "unfused_adam": ("fused Adam", True, unfused_adam),
+    "ema_in_a_loop": ("EMA in one launch", True, ema_in_a_loop),
+    "freed_memory_kept": ("freed memory kept (mallopt)", False, freed_memory_kept),
+    "compiled": ("torch.compile of both models", False, compiled),
+}
+"""The other way -> the choice, whether a step makes it, and the function that makes the other step."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure some choices and print their table."""
+    import argparse
+
+    from benchmarks.__main__ import CHOICE_SETTINGS
+    from benchmarks.page import choices_table
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.choices", description=main.__doc__)
+    parser.add_argument("choices", nargs="+", choices=CHOICES)
+    parser.add_argument("--task", choices=CHOICE_SETTINGS, default="smollm")
+    parser.add_argument("--pairs", type=int, default=7)
+    given = parser.parse_args(argv)
+    settings = CHOICE_SETTINGS[given.task] | {"pairs": given.pairs}
+    print(choices_table({"choices": run(print, only=given.choices, **settings)}))
+
+
+if __name__ == "__main__":
+    main()

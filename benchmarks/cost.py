@@ -2,7 +2,7 @@
 
 Counted are matrix products and the bytes that no implementation avoids. Left out: the reward model's
 arithmetic, element-wise arithmetic, kernel launches, Python, merging and files. Seconds are lower bounds.
-`python -m warp_nb.measure.cost` prints the tables of docs/gpu.md.
+`python -m benchmarks.cost` prints the tables of docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def evaluation_work(
     """One `evaluate`, fp32, in chunks of CHUNK prompts.
 
     Both sides sample and are scored by both models. With `reference_kept` the reference's side is read from the
-    cache folder (`reference.py`): the policy samples, three forwards score, and the reference's head is multiplied.
+    cache folder (`measure.reference_cache`): the policy samples, three forwards score, and the reference's head is
+    multiplied.
     """
     total: dict[str, Work] = {}
     for start in range(0, n_prompts, CHUNK):
@@ -156,11 +157,11 @@ def step_memory(sizes: Sizes, batch: int, prompt: int, completion: int, bf16: bo
 
 
 def host_memory(sizes: Sizes, M: int) -> int:
-    """Bytes of the snapshots in the computer's own memory at most: init, M runs, merged, updated, at the merge.
+    """Bytes of weights in the computer's own memory at most, which is when an iteration after the first one merges.
 
-    While a run is trained they are on the disk.
+    θ_sft, θ_init, the M runs of this iteration and of the one before, θ_slerp of this one and of the one before.
     """
-    return 4 * sizes.parameters * (M + 3)
+    return 4 * sizes.parameters * (2 * M + 4)
 
 
 GPUS = (
@@ -180,7 +181,7 @@ def markdown_table(prompt: int = 13, completion: int = 24, steps: int = 40, n_pr
     lines += [f"| {name} | {small[name] / 1e9:.2f} | {large[name] / 1e9:.2f} |" for name in small]
     lines.append(f"| sum on the GPU | {sum(small.values()) / 1e9:.2f} | {sum(large.values()) / 1e9:.2f} |")
     host = f"{host_memory(GPT2, 2) / 1e9:.2f}"
-    lines += [f"| snapshots in the computer's memory (M = 2) | {host} | {host} |", ""]
+    lines += [f"| weights in the computer's memory (M = 2) | {host} | {host} |", ""]
     head = f"step of 16, ms | step of 64, ms | {steps} steps of 16 and the evaluation, s"
     lines += [f"| at least | dtype | {head} |", "|---|---|---|---|---|"]
     fp32 = {gpu: rate for gpu, kind, rate, _ in GPUS if kind == "fp32"}

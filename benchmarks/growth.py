@@ -38,7 +38,7 @@ def run(say: Callable[[str], None], rounds: int, **settings: Any) -> Figure:
 
 
 def measure(
-    turns: Turns, loops: dict[str, list[int]], steps: dict[str, list[int]], widths: list[int], threads: int
+    turns: Turns, *, loops: dict[str, list[int]], steps: dict[str, list[int]], widths: list[int], threads: int
 ) -> None:
     """The side: a unit is one round over all points."""
     import torch
@@ -46,7 +46,7 @@ def measure(
     from benchmarks import work
 
     torch.set_num_threads(threads)
-    small = work.task("small")
+    small = work.load_task("small")
     models = [random_task(small, width) for width in widths]
     sizes = loops | steps | {"parameters": [task.policy.num_parameters() for task in models]}
     turns.next()
@@ -86,9 +86,8 @@ def warp_seconds(task: Task, I: int = 1, M: int = 1, T: int = 2) -> float:  # no
 
 def step_seconds(task: Task, batch: int = 8, completion: int = 12) -> float:
     """Median seconds of SETTLED steps."""
+    from benchmarks.work import Setup
     from warp_nb import WarpConfig
-    from warp_nb.runs.policy_gradient import train_run
 
     config = WarpConfig(T=2 + SETTLED, batch_size=batch, max_new_tokens=completion)
-    history = train_run(task, config, task.policy.state_dict(), 1, 1).history
-    return median(row["seconds"] for row in history[2:])
+    return median(row["seconds"] for row in Setup(task, config).run().history[2:])

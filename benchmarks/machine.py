@@ -80,10 +80,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
-def source_sha256() -> str:
+def source_sha256(root: Path = ROOT) -> str:
     """sha256 over the code that is measured and that measures: a part is out of date when it changes."""
     digest = hashlib.sha256()
-    measuring = [path for path in (ROOT / "benchmarks").glob("*.py") if path.name != "page.py"]
-    for path in sorted([*(ROOT / "warp_nb").glob("*.py"), *measuring]):
-        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    measuring = [path for path in (root / "benchmarks").glob("*.py") if path.name != "page.py"]
+    for path in sorted([*(root / "warp_nb").rglob("*.py"), *measuring]):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -1,8 +1,8 @@
 """Part merge: SLERP of two SmolLM2-sized runs from disk to disk, against mergekit's nuslerp.
 
-Both read three safetensors models, merge tensor by tensor (mergekit's way) and write the result;
-the results are compared. In-process: libraries imported, warm. CLI: a fresh process each time.
-SLERP, LITI and the front of Algorithm 1, which mergekit has not, are a figure of our own.
+Both read three safetensors models, merge tensor by tensor (mergekit's way) and write the result; the results are
+compared. In-process: libraries imported, warm. CLI: a fresh process each time. SLERP, LITI and the front of
+Algorithm 1, which mergekit lacks, are a figure of our own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ NOISE = 1e-3
 
 def run(
     say: Callable[[str], None],
+    *,
     task: str,
     pairs: int,
     cli_pairs: int,
@@ -32,7 +33,7 @@ def run(
     targets: dict[str, float],
     threads: int,
 ) -> Figure:
-    """In-process pairs, CLI pairs, the check of equality, then our whole line 11 to the front."""
+    """In-process pairs, the check of equality, CLI pairs, then our lines 12 and 13 and the front."""
     with tempfile.TemporaryDirectory() as folder:
         where = {"folder": folder, "threads": threads}
         once("benchmarks.merge:prepare", folder=folder, task=task)
@@ -62,7 +63,7 @@ def prepare(turns: Turns, folder: str, task: str) -> None:
 
     from benchmarks import work
 
-    policy, _ = work.load(task)
+    policy = work.load_task(task).policy
     generator = torch.Generator().manual_seed(0)
     start = [value.detach().clone() for value in policy.parameters()]
     for name in NAMES:
@@ -89,23 +90,29 @@ def slerp_files(folder: Path) -> tuple[Any, Any, float]:
     """
     from safetensors.torch import load_file
 
-    from warp_nb.algorithm.average import merge
-    from warp_nb.runs.weights import save_weights
+    from warp_nb.algorithm.merge import merge
 
     base, *runs = (load_file(folder / name / "model.safetensors") for name in NAMES)
     merged = merge(base, runs, by="tensor")
     started = time.perf_counter()
-    save_weights(folder / "ours.safetensors", merged)
+    write(folder / "ours.safetensors", merged)
     return base, merged, time.perf_counter() - started
+
+
+def write(path: Path, weights: Any) -> None:
+    """Write weights as all files of a run are written: atomically and to the disk."""
+    from safetensors.torch import save_file
+
+    from warp_nb.files import replacing
+
+    with replacing(path) as temporary:
+        save_file(weights, temporary)
 
 
 def ours(turns: Turns, folder: str, threads: int) -> None:
     """A unit is one `slerp_files`."""
     import torch
 
-    from warp_nb.fast.devices import keep_freed_memory
-
-    keep_freed_memory()  # as a run does before `warp` merges
     torch.set_num_threads(threads)
     while True:
         _, _, writing = slerp_files(Path(folder))
@@ -162,14 +169,12 @@ def whole(turns: Turns, folder: str, threads: int, etas: list[float]) -> None:
 
 def front_files(folder: Path, etas: list[float]) -> None:
     """Read, SLERP, LITI, the front; the merge, the next initialisation and the front's models are written."""
-    from warp_nb.algorithm.average import liti
-    from warp_nb.runs.warping import final_front
-    from warp_nb.runs.weights import save_weights
+    from warp_nb.algorithm.merge import front, liti
 
     base, merged, _ = slerp_files(folder)
-    save_weights(folder / "init.safetensors", liti(base, merged, 0.5))
-    for place, state in enumerate(final_front(base, merged, etas)):
-        save_weights(folder / f"front_{place}.safetensors", state)
+    write(folder / "init.safetensors", liti(base, merged, 0.5))
+    for place, weights in enumerate(front(base, merged, etas)):
+        write(folder / f"front_{place}.safetensors", weights)
 
 
 if __name__ == "__main__":

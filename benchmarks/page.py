@@ -1,6 +1,6 @@
 """results.json -> the tables between the markers of README.md, and results.png.
 
-A part's record may hold `comparisons` (see `figures.compare`), `phases` with `rates` (see `floor`),
+A part's record may hold `comparisons` (see `figures.compare`), `choices`, `phases` with `rates` (see `floor`),
 `exponents` (see `growth`) and `alone`: figures that have no peer. Nothing here is typed by hand.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import Figure, spread
+from benchmarks.figures import Figure, ratio, spread
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
@@ -60,34 +60,24 @@ def comparisons(results: Results) -> Iterator[Figure]:
 
 def peers_table(results: Results) -> str:
     """Ours beside the peers."""
-    rows = []
-    for figure in comparisons(results):
-        unit, found = figure["unit"], figure["ratio"]
-        ours, theirs = (spread(figure[side])["median"] for side in ("ours", "theirs"))
-        words = "times as fast" if unit == "s" else "of the peer's"
-        rows.append(
-            [
-                figure["what"],
-                amount(ours, unit),
-                figure["peer"],
-                amount(theirs, unit),
-                f"{bracketed(found)} {words}",
-                verdict(found["median"], figure["target"], at_least=unit == "s"),
-                str(found["count"]),
-            ]
-        )
-    return table(["what", "ours", "peer", "peer's", "ratio", "target", "pairs"], rows)
+    head = ["what", "ours", "peer", "peer's", "ratio", "target", "pairs"]
+    return table(head, [peer_row(figure) for figure in comparisons(results)])
+
+
+def peer_row(figure: Figure) -> list[str]:
+    """One comparison with a peer."""
+    unit, found = figure["unit"], figure["ratio"]
+    ours, theirs = (amount(spread(figure[side])["median"], unit) for side in ("ours", "theirs"))
+    words = "times as fast" if unit == "s" else "of the peer's"
+    target = verdict(found["median"], figure["target"], at_least=unit == "s")
+    return [figure["what"], ours, figure["peer"], theirs, f"{bracketed(found)} {words}", target, str(found["count"])]
 
 
 def choices_table(results: Results) -> str:
     """The step as it is beside the step with one choice made the other way; the padding in its work."""
     rows, lines = [], []
     for part in results.values():
-        for figure in part.get("choices", []):
-            ours, theirs = (amount(spread(figure[side])["median"], "s") for side in ("ours", "theirs"))
-            ready = " / ".join(amount(figure[f"{side}_ready"], "s") for side in ("ours", "theirs"))
-            use = "yes" if figure["in_use"] else "no"
-            rows.append([figure["what"], use, ours, theirs, f"{bracketed(figure['ratio'])} times", ready])
+        rows += [choice_row(figure) for figure in part.get("choices", [])]
         if "padding" in part:
             prompts, after = (f"{part['padding'][name]:.1%}" for name in ("prompt_padding", "after_the_end"))
             lines.append(
@@ -96,6 +86,15 @@ def choices_table(results: Results) -> str:
             )
     head = ["choice", "in use", "step as it is", "the other way", "the other way takes", "until the second step"]
     return "\n".join([table(head, rows), "", *lines])
+
+
+def choice_row(figure: Figure) -> list[str]:
+    """One choice, its seconds or its peak memory."""
+    sides, unit = ("ours", "theirs"), figure["unit"]
+    ours, theirs = (amount(spread(figure[side])["median"], unit) for side in sides)
+    ready = " / ".join(amount(figure[f"{side}_ready"], "s") for side in sides if f"{side}_ready" in figure)
+    takes = f"{bracketed(ratio(figure['theirs'], figure['ours']))} times"
+    return [figure["what"], "yes" if figure["in_use"] else "no", ours, theirs, takes, ready]
 
 
 def floors(results: Results) -> dict[str, Any]:
@@ -152,16 +151,23 @@ def growth_table(results: Results) -> str:
 
 def alone_table(results: Results) -> str:
     """Figures without a peer."""
-    rows = []
-    for part in results.values():
-        for row in part.get("alone", []):
-            median, low, high = (amount(row[key], row["unit"]) for key in ("median", "low", "high"))
-            least = row["floor"]
-            floor = f"{amount(least, row['unit'])}, ratio {number(row['median'] / least)}" if least else ""
-            told = verdict(row["median"], row["target"], at_least=False, unit=row["unit"])
-            cells = [row["what"], median, f"{low} to {high}", str(row["count"])]
-            rows.append([*cells, floor, told])
+    rows = [alone_row(figure) for part in results.values() for figure in part.get("alone", [])]
     return table(["what", "median", "spread", "times", "floor", "target"], rows)
+
+
+def alone_row(figure: Figure) -> list[str]:
+    """One figure without a peer, beside its floor if it has one."""
+    unit, least = figure["unit"], figure["floor"]
+    median, low, high = (amount(figure[key], unit) for key in ("median", "low", "high"))
+    floor = f"{amount(least, unit)}, ratio {number(figure['median'] / least)}" if least else ""
+    target = verdict(figure["median"], figure["target"], at_least=False, unit=unit)
+    return [figure["what"], median, f"{low} to {high}", str(figure["count"]), floor, target]
+
+
+def summary(part: Figure) -> list[str]:
+    """The comparisons, choices and other figures of one part in words, to be printed when it is measured."""
+    makers = {"comparisons": peer_row, "choices": choice_row, "alone": alone_row}
+    return [", ".join(filter(None, make(figure))) for key, make in makers.items() for figure in part.get(key, [])]
 
 
 def conditions(results: Results) -> str:

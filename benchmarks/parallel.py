@@ -44,8 +44,8 @@ def measure(turns: Turns, pairs: int, settings: dict[str, Any]) -> None:
 def timed(config: WarpConfig, task: Task, executor: Executor | None = None) -> tuple[float, str]:
     """Seconds of a call of `warp()`, and the fingerprint of its policy."""
     from warp_nb import warp
-    from warp_nb.runs.weights import fingerprint
+    from warp_nb.files import fingerprint
 
     started = time.perf_counter()
     policy = warp(config, task, executor=executor, progress=False).policy
-    return time.perf_counter() - started, fingerprint(policy.state_dict())
+    return time.perf_counter() - started, fingerprint(dict(policy.named_parameters()))

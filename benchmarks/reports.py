@@ -1,4 +1,4 @@
-"""Part reports (only by name): experiments 1 to 4, evaluation and rendering, as `make reports` does them."""
+"""Part reports (only by name): the experiments, their evaluation and rendering, as `make reports` does them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ def run(say: Callable[[str], None], task: str, target: float) -> Figure:
     """One whole run into a folder that is thrown away; the embedded parts come from the cache."""
     with tempfile.TemporaryDirectory() as folder:
         say("this takes many minutes")
-        found = fresh(sys.executable, "-m", "warp_nb.report", "--task", task, "--out", folder)
-        records = [
-            json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("exp*.result.json"))
-        ]
+        found = fresh(sys.executable, "-m", "warp_nb", "report", "--task", task, "--out", folder)
+        paths = Path(folder).rglob("exp*.result.json")
+        records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     title = f"reports of {task}, parts cached"
     steps = sum(row["seconds"] for record in records for row in record["history"])
     inside = sum(record["seconds"] for record in records)

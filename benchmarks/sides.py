@@ -50,6 +50,20 @@ class Turns:
         """Start the clock of the unit anew: what came before it was work that settles."""
         self.started = time.perf_counter()
 
+    def at_step(self, step: int, *, warmup: int, settle: int, steps: int, **figures: Any) -> None:
+        """Let the steps of an endless run be units, called after each with its number from 1.
+
+        The side is ready after `warmup` steps. A unit is `settle` steps, which bring back the memory that the other
+        side displaced, and `steps` that are timed.
+        """
+        if step < warmup:
+            return
+        place = (step - warmup) % (settle + steps)
+        if place == 0:
+            self.next(**figures)
+        if place == settle:
+            self.begin()
+
 
 class Side:
     """The parent's end. `warmup` is the first answer, given when the side is ready."""

@@ -38,8 +38,6 @@ def run(say: Callable[[str], None], rounds: int, step_rounds: int, target: float
 
 def first_step() -> None:
     """What a reader's first step costs: task small with its own reward, loaded from the cache."""
-    from warp_nb import WarpConfig, load_task
-    from warp_nb.runs.policy_gradient import train_run
+    from warp_nb import WarpConfig, load_task, warp
 
-    task = load_task("small")
-    train_run(task, WarpConfig(T=1, batch_size=32), task.policy.state_dict(), 1, 1)
+    warp(WarpConfig(I=1, M=1, T=1, batch_size=32), load_task("small"), progress=False)

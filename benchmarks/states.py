@@ -1,15 +1,20 @@
-"""Part states-*: what it costs to keep the state of a run between two steps (`save_every`)."""
+"""Part states-*: what it costs to save a checkpoint of a run between two steps (`save_every`)."""
 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.figures import Figure, alone
 from benchmarks.sides import Turns, once
+
+if TYPE_CHECKING:
+    from warp_nb.runs.checkpoint import Resumable
 
 
 def run(say: Callable[[str], None], **settings: Any) -> Figure:
@@ -17,37 +22,27 @@ def run(say: Callable[[str], None], **settings: Any) -> Figure:
     say("steps, each with a save after it")
     found = once("benchmarks.states:measure", **settings)
     share = median(found["saves"]) / median(found["steps"])
-    title = f"keeping a state of {settings['task']} ({found['bytes'] / 1e9:.2f} GB), {share:.0%} of a step"
+    title = f"checkpoint of {settings['task']} ({found['bytes'] / 1e9:.2f} GB), {share:.0%} of a step"
     return {"alone": [alone(title, "s", found["saves"])]}
 
 
-def measure(
-    turns: Turns, task: str, batch: int, completion: int, dtype: str, steps: int, warmup: int, threads: int
-) -> None:
-    """The side: steps of a run, after each settled one its state is written, fsynced and renamed into place."""
-    import time
-
-    import torch
-
+def measure(turns: Turns, *, steps: int, warmup: int, **shape: Any) -> None:
+    """The side: a checkpoint after every step of a run is written, fsynced and renamed into place."""
     from benchmarks import work
-    from benchmarks.step import BETA, LR, MU
-    from warp_nb import WarpConfig
-    from warp_nb.runs.checkpoint import RunStates
-    from warp_nb.runs.policy_gradient import Run
+    from warp_nb.runs.checkpoint import Checkpoints
 
-    torch.set_num_threads(threads)
-    work_task = work.task(task)
-    config = WarpConfig(T=warmup + steps, lr=LR, warmup_steps=0, beta=BETA, mu=MU, dtype=dtype)
-    config = config.replace(batch_size=batch, max_new_tokens=completion)
-    here, saves = Run(work_task, config, work_task.policy.state_dict(), 1, 1), list[float]()
-    with tempfile.TemporaryDirectory() as folder:
-        states = RunStates(Path(folder) / "run_1_1.state.safetensors", "start")
-        for _ in range(warmup):
-            here.step()
-        for _ in range(steps):
-            here.step()
+    saves: list[float] = []
+
+    class Timed(Checkpoints):
+        def save(self, training: Resumable) -> None:
             started = time.perf_counter()
-            states.save(here)
+            super().save(training)
             saves.append(time.perf_counter() - started)
-        size = states.path.stat().st_size
-    turns.next(saves=saves, steps=[row["seconds"] for row in here.history[warmup:]], bytes=size)
+
+    setup = work.setup(steps=warmup + steps, **shape)
+    setup = replace(setup, config=setup.config.replace(save_every=1))
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Timed(Path(folder) / "run_1_1.state.safetensors", "start")
+        history = setup.run(checkpoints=checkpoints).history
+        size = checkpoints.path.stat().st_size
+    turns.next(saves=saves[warmup:], steps=[row["seconds"] for row in history[warmup:]], bytes=size)

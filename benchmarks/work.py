@@ -1,45 +1,53 @@
-"""The work that both sides are given: a policy's folder, prompts, a reward that costs nothing."""
+"""The work that both sides of a comparison do: a policy, prompts, a reward that costs nothing, a run's settings."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from warp_nb.tasks import imdb
-from warp_nb.tasks.sft import load_sft
-from warp_nb.tasks.task import SMALL, Task, first_tokens
+import torch
+
+from warp_nb import Task, WarpConfig
+from warp_nb.algorithm.merge import weights_of
+from warp_nb.runs.training import FAST, Parts, RunResult, train
+from warp_nb.tasks.prepared import LOADERS, beginnings
 
 PROMPTS = 512
+ENDLESS = 100_000
+BETA, MU, LR = 0.1, 0.01, 1e-6
 
 
 def free_reward(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-    """The length of each completion's last word: costs nothing and is not the same for all."""
+    """The length of each completion's last word: it costs nothing and differs between completions."""
     return [float(len(text.rpartition(" ")[2])) for text in completions]
 
 
-def policy_folder(name: str) -> Path:
-    """Folder of the policy of task small or smollm; the latter is prepared at first use."""
-    return SMALL if name == "small" else load_sft()[0]
+def load_task(name: str) -> Task:
+    """Load a prepared task with the free reward and the beginnings of PROMPTS reviews as prompts."""
+    policy, tokenizer, source, _ = LOADERS[name]("cpu")
+    train_prompts = beginnings(tokenizer, "prompts", source, PROMPTS)
+    known = set(train_prompts)
+    held_out = [prompt for prompt in beginnings(tokenizer, "eval", source, PROMPTS) if prompt not in known]
+    return Task(policy.eval(), tokenizer, free_reward, train_prompts, held_out, name=name)
 
 
-def load(name: str) -> tuple[Any, Any]:
-    """Policy in fp32, in eval mode, and its tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+@dataclass(frozen=True)
+class Setup:
+    """A run of policy-gradient steps: its task, configuration and parts."""
 
-    folder = policy_folder(name)
-    policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    return policy.eval(), AutoTokenizer.from_pretrained(folder)
+    task: Task
+    config: WarpConfig
+    parts: Parts = FAST
+
+    def run(self, **settings: Any) -> RunResult:
+        """Train run (1, 1) from the task's policy, as `warp` does; `settings` are keywords of `train`."""
+        start = weights_of(self.task.policy)
+        return train(self.config, self.task, start, 1, 1, parts=self.parts, **settings)
 
 
-def prompts(tokenizer: Any, part: imdb.Part = "prompts") -> list[str]:
-    """PROMPTS beginnings of reviews of 12 tokens."""
-    return first_tokens(tokenizer, imdb.reviews(part)["text"].tolist()[:PROMPTS])
-
-
-def task(name: str) -> Task:
-    """The task by name with the free reward: its own reward model is not what is measured."""
-    policy, tokenizer = load(name)
-    train = prompts(tokenizer)
-    held_out = [prompt for prompt in prompts(tokenizer, "eval") if prompt not in set(train)]
-    return Task(policy, tokenizer, free_reward, train, held_out, name=name)
+def setup(*, task: str, batch: int, completion: int, dtype: str, threads: int, steps: int = ENDLESS) -> Setup:
+    """The run that is measured, with `threads` torch threads from here on."""
+    torch.set_num_threads(threads)
+    config = WarpConfig(T=steps, lr=LR, warmup_steps=0, beta=BETA, mu=MU)
+    config = config.replace(batch_size=batch, max_new_tokens=completion, dtype=dtype)
+    return Setup(load_task(task), config)
