@@ -8,9 +8,8 @@ import inspect
 
 from nbformat import NotebookNode
 
-from warp_nb.algorithm import plain
 from warp_nb.course.exercises import gap_of
-from warp_nb.course.gaps import Function
+from warp_nb.course.gaps import Gap
 
 
 def filled(notebook: NotebookNode) -> NotebookNode:
@@ -18,18 +17,18 @@ def filled(notebook: NotebookNode) -> NotebookNode:
     notebook = copy.deepcopy(notebook)
     for cell in notebook.cells:
         if "gap" in cell.metadata.get("tags", []):
-            cell.source = standing_alone(gap_of(ast.parse(cell.source).body[0].name).solution)
+            cell.source = standing_alone(gap_of(ast.parse(cell.source).body[0].name))
     return notebook
 
 
-def standing_alone(function: Function) -> str:
-    """The source of a function of `plain` with the names it uses from there."""
-    names = ", ".join(sorted(borrowed(function)))
-    imports = f"from warp_nb.algorithm.plain import {names}\n\n\n" if names else ""
-    return f"from __future__ import annotations\n\n{imports}{inspect.getsource(function).rstrip()}"
+def standing_alone(gap: Gap) -> str:
+    """The source of the solution with the names that it uses from its module."""
+    imports = f"from {gap.module} import {', '.join(sorted(borrowed(gap)))}\n\n\n" if borrowed(gap) else ""
+    return f"from __future__ import annotations\n\n{imports}{inspect.getsource(gap.solution).rstrip()}"
 
 
-def borrowed(function: Function) -> set[str]:
-    """The names of `plain` that the function uses, its own left out."""
-    used = {node.id for node in ast.walk(ast.parse(inspect.getsource(function))) if isinstance(node, ast.Name)}
-    return (used & vars(plain).keys()) - {function.__name__}
+def borrowed(gap: Gap) -> set[str]:
+    """The names of its module that the solution uses, its own left out."""
+    nodes = ast.walk(ast.parse(inspect.getsource(gap.solution)))
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return (used & {name for name in gap.namespace if not name.startswith("__")}) - {gap.name}

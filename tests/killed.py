@@ -1,8 +1,9 @@
-"""A process that makes `warp()` of the tiny task and dies at given points, then goes on: `python killed.py FOLDER`.
+"""A process that calls `warp()` of the tiny task, dies at a given point, and calls it again: `python killed.py FOLDER`.
 
-Every point is a child of its own, forked before torch has begun threads. Standard input holds the points as
-JSON lists [function, number, when]: SIGKILL before or after the call of that number, or amid it: then the file
-written is half there. Standard output: a digest a point of all that the finished folder holds.
+Every call is a child, forked before torch has begun threads. Standard input holds the points, a JSON list a line:
+[function, number, when, save_every], SIGKILL before or after that call of the function. The functions are parts of a
+run, the reward, the caller's progress, and of the system: `replace` (a rename), `unlink`, and `fsync`, which stands
+amid a write: there the file is cut to its half first. Standard output: a line of JSON a point.
 """
 
 from __future__ import annotations
@@ -14,84 +15,100 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas  # noqa: F401  what a call imports when it is first used is imported once, before the children
 import tiny
 import torch
+import transformers.models.llama.modeling_llama  # noqa: F401
+from faulty import FOUR_RUNS
 
-from warp_nb.config import WarpConfig
-from warp_nb.runs import checkpoint, sealed, weights
-from warp_nb.runs import warping as algorithm
+from warp_nb.files import fingerprint, unseal
+from warp_nb.runs.training import FAST, Training
+from warp_nb.runs.warp import warp
 
-CONFIG = WarpConfig(
-    I=2, M=2, T=2, lr=1e-2, warmup_steps=2, beta=0.5, mu=0.1, eta=0.3, batch_size=4, max_new_tokens=5, threads=1
-)
-HOLDERS: dict[str, list[Any]] = {
-    "replace": [os],
-    "write_tensors": [sealed, weights],
-    "merge": [algorithm],
-    "liti": [algorithm],
-    "call_reward": [sys.modules["warp_nb.runs.policy_gradient"]],
-    "ema_update_": [sys.modules["warp_nb.runs.policy_gradient"]],
-}
+CONFIG = FOUR_RUNS.replace(T=2, snapshot_every=1, keep_anchors=True)
+BOTH = ("before", "after")
+PARTS = {"ema_update_": BOTH, "merge": BOTH, "train_run": ("after",)}
+SYSTEM = {"replace": BOTH, "unlink": ("after",), "fsync": ("before",)}
+WHEN = PARTS | SYSTEM | {"reward": ("before",), "progress": ("before",)}
+"""Where a call of each function is killed; what a step does between two of them leaves the folder as it is."""
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+class Deadly:
+    """Wraps functions so that calls are counted and the process is killed at one of them."""
+
+    def __init__(self, name: str, number: int, when: str) -> None:
+        self.point, self.calls = (name, number, when), dict.fromkeys(WHEN, 0)
+
+    def counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` under its own name, deadly at the point."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls[name] += 1
+            self.reached(name, "before", args)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.reached(name, "after", args)
+
+        call.__name__ = getattr(function, "__name__", name)
+        return call
+
+    def reached(self, name: str, when: str, args: tuple[Any, ...]) -> None:
+        """Die here, if this is the point."""
+        if self.point == (name, self.calls[name], when):
+            if name == "fsync":
+                path = Path(f"/proc/self/fd/{args[0]}").resolve()
+                os.truncate(path, path.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-def counted(calls: dict[str, int], name: str, function: Callable[..., Any], point: tuple[str, int, str]) -> Any:
-    """`function` that counts its calls and dies at the point."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        calls[name] = calls.get(name, 0) + 1
-        here = point[:2] == (name, calls[name])
-        if here and point[2] == "before":
-            die()
-        found = function(*args, **kwargs)
-        if here and point[2] == "amid":
-            os.truncate(args[0], args[0].stat().st_size // 2)
-        if here:
-            die()
-        return found
-
-    return call
-
-
-def whole(folder: Path, point: tuple[str, int, str], save_every: int) -> dict[str, Any]:
-    """One call of `warp()` in `folder`, states of runs are left there: how often things were called, what is there."""
+def whole(folder: Path, deadly: Deadly, save_every: int) -> dict[str, Any]:
+    """One call of `warp()` in `folder`: how often things were called, the files, the last state of every run."""
     torch.set_num_threads(1)
-    calls: dict[str, int] = {}
-    for name, holders in HOLDERS.items():
-        for holder in holders:
-            setattr(holder, name, counted(calls, name, getattr(holder, name), point))
-    checkpoint.RunStates.clear = lambda self: None  # type: ignore[method-assign]
-    algorithm.warp(CONFIG.replace(save_every=save_every), tiny.task(), folder, progress=False)
-    return {"calls": calls, "digest": digest(folder)}
+    states: dict[str, str] = {}
+
+    def remembering(*args: Any, watch: Training, **settings: Any) -> Any:
+        weights = FAST.train_run(*args, watch=watch, **settings)
+        states["{iteration}_{run}".format(**watch.place)] = fingerprint(watch.state_dict())
+        return weights
+
+    parts = replace(FAST, train_run=remembering)
+    parts = replace(parts, **{name: deadly.counted(name, getattr(parts, name)) for name in PARTS})
+    for name in SYSTEM:  # no seam of the package: these are the system's own
+        setattr(os, name, deadly.counted(name, getattr(os, name)))
+    task = tiny.task(reward=deadly.counted("reward", tiny.opinion))
+    progress = deadly.counted("progress", lambda row: None)
+    result = warp(CONFIG.replace(save_every=save_every), task, folder, progress=progress, parts=parts)
+    ends = {"policy": fingerprint(dict(result.policy.named_parameters())), "merged": fingerprint(result.merged)}
+    return {"calls": deadly.calls, "files": files(folder) | ends, "states": states}
 
 
-def digest(folder: Path) -> dict[str, str]:
-    """sha256 of every weight file, of every last state's tensors, and of all histories without times."""
+def files(folder: Path) -> dict[str, str]:
+    """Name of every file -> a digest of what it holds, times and the share that was loaded left out."""
     found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        if ".state" not in path.name:
+    for path in sorted(folder.iterdir()):
+        if path.suffix != ".safetensors":
             found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        elif ".state." in path.name:
-            found[path.name] = weights.fingerprint(sealed.unseal(path)[0])
-    for path in sorted(folder.glob("run_*.json")):
-        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in json.loads(path.read_text())["history"]]
-        found[path.name] = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+            continue
+        tensors, record = unseal(path)
+        rows = [*record["history"], record["facts"]] if isinstance(record, dict) else []
+        rows = [{k: v for k, v in row.items() if k not in ("seconds", "loaded")} for row in rows]
+        found[path.name] = fingerprint(tensors) + json.dumps(rows, sort_keys=True)
     return found
 
 
 def in_a_child(folder: Path, point: tuple[str, int, str], save_every: int) -> tuple[int, dict[str, Any]]:
-    """(the signal that ended it or 0, what it left)."""
+    """(the signal that ended the child or its exit code, what it left)."""
     out, into = os.pipe()
     child = os.fork()
     if not child:
-        found = json.dumps(whole(folder, point, save_every)).encode()
-        os.write(into, found)
+        found = json.dumps(whole(folder, Deadly(*point), save_every)).encode()
+        with os.fdopen(into, "wb") as answers:
+            answers.write(found)
         os._exit(0)
     os.close(into)
     with os.fdopen(out, "rb") as answers:
@@ -101,15 +118,15 @@ def in_a_child(folder: Path, point: tuple[str, int, str], save_every: int) -> tu
 
 
 def main() -> None:
-    """A line of JSON a point: [signal, digest after going on, files left]."""
+    """A line of JSON a point: [signal of the first call, what the first or else the second call left]."""
     folder = Path(sys.argv[1])
     for line in sys.stdin:
         name, number, when, save_every = json.loads(line)
         shutil.rmtree(folder, ignore_errors=True)
-        ended, first = in_a_child(folder, (name, number, when), save_every)
-        again = first if not ended else in_a_child(folder, ("", 0, ""), save_every)[1]
-        left = sorted(path.name for path in folder.iterdir() if path.name.endswith(".new"))
-        print(json.dumps([ended, again, left]), flush=True)
+        ended, found = in_a_child(folder, (name, number, when), save_every)
+        if ended:
+            found = in_a_child(folder, ("", 0, ""), save_every)[1]
+        print(json.dumps([ended, found]), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,16 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from threading import get_ident
 from typing import Any
 
 import tiny
 import torch
 
-from warp_nb.runs.jobs import Job
+from warp_nb.runs.jobs import ALONE, Job
 from warp_nb.tasks.task import Task
 
 
@@ -73,17 +71,13 @@ def refused(device: str) -> Task:
     raise LookupError(f"rebuild was called for {device}")
 
 
-ACTIVE: list[int] = []
-"""How many calls of `lonely` there were at once, in this process."""
-_INSIDE: set[int] = set()
+HELD: list[bool] = []
+"""Whether this process's lock was held, at every call of `lonely`."""
 
 
 def lonely(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-    """Constant; long enough for another thread to come in."""
-    _INSIDE.add(get_ident())
-    time.sleep(0.05)
-    ACTIVE.append(len(_INSIDE))
-    _INSIDE.discard(get_ident())
+    """Constant; notes whether the job that calls it keeps the others out."""
+    HELD.append(ALONE.locked())
     return [1.0] * len(completions)
 
 
@@ -118,6 +112,6 @@ class Commands(Executor):
         self.prefix, self.threads = prefix, ThreadPoolExecutor()
 
     def submit(self, work: Any, job: Job, /) -> Future[Any]:  # type: ignore[override]
-        where = [job.folder, str(job.iteration), str(job.run)]
-        command = [*self.prefix, sys.executable, "-m", "warp_nb.runs.jobs", *where, "--task", "small"]
+        where = [job.folder, str(job.i), str(job.m)]
+        command = [*self.prefix, sys.executable, "-m", "warp_nb", "job", *where, "--task", "small"]
         return self.threads.submit(subprocess.run, command, check=True)

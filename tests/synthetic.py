@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from warp_nb.config import ExperimentConfig
-from warp_nb.measure.checks import Check, run_checks
-from warp_nb.measure.evaluation import MEASURES, Estimate, Evaluation, mean_interval
-from warp_nb.report.results import EXPERIMENTS
+from warp_nb.measure.checks import run_checks
+from warp_nb.measure.estimates import Estimate, mean_interval
+from warp_nb.measure.evaluation import MEASURES, Evaluation
+from warp_nb.notebook.conclusions import conclude
+from warp_nb.report.catalogue import EXPERIMENTS, rows_of
 from warp_nb.studies.experiment import ExperimentResult
-from warp_nb.tasks.reward_model import RewardGate
+from warp_nb.tasks.gate import RewardGate
 
 GATE = RewardGate(pair_accuracy=0.86, n_pairs=400, spread=1.2, good_above_bad=1.0, swap_change=0.9)
+AS_IT_IS: Mapping[str, Any] = {}
 HELD_OUT = {
     "reward_reference": Estimate(0.1, 0.0, 0.2),
     "reward_policy": Estimate(0.9, 0.8, 1.0),
@@ -39,28 +41,6 @@ SAMPLE = {
     "reward_reference": -0.3,
     "reward_policy": 2.1,
 }
-
-
-@dataclass
-class Result:
-    """The fields of ExperimentResult that tables, plots and conclusions read."""
-
-    config: ExperimentConfig
-    evaluations: list[Evaluation]
-    summary: dict[str, Estimate]
-    history: pd.DataFrame
-    geometry: pd.DataFrame
-    runs: pd.DataFrame
-    merges: pd.DataFrame
-    gate: RewardGate
-    about: dict[str, Any]
-
-    @cached_property
-    def checks(self) -> list[Check]:
-        return run_checks(self.gate, self.history, self.runs, self.merges, self.evaluations, self.config)
-
-    def failed(self) -> set[str]:
-        return {check.name for check in self.checks if check.failed}
 
 
 def history(
@@ -84,13 +64,13 @@ def history(
 def result(
     held_out: Mapping[str, Estimate] | None = None,
     curves: Mapping[str, float] | None = None,
-    gate: Mapping[str, Any] | None = None,
+    gate: Mapping[str, Any] | None = AS_IT_IS,
     runs: Mapping[str, Any] | None = None,
     merges: Mapping[str, Any] | None = None,
     omega: float = 89.0,
     **settings: Any,
-) -> Result:
-    """A healthy result of `settings`, with the given fields replaced."""
+) -> ExperimentResult:
+    """A healthy result of `settings`, with the given fields replaced; `gate=None` is a task without a gate."""
     config = ExperimentConfig(**({"lr": 3e-4, "warmup_steps": 0, "dtype": "float32"} | settings))
     evaluation = Evaluation(**(HELD_OUT | VARIETY | dict(held_out or {})), samples=[SAMPLE])
     keys = [
@@ -113,19 +93,37 @@ def result(
     several = {
         name: mean_interval([getattr(e, name).value + 0.01 * i for i, e in enumerate(evaluations)]) for name in MEASURES
     }
-    return Result(
-        config=config,
-        evaluations=evaluations,
-        summary=evaluation.measures() if config.n_seeds == 1 else several,
-        history=history(config, **dict(curves or {})),
-        geometry=pd.DataFrame([key | {"block": block} | pair for key in keys for block in blocks]),
-        runs=pd.DataFrame(
+    tables = {
+        "history": history(config, **dict(curves or {})),
+        "runs": pd.DataFrame(
             [key | {"run": m + 1} | run_facts | dict(runs or {}) for key in keys for m in range(config.M)]
         ),
-        merges=pd.DataFrame([key | merge_facts | dict(merges or {}) for key in keys]),
-        gate=replace(GATE, **dict(gate or {})),
+        "merges": pd.DataFrame([key | merge_facts | dict(merges or {}) for key in keys]),
+    }
+    measured = None if gate is None else replace(GATE, **gate)
+    return ExperimentResult(
+        config=config,
         about=dict(ABOUT),
+        evaluations=evaluations,
+        summary=evaluation.measures() if config.n_seeds == 1 else several,
+        geometry=pd.DataFrame([key | {"block": block} | pair for key in keys for block in blocks]),
+        gate=measured,
+        checks=run_checks(measured, *tables.values(), evaluations=evaluations, config=config),
+        seconds=12.0,
+        peak_rss_mb=900.0,
+        **tables,
     )
+
+
+def rechecked(made: ExperimentResult) -> ExperimentResult:
+    """The result with its checks made again, for a test that has changed its tables or evaluations."""
+    tables = (made.history, made.runs, made.merges)
+    return replace(made, checks=run_checks(made.gate, *tables, evaluations=made.evaluations, config=made.config))
+
+
+def failed(made: ExperimentResult) -> set[str]:
+    """Names of the checks that failed."""
+    return {check.name for check in made.checks if check.failed}
 
 
 def equal(value: float) -> Estimate:
@@ -139,23 +137,22 @@ def around(value: float, half: float) -> Estimate:
 
 
 def record() -> dict[str, Any]:
-    """The JSON of an experiment that never ran."""
+    """The result file of an experiment that never ran."""
     made = result()
-    shared = {name: getattr(made, name) for name in ExperimentResult.__dataclass_fields__ if hasattr(made, name)}
-    return ExperimentResult(**shared, seconds=12.0, peak_rss_mb=900.0).to_json()
+    return made.to_json() | {"conclusion": conclude(made)}
 
 
 def results() -> dict[str, dict[str, Any]]:
-    """Of all four experiments, as `report` keeps them."""
+    """Of the experiments in the common table, as `report` keeps them."""
     one = record() | {"run": {"command": "x", "seconds": 1.0, "cores": 2, "memory_gb": 8.0}}
-    return {name: json.loads(json.dumps(one)) for name in EXPERIMENTS}
+    return {experiment.name: json.loads(json.dumps(one)) for experiment in rows_of(EXPERIMENTS)}
 
 
 def comparison_record() -> dict[str, Any]:
     """What the reports take of an experiment 5 that never ran."""
-    estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
+    first, estimate = ({"value": value, "low": value - 0.1, "high": value + 0.1} for value in (0.25, 0.5))
     at_equal = {"gain_at_equal_kl": estimate, "equal_kl": [1.5, 2.5, 3.5], "steps": 400, "readable": [True, False]}
-    arm = {name: [estimate] * 4 for name in HELD_OUT} | at_equal
+    arm = {name: [first] * 3 + [estimate] for name in HELD_OUT} | at_equal
     return {
         "status": "ok",
         "config": {"T": 100, "lr": 1e-4, "warmup_steps": 20, "n_seeds": 3},

@@ -7,7 +7,8 @@ import math
 import random
 import subprocess
 import sys
-import types
+from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,11 @@ import tiny
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import choices, figures, floor, merge, page, sides, step
-from benchmarks.machine import LIMIT, Clock, others, refuse_load
+from benchmarks import choices, figures, floor, merge, page, phases, sides, step
+from benchmarks.cost import seconds, sizes_of, step_work
+from benchmarks.machine import LIMIT, Clock, others, refuse_load, source_sha256
+from benchmarks.work import Setup
 from warp_nb import WarpConfig
-from warp_nb.fast import decoder
-from warp_nb.measure.cost import seconds, sizes_of, step_work
-from warp_nb.runs import policy_gradient
-from warp_nb.runs.policy_gradient import train_run
 
 # figures
 
@@ -83,13 +82,22 @@ def test_a_loaded_machine_is_refused_with_figure_rule_and_remedy() -> None:
     refuse_load(LIMIT, "Before merge")
 
 
-def test_nothing_is_measured_on_a_loaded_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(bench, "measured_load", lambda: 0.5)
-    monkeypatch.setitem(sys.modules, "benchmarks.merge", types.SimpleNamespace(run=lambda say, **_: pytest.fail("ran")))
-    assert bench.main(["merge", "--results", str(tmp_path / "results.json")]) == 1
-    assert "50%" in capsys.readouterr().err and not list(tmp_path.iterdir())
+def test_nothing_is_measured_on_a_loaded_machine(tmp_path: Path) -> None:
+    parts = {"merge": (lambda say: pytest.fail("ran"), {})}
+    with pytest.raises(RuntimeError, match=r"Before merge, .* 50%"):
+        bench.measure_all(["merge"], tmp_path / "results.json", parts=parts, load=lambda: 0.5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_digest_is_over_all_rooms_and_what_measures(tmp_path: Path) -> None:
+    paths = ("warp_nb/config.py", "warp_nb/runs/warp.py", "benchmarks/step.py", "benchmarks/page.py")
+    found = []
+    for content in (b"one", b"two"):
+        for name in paths:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(content)
+            found.append(source_sha256(tmp_path))
+    assert len(set(found[3:])) == len(paths) and found[-1] == found[-2]  # the page measures nothing
 
 
 # which parts are measured
@@ -114,23 +122,33 @@ def test_only_what_is_missing_or_out_of_date_is_measured() -> None:
 
 
 def test_parts_are_written_one_by_one_and_an_undisturbed_one_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loads = iter([0.0, 0.0, 0.5])
-    monkeypatch.setattr(bench, "measured_load", lambda: next(loads))
-    monkeypatch.setattr(bench, "others", lambda before, after: 0.0)
-    for module in ("merge", "growth", "startup"):
-        fake = types.SimpleNamespace(run=lambda say, module=module, **_: {"alone": [], "made_by": module})
-        monkeypatch.setitem(sys.modules, f"benchmarks.{module}", fake)
-    path = tmp_path / "results.json"
-    assert bench.main(["merge", "growth", "startup", "--results", str(path)]) == 1
+    parts = {
+        name: (lambda say, made_by: {"alone": [figures.alone(made_by, "s", [12.0], floor=6.0)]}, {"made_by": name})
+        for name in ("second", "first", "third")
+    }
+    path, watched = tmp_path / "results.json", {"load": lambda: next(loads), "used": lambda before, after: 0.01}
+    with pytest.raises(RuntimeError, match="Before third"):
+        bench.measure_all(["second", "first", "third"], path, parts=parts, **watched)
     kept = json.loads(path.read_text())
-    assert {name: part["made_by"] for name, part in kept.items()} == {"merge": "merge", "growth": "growth"}
+    assert {name: part["alone"][0]["what"] for name, part in kept.items()} == {"first": "first", "second": "second"}
+    assert {part["used_by_others"] for part in kept.values()} == {0.01}
+    assert "second, 12.0 s, 12.0 s to 12.0 s, 1, 6.00 s, ratio 2.00" in capsys.readouterr().out
 
 
-def test_every_part_has_its_module() -> None:
-    for module, _ in bench.PARTS.values():
-        assert (bench.HERE / f"{module}.py").exists()
+def test_a_part_that_was_disturbed_is_not_kept(tmp_path: Path) -> None:
+    parts, watched = {"one": (lambda say: {}, {})}, {"load": lambda: 0.0, "used": lambda before, after: 0.3}
+    with pytest.raises(RuntimeError, match=r"During one, .* 30%"):
+        bench.measure_all(["one"], tmp_path / "results.json", parts=parts, **watched)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["no-such-part"])
+    assert "unknown part no-such-part; choose from step-small" in capsys.readouterr().err
 
 
 # sides
@@ -165,12 +183,28 @@ def test_a_failed_program_is_told_with_its_error() -> None:
 
 
 def test_the_process_that_asks_stays_small() -> None:
-    names = ", ".join(f"benchmarks.{module}" for module, _ in bench.PARTS.values())
-    code = (
-        f"import sys, benchmarks.__main__, {names}; print(sorted({{'torch', 'pandas', 'warp_nb'}} & set(sys.modules)))"
-    )
+    code = "import sys, benchmarks.__main__; print(sorted({'torch', 'pandas', 'warp_nb'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=sides.ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_steps_of_an_endless_run_are_units() -> None:
+    answers, step_of = StringIO(), iter(range(1, 100))
+    turns = sides.Turns(StringIO("\n\n"), answers)
+    with pytest.raises(sides.Over):
+        for number in step_of:
+            turns.at_step(number, warmup=4, settle=1, steps=2, number=number)
+    found = [json.loads(line)["number"] for line in answers.getvalue().splitlines()]
+    assert found == [4, 7, 10] and next(step_of) == 11
+
+
+def test_the_clock_begins_after_what_settles() -> None:
+    turns = sides.Turns(StringIO("\n"), StringIO())
+    begun = []
+    for number in (2, 3, 4):
+        turns.at_step(number, warmup=2, settle=2, steps=3)
+        begun.append(turns.started)
+    assert begun[0] == begun[1] < begun[2]
 
 
 def test_unequal_work_is_refused() -> None:
@@ -187,52 +221,43 @@ def test_the_recipe_of_mergekit_names_what_is_read() -> None:
 # phases and floors
 
 
-@pytest.mark.parametrize("name", floor.WRAPPED)
-def test_what_is_wrapped_exists(name: str) -> None:
-    assert callable(floor.wrapped(name)[2])
+def test_the_phases_of_real_steps_are_all_there_and_explain_them() -> None:
+    task, events, rows = tiny.task(), [], []
 
+    def on_step(row: dict[str, float]) -> None:
+        rows.append(phases.with_rest(phases.phases(events), row["seconds"]))
+        assert sum(event.name == "draw" for event in events) <= 5
+        events.clear()
 
-def test_a_name_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(floor.WRAPPED, "ema", ("warp_nb.runs.policy_gradient", "no_such_name"))
-    with pytest.raises(AttributeError, match=r"policy_gradient\.no_such_name is gone.*adapt WRAPPED"), floor.recorded():
-        pytest.fail("nothing may run")
-
-
-def test_a_real_step_passes_through_everything_wrapped() -> None:
-    task, rows = tiny.task(), []
-    before = {name: floor.wrapped(name)[2] for name in floor.WRAPPED}
-    with floor.recorded() as events:
-
-        def on_step(row: dict[str, float]) -> None:
-            rows.append(floor.phases(events))
-            events.clear()
-
-        config = WarpConfig(T=2, batch_size=4, max_new_tokens=5)
-        train_run(task, config, task.policy.state_dict(), 1, 1, on_step)
-    assert len(rows) == 2 and all(set(row) == set(floor.PHASES) and min(row.values()) > 0 for row in rows)
-    assert {name: floor.wrapped(name)[2] for name in floor.WRAPPED} == before
+    config = WarpConfig(T=2, batch_size=4, max_new_tokens=5)
+    found = Setup(task, config, phases.noted_parts(events)).run(on_step=on_step)
+    assert len(rows) == 2
+    for row in rows:
+        assert list(row) == [*phases.PHASES, phases.REST, "step"] and min(row.values()) > 0
+    plain = Setup(task, config).run()
+    assert all(torch.equal(found.weights[name], value) for name, value in plain.weights.items())
 
 
 def test_phases_of_a_planted_step() -> None:
     events = [
-        floor.Event("draw", 2.0, 3.0, False),
-        floor.Event("draw", 5.0, 6.0, False),
-        floor.Event("sample", 1.0, 7.0, False),
-        floor.Event("logits", 10.0, 14.0, True),
-        floor.Event("log_probs", 14.0, 15.0, True),
-        floor.Event("logits", 15.0, 17.0, False),
-        floor.Event("loss", 9.5, 18.5, True),
-        floor.Event("backward", 20.0, 28.0, True),
-        floor.Event("norm", 28.0, 28.5, True),
-        floor.Event("optimizer", 29.0, 30.0, True),
-        floor.Event("ema", 31.0, 31.25, True),
+        phases.Event("draw", 2.0, 3.0),
+        phases.Event("draw", 5.0, 6.0),
+        phases.Event("sample", 1.0, 7.0),
+        phases.Event("logits", 10.0, 14.0, True),
+        phases.Event("logits", 14.0, 16.0),
+        phases.Event("log_probs", 16.0, 17.0, True),
+        phases.Event("log_probs", 17.0, 17.5),
+        phases.Event("kl", 17.5, 19.0),
+        phases.Event("loss", 0.5, 20.0, True),
+        phases.Event("update", 28.0, 28.5),
+        phases.Event("ema", 31.0, 31.25),
     ]
-    wanted = {"prefill": 2, "decode": 4, "forward": 5, "anchor": 4, "backward": 8, "optimizer": 1.5, "ema": 0.25}
-    assert floor.phases(events) == wanted
-    whole = floor.with_rest(floor.phases(events), 31.0)
-    assert whole["step"] == 31.0 and whole[floor.REST] == pytest.approx(31 - sum(wanted.values()))
-    with pytest.raises(ValueError, match=r"no longer calls ema; adapt WRAPPED"):
-        floor.phases(events[:-1])
+    wanted = {"prefill": 2, "decode": 4, "forward": 5, "anchor": 4, "backward": 8, "optimizer": 3, "ema": 0.25}
+    assert phases.phases(events) == wanted
+    whole = phases.with_rest(phases.phases(events), 31.0)
+    assert whole["step"] == 31.0 and whole[phases.REST] == pytest.approx(31 - sum(wanted.values()))
+    with pytest.raises(ValueError, match=r"no longer calls ema; adapt benchmarks/phases"):
+        phases.phases(events[:-1])
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -241,8 +266,9 @@ def test_the_phases_have_the_operations_and_bytes_of_the_step(bf16: bool) -> Non
     sizes = sizes_of(model)
     work = step_work(sizes, *shape, bf16)
     for rates in ({"flop_per_s": 1.0, "bytes_per_s": math.inf}, {"flop_per_s": math.inf, "bytes_per_s": 1.0}):
-        found = floor.phase_floors(sizes, *shape, bf16, rates)
-        assert set(found) == set(floor.PHASES)
+        tokens = dict(zip(("batch", "prompt", "completion"), shape, strict=True))
+        found = floor.phase_floors(sizes, **tokens, bf16=bf16, rates=rates)
+        assert set(found) == set(phases.PHASES)
         assert sum(found.values()) == pytest.approx(seconds(work, rates["flop_per_s"], rates["bytes_per_s"]))
         assert found["forward"] == found["anchor"]
     assert found["ema"] == 3 * sum(value.nbytes for value in model.parameters())
@@ -271,24 +297,53 @@ def test_products_are_those_of_the_policys_linear_layers() -> None:
 
 # choices
 
+EAGER = partial(choices.compiled, backend="eager")
+"""The choice `compiled` with torch's tracing, which may go wrong, and without Inductor, which takes minutes."""
+OTHER_WAYS = {name: make for name, (_, _, make) in choices.CHOICES.items()} | {"compiled": EAGER}
+del OTHER_WAYS["freed_memory_kept"]  # would stay in the process of the tests
 
-@pytest.mark.parametrize("other", sorted({*choices.MADE.values(), *choices.LEFT_OUT.values()} - {"fp32"}))
-def test_the_other_way_is_another_way_to_the_same_step(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, holders = WarpConfig(T=2, batch_size=4, max_new_tokens=3), (policy_gradient, decoder, decoder.LlamaDecoder)
-    task = tiny.task(policy=tiny.llama(len(tiny.tokenizer())))
-    plain = train_run(task, config, task.policy.state_dict(), 1, 1).history
-    for holder in holders:
-        for name, value in list(vars(holder).items()):
-            if not name.startswith("__"):
-                monkeypatch.setattr(holder, name, value)  # what is exchanged now is put back at the end
-    monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
-    before = [dict(vars(holder)) for holder in holders]
-    getattr(choices, other)()
-    assert before != [dict(vars(holder)) for holder in holders]
-    found = train_run(task, config, task.policy.state_dict(), 1, 1).history
-    for row, wanted in zip(found, plain, strict=True):
-        for name in ("reward", "kl", "grad_norm"):
-            assert row[name] == pytest.approx(wanted[name], rel=1e-3, abs=1e-5)
+
+SLOW = {"compiled": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in OTHER_WAYS])
+def test_the_other_way_is_another_way_to_the_same_step(name: str) -> None:
+    bf16 = name in ("fp32", "bf16_attention")  # these change what is computed in bf16, and round otherwise
+    steps = {"T": 1, "dtype": "bfloat16"} if bf16 else {"T": 3, "lr": 1e-2, "warmup_steps": 0}
+    config = WarpConfig(batch_size=4, max_new_tokens=3, **steps)
+    one, plain = (Setup(tiny.task(policy=tiny.llama(len(tiny.tokenizer()))), config) for _ in range(2))
+    another = OTHER_WAYS[name](one)
+    facts = [
+        (setup.parts.replaced(), setup.config.dtype, setup.task.policy.config._attn_implementation)
+        for setup in (another, plain)
+    ]
+    assert facts[0] != facts[1]
+    found, wanted = another.run().history, plain.run().history
+    assert bf16 or wanted[-1]["kl"] > 0.01
+    for row, other in zip(found, wanted, strict=True):
+        for figure in ("reward", "kl", "grad_norm"):
+            assert row[figure] == pytest.approx(other[figure], rel=0.05 if bf16 else 1e-3, abs=1e-5)
+
+
+KEPT = """
+import sys
+from benchmarks import choices
+from benchmarks.sides import peak_rss, forget_peak
+if sys.argv[1] == "kept":
+    choices.freed_memory_kept(None)
+block = b"x" * (64 << 20)
+del block
+forget_peak()
+print(peak_rss() > 64 << 20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+@pytest.mark.parametrize(("way", "resident"), [("kept", "True"), ("given back", "False")])
+def test_freed_memory_stays_resident_where_it_is_kept(way: str, resident: str) -> None:
+    command = [sys.executable, "-c", KEPT, way]
+    done = subprocess.run(command, cwd=sides.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == resident
 
 
 # the page
@@ -305,23 +360,24 @@ def planted() -> dict[str, Any]:
     }
     memory = figures.compare("a step, memory", "bytes", "peer", [3e9], [4e9], 0.7)
     compared = [figures.compare("a step", "s", "peer", [0.5, 0.4, 0.6], [2.0, 2.5, 2.4], 4.0), memory]
-    phases = [
+    timed = [
         {"phase": name, "seconds": figures.spread([0.4]), "floor": 0.1, "ratio": 4.0, "target": 3.0}
         for name in ("decode", "step")
     ]
-    rest = {"phase": floor.REST, "seconds": figures.spread([0.0123]), "floor": 0.0, "ratio": None}
-    phases.insert(1, rest)
+    rest = {"phase": phases.REST, "seconds": figures.spread([0.0123]), "floor": 0.0, "ratio": None}
+    timed.insert(1, rest)
     shape = {"batch": 32, "prompt": 13, "completion": 24}
     memory = {"gradients": 42e6, "measured peak": 1.21e9}
     rates = {"flop_per_s": 1.5e11, "bytes_per_s": 4e10}
     grown = {"what": "T", "sizes": [1, 2, 4], "seconds": [1, 2, 4], "exponent": figures.spread([1.0, 1.1])}
     chosen = figures.compare("packing", "s", "unpacked", [1.0, 2.0], [4.0, 5.0])
     chosen |= {"ours_ready": 3.0, "theirs_ready": 60.0, "in_use": True}
+    larger = figures.compare("packing, peak memory", "bytes", "unpacked", [2e9], [3e9]) | {"in_use": True}
     padding = {"prompt_padding": 0.01, "after_the_end": 0.002}
     return {
         "step-small": about | {"comparisons": compared},
-        "choices": about | {"choices": [chosen], "padding": padding},
-        "floor-small": about | {"phases": phases, "rates": rates, "shape": shape, "memory": memory},
+        "choices": about | {"choices": [chosen, larger], "padding": padding},
+        "floor-small": about | {"phases": timed, "rates": rates, "shape": shape, "memory": memory},
         "growth": about | {"machine": about["machine"] | {"cpu": "Another"}, "exponents": [grown]},
         "evaluation": about | {"alone": [figures.alone("evaluation", "s", [12.0, 14.0], target=20.0, floor=6.5)]},
     }
@@ -334,6 +390,7 @@ def test_the_page_says_what_was_measured() -> None:
         "| a step, memory | 3.00 GB | peer | 4.00 GB | 0.750 [0.750, 0.750] of the peer's | ≤ 0.700: missed | 1 |",
         "| decode | 400 [400, 400] | 100 | 4.00 (≤ 3.00: missed) |",
         "| packing | yes | 1.50 s | 4.50 s | 3.00 [2.50, 4.00] times | 3.00 s / 60.0 s |",
+        "| packing, peak memory | yes | 2.00 GB | 3.00 GB | 1.50 [1.50, 1.50] times |  |",
         "Of the prompts' positions 1.0% are padding, of the sampled ones 0.2% stand after an end-of-text token",
         "| the rest | 12.3 [12.3, 12.3] | 0.000 |  |",
         "| counted from sizes | floor-small |",
@@ -347,6 +404,13 @@ def test_the_page_says_what_was_measured() -> None:
         "`floor-small`: 150 GFLOP/s, 40.0 GB/s; 32 × (13 + 24) tokens.",
     ):
         assert row in text
+
+
+def test_what_is_printed_names_the_peer_and_the_ratio() -> None:
+    assert page.summary(planted()["step-small"]) == [
+        "a step, 500 ms, peer, 2.40 s, 4.80 [4.00, 6.25] times as fast, ≥ 4.00: met, 3",
+        "a step, memory, 3.00 GB, peer, 4.00 GB, 0.750 [0.750, 0.750] of the peer's, ≤ 0.700: missed, 1",
+    ]
 
 
 def test_only_what_stands_between_the_markers_is_replaced() -> None:
@@ -369,3 +433,32 @@ def test_the_readme_is_what_the_results_give() -> None:
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     page.draw(planted(), tmp_path / "results.png")
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+# the parts in their smallest form, `parallel` left out (two threads on a busy machine): no figure here means anything
+
+SHAPE = {"task": "small", "batch": 2, "completion": 3, "dtype": "float32", "threads": 1}
+BUFFERS = {"numbers": 1 << 10, "square": 64}
+SMALLEST: dict[str, dict[str, Any]] = {
+    "step-small": SHAPE | {"settle": 0, "steps": 1, "warmup": 1, "pairs": 1, "checkpointing_pairs": 0, "targets": {}},
+    "choices": SHAPE | {"warmup": 1, "pairs": 1, "only": ["freed_memory_kept"]},
+    "floor-small": SHAPE | {"steps": 1, "warmup": 0, "target": None, "buffers": BUFFERS},
+    "evaluation": {"task": "small", "n_prompts": 2, "completion": 3, "threads": 1, "repeats": 1, "buffers": BUFFERS},
+    "merge": {"task": "small", "threads": 1, "pairs": 1, "cli_pairs": 1, "etas": [0.5], "targets": {}},
+    "states-small": SHAPE | {"steps": 1, "warmup": 1},
+    "growth": {"rounds": 1, "threads": 1, "loops": {"T": [1, 2, 3]}, "steps": {"batch": [1, 2, 3]}}
+    | {"widths": [64, 128, 192]},
+    "startup": {"rounds": 1, "step_rounds": 1, "target": None, "threads": 1},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="one choice needs glibc")
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_part_measures_and_gives_a_page(name: str, tmp_path: Path) -> None:
+    parts, path = {name: (bench.PARTS[name][0], SMALLEST[name])}, tmp_path / "results.json"
+    bench.measure_all([name], path, parts=parts, load=lambda: 0.0, used=lambda before, after: 0.0)
+    results = json.loads(path.read_text())
+    assert set(results) == {name} and results[name]["settings"] == json.loads(json.dumps(SMALLEST[name]))
+    assert page.tables(results).count("## ") >= 2
+    page.draw(results, tmp_path / "results.png")

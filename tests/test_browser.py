@@ -10,7 +10,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -18,15 +17,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from chromium import CHROMIUM
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from test_page import HOSTILE, hostile_notebook
+from pages import HOSTILE, hostile_notebook
 
-from warp_nb.report.page import notebook_html, page, stylesheet
+from warp_nb.report.page import CONTENT_POLICY, notebook_html, stylesheet
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[1]
 WIDTHS = [1280, 390]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --hide-scrollbars --window-size=1400,1000"
@@ -171,7 +170,9 @@ def test_the_measurement_sees_planted_faults(site: Site, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_policy_stops_scripts_that_cleaning_would_miss(site: Site, width: int, tmp_path: Path) -> None:
-    text = page("Т", "<p>текст</p><script>executed = 1</script><img src='http://planted.invalid/x.png'>")
+    head = f'<!DOCTYPE html><meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">'
+    body = "<p>текст</p><script>executed = 1</script><img src='http://planted.invalid/x.png'>"
+    text = f"{head}<style>{stylesheet()}</style><main>{body}</main>"
     found = site.measure(text, width, tmp_path)
     assert not found["executed"] and found["broken"] == 1
     assert "http://planted.invalid/x.png" not in site.foreign

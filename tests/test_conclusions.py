@@ -1,12 +1,22 @@
+"""The conclusion of an experiment says what was measured and nothing else, through `conclude` alone."""
+
+from __future__ import annotations
+
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
-from synthetic import Result, around, equal, history, result
+from scipy.stats import t as student
+from synthetic import around, equal, rechecked, result
 
-from warp_nb.measure.checks import TEXT
-from warp_nb.notebook.conclusions import KL_FAR, KL_TINY, between_iterations, conclude
-from warp_nb.studies.original import ROWS, match
+from warp_nb.measure.estimates import Estimate
+from warp_nb.notebook.check_words import WORDS, headline
+from warp_nb.notebook.conclusions import conclude
+from warp_nb.notebook.numbers import format_estimate
+from warp_nb.studies.experiment import ExperimentResult
+from warp_nb.studies.original import ROWS
 
 NOTHING = {
     "reward_difference": around(0.01, 0.05),
@@ -21,30 +31,31 @@ WIDE = {"reward_difference": around(1.8, 2.0)}
 """Mostly positive, and yet it covers zero: three trainings of experiment 3 gave it."""
 
 
-def text(found: Result) -> str:
+def text(found: ExperimentResult) -> str:
     return "\n".join(conclude(found))
 
 
-def original(number, held_out=None, **changes) -> Result:
+def original(number: int, held_out: Mapping[str, Any] | None = None, **changes: Any) -> ExperimentResult:
     return result(held_out=held_out, **(ROWS[number].settings | changes))
 
 
 @pytest.mark.parametrize("number", ROWS)
-def test_settings_of_each_original_experiment_are_recognised(number):
-    assert match(original(number).config) == number
+@pytest.mark.parametrize(
+    "unsaid", [{}, {"batch_size": 8, "max_new_tokens": 7, "temperature": 0.9, "seed": 5, "n_seeds": 3}]
+)
+def test_the_original_experiment_and_what_we_assumed_of_it_are_named(number: int, unsaid: dict[str, Any]) -> None:
+    found = text(original(number, **unsaid))
+    assert f"Вывод исходного отчёта об эксперименте {number}: «{ROWS[number].conclusion}»." in found
+    assert all(assumption in found for assumption in ROWS[number].assumed)
 
 
 @pytest.mark.parametrize(
-    "change", [{"T": 11}, {"lr": 2e-6}, {"anchor": "sft"}, {"merge": "lerp"}, {"independent_seeds": False}]
+    "change", [{"T": 11}, {"lr": 2e-6}, {"anchor": "sft"}, {"merge": "lerp"}, {"baseline": "mean"}, {"eta": 0.3}]
 )
-def test_other_settings_are_ones_own(change):
-    found = original(1, **change)
-    assert match(found.config) is None and "Вывод исходного отчёта" not in text(found)
-    assert "Такого набора параметров в исходном отчёте нет" in text(found)
-
-
-def test_what_the_report_does_not_say_does_not_matter_to_the_match():
-    assert match(original(3, batch_size=8, max_new_tokens=7, temperature=0.9, seed=5, n_seeds=3).config) == 3
+def test_other_settings_are_ones_own(change: dict[str, Any]) -> None:
+    found = text(original(1, **change))
+    assert "Вывод исходного отчёта" not in found
+    assert "Такого набора параметров в исходном отчёте нет" in found
 
 
 @pytest.mark.parametrize(
@@ -59,26 +70,31 @@ def test_what_the_report_does_not_say_does_not_matter_to_the_match():
         (around(1.0, math.nan), "судить о нём нельзя: +1 (интервал неизвестен)"),
     ],
 )
-def test_reward(difference, words):
+def test_reward(difference: Estimate, words: str) -> None:
     assert words in text(result(held_out={"reward_difference": difference}))
 
 
 @pytest.mark.parametrize(
     ("kl", "words"),
     [
-        (KL_TINY * 0.9, "Это меньше 0,19 ната"),
-        (KL_TINY * 1.1, "Политика заметно отошла от θ_sft"),
-        (KL_FAR * 1.1, "Политика ушла от θ_sft очень далеко"),
+        (0.17, "Это меньше 0,19 ната"),
+        (0.21, "Политика заметно отошла от θ_sft"),
+        (9.0, "Политика заметно отошла от θ_sft"),
+        (11.0, "Политика ушла от θ_sft очень далеко"),
         (math.inf, "Расстояние до θ_sft не измерено"),
     ],
 )
 @pytest.mark.parametrize("side", ["kl_reference_policy", "kl_policy_reference"])
-def test_distance_goes_by_the_larger_kl(kl, words, side):
+def test_distance_goes_by_the_larger_kl(kl: float, words: str, side: str) -> None:
     other = {"kl_reference_policy": equal(0.0), "kl_policy_reference": equal(0.0)}
     assert words in text(result(held_out=other | {side: equal(kl)}))
 
 
-def test_text_that_is_still_text():
+def test_a_distance_that_was_not_measured_does_not_make_the_reward_chance() -> None:
+    assert "Награда на отложенных началах выросла" in text(result(held_out={"kl_policy_reference": equal(math.inf)}))
+
+
+def test_text_that_is_still_text() -> None:
     found = text(result())
     assert "Порчи текста по числам не видно: перплексия по θ_sft 60" in found
     assert "у текстов WARP и 50 у текстов самой θ_sft, доля разных биграмм 0,97 и 0,98" in found
@@ -103,19 +119,20 @@ def test_text_that_is_still_text():
         ),
     ],
 )
-def test_broken_text_is_named_and_its_reward_is_not_praised(planted, words):
+def test_broken_text_is_named_and_its_reward_is_not_praised(planted: dict[str, Any], words: str) -> None:
     found = text(result(**planted))
     assert words in found and "Измерениям можно верить: испорчен сам текст политики" in found
     assert "поэтому рост награды здесь не улучшение" in found
 
 
-def test_of_several_trainings_the_worst_text_is_told():
+def test_of_several_trainings_the_worst_text_is_told() -> None:
     assert "пострадало (указано худшее из 3 обучений): перплексия" in text(result(n_seeds=3, held_out=BROKEN_TEXT))
     assert "указано худшее" not in text(result(held_out=BROKEN_TEXT))
 
 
-def test_broken_text_without_more_reward():
-    assert "рост награды здесь не улучшение" not in text(result(held_out=BROKEN_TEXT | DOWN))
+@pytest.mark.parametrize("reward", [DOWN, WIDE])
+def test_broken_text_without_more_reward(reward: dict[str, Estimate]) -> None:
+    assert "рост награды здесь не улучшение" not in text(result(held_out=BROKEN_TEXT | reward))
 
 
 @pytest.mark.parametrize(
@@ -132,19 +149,19 @@ def test_broken_text_without_more_reward():
         ({"T": 2, "curves": {"reward": 0.1, "noise": 0.0}}, "За 2 шага награда со штрафом r_β растёт"),
     ],
 )
-def test_curves(planted, words):
+def test_curves(planted: dict[str, Any], words: str) -> None:
     assert words in text(result(**planted))
 
 
-def test_objective_that_rises_while_its_reward_is_uncertain():
+def test_objective_that_rises_while_its_reward_is_uncertain() -> None:
     found = result()
     without_slope = found.history["step"].map(dict(enumerate([1, -1, 1, -1, 0, 0, -1, 1, -1, 1], start=1)))
     found.history["objective"] = 0.1 * found.history["step"]
     found.history["reward"] = found.history["objective"] + 5 * without_slope
-    assert "Рост награды сам по себе от нуля не отличить" in text(found)
+    assert "Рост награды сам по себе от нуля не отличить" in text(rechecked(found))
 
 
-def test_runs():
+def test_runs() -> None:
     assert "Прогоны одной итерации различны (наибольший косинус по всем весам: 0,02" in text(result())
     assert "Прогон в итерации один" in text(result(M=1))
     assert "на деле это один прогон" in text(result(merges={"delta_cosine": 1.0}))
@@ -159,15 +176,15 @@ def test_runs():
         (math.nan, "Угол между векторами задачи не определён"),
     ],
 )
-def test_geometry(omega, words):
+def test_geometry(omega: float, words: str) -> None:
     assert words in text(result(omega=omega))
 
 
-def test_no_geometry_without_pairs():
+def test_no_geometry_without_pairs() -> None:
     assert "Ω" not in text(result(M=1))
 
 
-def test_experiment_1_agrees_when_nothing_moved_and_contradicts_the_coinciding_curves():
+def test_experiment_1_agrees_when_nothing_moved_and_contradicts_the_coinciding_curves() -> None:
     found = text(original(1, NOTHING))
     assert "Вывод исходного отчёта об эксперименте 1: «взят слишком маленький lr»." in found
     assert "согласуются: политика почти не сдвинулась" in found
@@ -189,13 +206,13 @@ def test_experiment_1_agrees_when_nothing_moved_and_contradicts_the_coinciding_c
         (NOTHING, "согласуются: политика почти не сдвинулась"),
     ],
 )
-def test_too_small_is_believed_only_where_nothing_moved(number, held_out, words):
+def test_too_small_is_believed_only_where_nothing_moved(number: int, held_out: dict[str, Estimate], words: str) -> None:
     found = text(original(number, held_out))
     assert words in found
     assert ("lr в среднем составил" in found) == (number == 1 and held_out is NOTHING)
 
 
-def test_experiment_2_uses_the_reports_own_numbers_about_the_warm_up():
+def test_experiment_2_uses_the_reports_own_numbers_about_the_warm_up() -> None:
     found = text(original(2, NOTHING))
     assert "сумма lr за 10 шагов больше примерно в 18 раз" in found and "0,02546 без него" in found
     assert "на сдвиг политики он влиять должен" in found
@@ -214,7 +231,7 @@ def test_experiment_2_uses_the_reports_own_numbers_about_the_warm_up():
         (NOTHING, "не подтверждают: порчи текста по числам не видно, а изменение награды неотличимо от нуля"),
     ],
 )
-def test_too_large(held_out, words):
+def test_too_large(held_out: dict[str, Estimate], words: str) -> None:
     found = text(original(3, held_out))
     assert words in found and "не выросла" not in found
     assert ("изменилась лишь на −7·10⁻⁷. У нас она изменилась" in found) == (
@@ -225,26 +242,26 @@ def test_too_large(held_out, words):
 @pytest.mark.parametrize(
     ("shift", "words"), [(-5.0, "здесь тоже"), (5.0, "здесь наоборот"), (0.0, "итерации не различить")]
 )
-def test_iterations_of_experiment_3(shift, words):
+def test_iterations_of_experiment_3(shift: float, words: str) -> None:
     found = original(3)
     found.history.loc[found.history["iteration"] == 2, "objective"] += shift
-    assert words in text(found)
+    assert words in text(rechecked(found))
 
 
-def test_between_iterations_is_welch_over_the_means_of_runs():
-    found = result(M=4, T=2).history
-    found["objective"] = found["run"].astype(float) * found["iteration"]
-    estimate = between_iterations(found)
-    assert estimate.value == pytest.approx(2.5)
-    # means 1..4 and 2..8: variances 5/3 and 20/3, standard error sqrt(25/12), 4.41 degrees of freedom, t = 2.678
-    assert (estimate.high - estimate.value) / math.sqrt(25 / 12) == pytest.approx(2.678, abs=0.003)
-    assert between_iterations(history(result(M=1).config)) is None
-
-
-def test_experiment_3_without_repetitions_says_nothing_about_iterations():
+def test_the_iterations_differ_by_welch_over_the_means_of_runs() -> None:
     found = original(3)
+    found.history["objective"] = found.history["run"].astype(float) * found.history["iteration"]
+    # means 1, 2 and 2, 4: variances 1/2 and 2, each of two runs; Welch and Satterthwaite
+    half = student.ppf(0.975, (1 / 4 + 1) ** 2 / ((1 / 4) ** 2 + 1)) * math.sqrt(1 / 4 + 1)
+    said = format_estimate(Estimate(1.5, 1.5 - half, 1.5 + half), signed=True)
+    assert f"итерации не различить (вторая минус первая: {said})" in text(rechecked(found))
+
+
+def test_experiment_3_without_repetitions_says_nothing_about_iterations() -> None:
+    found = original(3)
+    assert "кривые первой итерации" in text(found)
     found.history = found.history[found.history["run"] == 1]
-    assert "на первой итерации" not in text(found)
+    assert "кривые первой итерации" not in text(rechecked(found))
 
 
 @pytest.mark.parametrize(
@@ -257,32 +274,27 @@ def test_experiment_3_without_repetitions_says_nothing_about_iterations():
         (BROKEN_TEXT, {"reward": 0.1}, "подтверждается. С плохим качеством наши данные согласны: текст испорчен"),
     ],
 )
-def test_experiment_4(held_out, curves, words):
+def test_experiment_4(held_out: dict[str, Estimate], curves: dict[str, float], words: str) -> None:
     assert words in text(original(4, held_out, curves=curves))
-
-
-@pytest.mark.parametrize("number", ROWS)
-def test_assumptions_are_named_wherever_the_original_is(number):
-    found = text(original(number))
-    assert all(assumption in found for assumption in ROWS[number].assumed)
 
 
 @pytest.mark.parametrize("number", ROWS)
 @pytest.mark.parametrize(
     "fault", [{"gate": {"spread": 3e-6}}, {"merges": {"delta_cosine": 1.0}}, {"runs": {"sampling_gap": 0.9}}]
 )
-def test_a_broken_instrument_says_so_first_and_concludes_nothing_about_lr(number, fault):
-    paragraphs = conclude(original(number, **fault))
-    assert paragraphs[0].startswith(f"Не пройдены проверки (1 из {len(TEXT)})")
+def test_a_broken_instrument_says_so_first_and_concludes_nothing_about_lr(number: int, fault: dict[str, Any]) -> None:
+    found = original(number, **fault)
+    paragraphs, (broken,) = conclude(found), [check.name for check in found.checks if check.failed]
+    assert paragraphs[0].startswith(f"{headline(found.checks)} {WORDS[broken].failure} ")
     assert "вывода о величине lr" in paragraphs[0]
     assert not any("исходно" in paragraph for paragraph in paragraphs)
 
 
-def test_healthy_result_does_not_begin_with_checks():
+def test_healthy_result_does_not_begin_with_checks() -> None:
     assert conclude(result())[0].startswith("Награда на отложенных началах выросла")
 
 
-def test_interval_says_what_it_covers():
+def test_interval_says_what_it_covers() -> None:
     assert "шум самого обучения в них не входит" in text(result())
     assert "оно повторено 3 раза с разными сидами" in text(result(n_seeds=3))
 
@@ -290,24 +302,27 @@ def test_interval_says_what_it_covers():
 @pytest.mark.parametrize(
     "found", [result(), original(1, NOTHING), original(2), original(3, LOST), original(4, n_seeds=3)]
 )
-def test_prose_is_clean_russian(found):
+def test_prose_is_clean_russian(found: ExperimentResult) -> None:
     for paragraph in conclude(found):
         assert paragraph.endswith(".") and "  " not in paragraph and "nan" not in paragraph and "None" not in paragraph
         assert not re.search(r"\d\.\d", paragraph), "decimal point instead of a comma"
         assert not re.search(r"(?<![\w‖-])-\d", paragraph.replace("1e-", "")), "hyphen instead of a minus"
 
 
-def test_a_change_that_so_small_a_kl_cannot_make_is_called_chance():
+@pytest.mark.parametrize("value", [-0.052, 0.052])
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_change_that_so_small_a_kl_cannot_make_is_called_chance(value: float, gated: bool) -> None:
     """Three trainings of experiment 2 gave it: KL of 9e-6 nats and an interval just below zero."""
     near = {"kl_reference_policy": around(8.8e-6, 3e-6), "kl_policy_reference": around(8.9e-6, 3e-6)}
-    for value in (-0.052, 0.052):
-        said = text(original(2, near | {"reward_difference": around(value, 0.048)}))
-        assert "Интервал изменения награды не содержит нуля" in said and "Это случайность выборки" in said
-        assert "Наши данные с ним согласуются" in said
-        assert not any(word in said for word in ("противоречат: награда", "снизилась", "выросла"))
+    gate, spread = ({"spread": 1.2}, 1.2) if gated else (None, 0.05 * math.sqrt(256))  # θ_sft: 0,1 ± 0,1, 256 prompts
+    said = text(original(2, near | {"reward_difference": around(value, 0.048)}, gate=gate))
+    assert "Интервал изменения награды не содержит нуля" in said and "Это случайность выборки" in said
+    assert "Наши данные с ним согласуются" in said
+    assert not any(word in said for word in ("противоречат: награда", "снизилась", "выросла"))
     bound = re.search(r"примерно на (\S+) \(разброс", said)
-    assert bound and float(bound[1].replace(",", ".")) == pytest.approx(
-        original(2).gate.spread * math.sqrt(2 * 8.9e-6), rel=0.1
-    )
+    assert bound and float(bound[1].replace(",", ".")) == pytest.approx(spread * math.sqrt(2 * 8.9e-6), rel=0.2)
+
+
+def test_the_same_change_at_a_kl_that_allows_it_is_believed() -> None:
     far = {"kl_reference_policy": around(0.5, 0.01), "kl_policy_reference": around(0.5, 0.01)}
     assert "снизилась: −0,052" in text(original(2, far | {"reward_difference": around(-0.052, 0.048)}))

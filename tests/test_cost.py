@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny
 import torch
 from tiny import gpt2, llama
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DistilBertConfig, DistilBertForSequenceClassification, GPT2Config
 
-from warp_nb.measure import cost
-from warp_nb.measure.cost import GPT2, Sizes, evaluation_work, host_memory, seconds, sizes_of, step_memory, step_work
+from benchmarks import cost
+from benchmarks.cost import GPT2, Sizes, evaluation_work, host_memory, seconds, sizes_of, step_memory, step_work
+from warp_nb.config import WarpConfig
+from warp_nb.runs.training import FAST
+from warp_nb.runs.warp import warp
+from warp_nb.tasks.task import Task
 
 B, P, C, V = 3, 5, 6, 50
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
 
 
-def eager():
+def eager() -> Any:
     model = gpt2(V)
     model.set_attn_implementation("eager")  # the counter does not know every fused attention
     return model
@@ -73,6 +81,31 @@ def test_memory_is_that_of_real_tensors() -> None:
     assert memory["logits"] == (cost.LOGITS_ALIVE + cost.SLICES_ALIVE) * torch.empty(B, C, V).nbytes
 
 
+@pytest.mark.parametrize("M", [1, 2, 3])
+def test_the_computers_memory_is_that_of_real_weights(M: int) -> None:
+    task, alive = task_of_one_width(), []
+
+    def merge(*args: Any, **settings: Any) -> Any:
+        merged = FAST.merge(*args, **settings)
+        alive.append(len({found.data_ptr() for found in gc.get_objects() if same_shape(found, embedding)}) - 1)
+        return merged
+
+    embedding = task.policy.get_input_embeddings().weight  # of the task itself; every other one is a copy
+    config = WarpConfig(I=3, M=M, T=1, batch_size=2, max_new_tokens=2, threads=1)
+    warp(config, task, progress=False, parts=replace(FAST, merge=merge))
+    sizes = sizes_of(task.policy)
+    assert max(alive) * 4 * sizes.parameters == host_memory(sizes, M)
+
+
+def task_of_one_width() -> Task:
+    """A task whose embedding no other tensor has the shape of."""
+    return tiny.task(policy=gpt2(39, width=20))
+
+
+def same_shape(found: Any, tensor: torch.Tensor) -> bool:
+    return type(found) in (torch.Tensor, torch.nn.Parameter) and found.shape == tensor.shape
+
+
 def test_activations_are_about_what_autograd_saves() -> None:
     model = gpt2(V, width=64)
     weights, saved = {p.data_ptr() for p in model.parameters()}, {}
@@ -97,7 +130,6 @@ def test_bounds_grow_with_the_work_and_shrink_with_the_machine() -> None:
         assert seconds(step_work(GPT2, *more), *rates) > least
         assert sum(step_memory(GPT2, *more).values()) > sum(step_memory(GPT2, *base).values())
     assert seconds(step_work(GPT2, *base), 16e12, 6e11) == pytest.approx(least / 2)
-    assert host_memory(GPT2, 3) - host_memory(GPT2, 2) == 4 * GPT2.parameters
 
 
 def test_decoding_is_bound_by_reading_the_weights() -> None:
@@ -119,3 +151,12 @@ def test_evaluation_counts_every_prompt() -> None:
 def test_the_page_holds_the_tables() -> None:
     between = PAGE.read_text(encoding="utf-8").split("<!-- costs -->\n")[1].split("\n<!-- /costs -->")[0]
     assert between == cost.markdown_table()
+
+
+def test_the_pages_example_runs() -> None:
+    (example,) = [
+        block.partition("```")[0]
+        for block in PAGE.read_text(encoding="utf-8").split("```python\n")[1:]
+        if "step_memory" in block.partition("```")[0]
+    ]
+    exec(example, {})

@@ -12,7 +12,7 @@ import torch
 
 from warp_nb.fast import devices
 from warp_nb.fast.devices import bf16_is_fast, choose_device, training_dtype
-from warp_nb.tasks.task import resolve
+from warp_nb.tasks.prepared import resolve
 
 
 @pytest.fixture

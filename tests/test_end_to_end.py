@@ -14,8 +14,8 @@ import nbformat
 import psutil
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
-from test_notebooks import FOLDER, cells
 
+FOLDER = Path(__file__).parents[1] / "notebooks"
 SMALL_RUN = "lr: 1e-4\nI: 1\nbatch_size: 2\nmax_new_tokens: 4\nn_eval_prompts: 8\nwarmup_steps: 0\n"
 
 
@@ -46,8 +46,8 @@ def test_the_notebook_of_experiment_5_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_notebook_whose_kernel_was_killed_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
-    """SIGKILL of the kernel between two steps: papermill fails, the same command again ends as if nothing had been."""
+def test_a_notebook_whose_kernel_was_killed_resumes_to_the_same_numbers(tmp_path: Path) -> None:
+    """SIGKILL of the kernel between two steps: papermill fails; the same command again has the same result file."""
     (tmp_path / "p.yaml").write_text(SMALL_RUN + "M: 1\nT: 40\nsave_every: 1\n")
 
     def command(out_dir: str, result_file: str) -> list[str]:
@@ -102,7 +102,9 @@ def run_first_cell(folder: Path, repo: str, asked: list[str], monkeypatch: pytes
         source: Any = space["source"]
         asked.append(line.replace("{source}", str(source)))
 
-    source = cells("exp1")[0].source.replace('REPO = ""', f'REPO = "{repo}"')
+    notebook = nbformat.read(FOLDER / "exp1.ipynb", as_version=4)
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    source = first.source.replace('REPO = ""', f'REPO = "{repo}"')
     shell = types.SimpleNamespace(run_line_magic=run_line_magic)
     space: dict[str, Any] = {"get_ipython": lambda: shell}
     monkeypatch.chdir(folder)

@@ -1,59 +1,50 @@
-"""Held-out evaluation against exact values and hand-made intervals."""
+"""Held-out evaluation against exact values; the front and the trajectory against evaluations of the same weights."""
 
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import tiny
 import torch
-from scipy.stats import ttest_1samp
-from synthetic import equal, result
-from test_rollout import FOUR
-from test_scoring import exact_kl
+from brute import FOUR, exact_kl
+from synthetic import HELD_OUT, VARIETY, equal, result
 
-from warp_nb.fast.scoring import completion_logits
+from warp_nb.algorithm.merge import Weights, load_, weights_of
+from warp_nb.algorithm.objective import completion_logits
+from warp_nb.config import WarpConfig
+from warp_nb.files import fingerprint
+from warp_nb.measure.estimates import Estimate
 from warp_nb.measure.evaluation import (
     MEASURES,
-    Estimate,
+    Evaluation,
     completion_bigrams,
     distinct_share,
     evaluate,
-    exponential,
-    mean_interval,
     over_trainings,
     pareto_front,
     token_nll,
+    trajectory,
 )
-from warp_nb.runs.weights import fingerprint, snapshot
+from warp_nb.runs.warp import warp
 from warp_nb.tasks.task import Task
 
-
-def test_interval_against_scipy_and_its_coverage() -> None:
-    rng = np.random.default_rng(0)
-    values = rng.normal(1, 2, size=7)
-    low, high = ttest_1samp(values, 0).confidence_interval(0.95)
-    found = mean_interval(list(values))
-    assert (found.value, found.low, found.high) == pytest.approx((values.mean(), low, high))
-    covered = [(lambda e: e.low < 1 < e.high)(mean_interval(list(rng.normal(1, 2, size=5)))) for _ in range(2000)]
-    assert 0.93 < np.mean(covered) < 0.97
+TASK = tiny.task()
+SETTINGS: dict[str, Any] = {"sampling": TASK.sampling(6), "n_prompts": 40, "seed": 1}
+FEW = SETTINGS | {"n_prompts": 8}
 
 
-def test_one_value_has_no_interval_and_excludes_nothing() -> None:
-    found = mean_interval([3.0])
-    assert found.value == 3 and math.isnan(found.low) and not found.excludes_zero
-    assert Estimate(1, 0.1, 2).excludes_zero and Estimate(-1, -2, -0.1).excludes_zero
-    assert not Estimate(1, -0.1, 2).excludes_zero
+def with_weights(weights: Weights) -> Any:
+    """θ_sft with other weights."""
+    policy = copy.deepcopy(TASK.policy)
+    load_(policy, weights)
+    return policy
 
 
-def test_perplexity_interval_is_the_exponential_of_the_mean() -> None:
-    found = exponential(Estimate(1.0, 0.5, 1.5))
-    assert (found.value, found.low, found.high) == pytest.approx((math.e, math.exp(0.5), math.exp(1.5)))
-    assert exponential(Estimate(1e9, 1e9, 1e9)).value < math.inf
-    assert math.isnan(exponential(mean_interval([1.0])).low)
+# Figures
 
 
 def test_distinct_bigrams_and_nll_by_hand() -> None:
@@ -63,70 +54,77 @@ def test_distinct_bigrams_and_nll_by_hand() -> None:
     assert [*map(distinct_share, bigrams)] == [0.5, 1.0, 1.0] and distinct_share([*bigrams[0], *bigrams[2]]) == 0.4
     policy = tiny.gpt2(4)
     with torch.no_grad():
-        found = token_nll(completion_logits(policy, given), given)
+        found = token_nll(completion_logits(policy, given), replace(given, temperature=0.5))
         loss = policy(torch.tensor([[0, 1, 2]]), labels=torch.tensor([[-100, 1, 2]])).loss.item()
-    assert found[2] == pytest.approx(loss, rel=1e-5)
+    assert found[2] == pytest.approx(loss, rel=1e-5), "of temperature 1, whatever the completions were drawn at"
 
 
-def test_both_kls_against_brute_force() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_both_kls_against_brute_force(temperature: float) -> None:
     """On 1500 prompts that are one prompt to the model: words beyond the vocabulary all are token 0."""
     words = tiny.tokenizer(FOUR)
     p, q = tiny.gpt2(4, seed=1), tiny.gpt2(4, seed=2)
     task = Task(p, words, tiny.counted("a"), ["b"], [f"w{i} b" for i in range(1500)])
-    found = evaluate(q, p, task, 1500, 0, 3, 1.0)
+    found = evaluate(q, p, task, sampling=task.sampling(3, temperature), n_prompts=1500)
     for estimate, wanted in (
-        (found.kl_reference_policy, exact_kl(p, q, [0, 1], 1.0)),
-        (found.kl_policy_reference, exact_kl(q, p, [0, 1], 1.0)),
+        (found.kl_reference_policy, exact_kl(p, q, [0, 1], temperature)),
+        (found.kl_policy_reference, exact_kl(q, p, [0, 1], temperature)),
     ):
         error = (estimate.high - estimate.low) / 4
         assert abs(estimate.value - wanted) < 3 * error < 0.2 * wanted
 
 
 def test_a_policy_beside_itself() -> None:
-    task = tiny.task()
-    found = evaluate(copy.deepcopy(task.policy), task.policy, task, 64, 0, 6, 0.9)
+    found = evaluate(copy.deepcopy(TASK.policy), TASK.policy, TASK, sampling=TASK.sampling(6, 0.9), n_prompts=64)
     assert found.reward_difference == Estimate(0, 0, 0) and found.reward_policy == found.reward_reference
     assert abs(found.kl_policy_reference.value) < 1e-5 and abs(found.kl_reference_policy.value) < 1e-5
-    assert found.perplexity_policy == found.perplexity_reference and found.distinct_policy.value <= 1
+    assert found.perplexity_policy == found.perplexity_reference and found.distinct_policy == found.distinct_reference
+    assert found.variety_policy == found.variety_reference < 1
     assert 1 < found.perplexity_reference.value < 3 * 39 and set(found.measures()) == set(MEASURES)
 
 
 def test_rewards_are_the_tasks_and_samples_show_them() -> None:
-    task = tiny.task()
-    found = evaluate(tiny.gpt2(39, seed=3), task.policy, task, 40, 1, 6, 1.0)
-    assert len(found.samples) == 8
-    for sample in found.samples:
-        assert sample["prompt"] in task.eval_prompts
+    found = evaluate(tiny.gpt2(39, seed=3), TASK.policy, TASK, **SETTINGS, n_samples=5)
+    assert len(found.samples) == 5 and len(found.rewards_policy) == 40
+    for place, sample in enumerate(found.samples):
+        assert sample["prompt"] in TASK.eval_prompts and sample["reward_policy"] == found.rewards_policy[place]
         for side in ("reference", "policy"):
             assert tiny.opinion([""], [sample[side]]) == [sample[f"reward_{side}"]]
     difference = found.reward_policy.value - found.reward_reference.value
     assert found.reward_difference.value == pytest.approx(difference)
+    assert found.reward_policy.value == pytest.approx(sum(found.rewards_policy) / 40)
 
 
 def test_evaluation_repeats_and_follows_its_seed() -> None:
-    task, policy = tiny.task(), tiny.gpt2(39, seed=3)
-    first, again, other = (evaluate(policy, task.policy, task, 40, seed, 6, 1.0) for seed in (1, 1, 2))
+    policy = tiny.gpt2(39, seed=3)
+    first, again, other = (evaluate(policy, TASK.policy, TASK, **SETTINGS | {"seed": seed}) for seed in (1, 1, 2))
     assert first == again and first.kl_policy_reference != other.kl_policy_reference
+    assert [one["prompt"] for one in first.samples] != [one["prompt"] for one in other.samples]
 
 
-def test_refusals() -> None:
-    task = tiny.task()
-    for count in (1, 65):
-        with pytest.raises(ValueError, match=rf"n_eval_prompts must be 2 to 64, .* got {count}; pass e.g. -p n_eval"):
-            evaluate(task.policy, task.policy, task, count, 0, 4, 1.0)
-    with pytest.raises(ValueError, match=r"always in fp32; call model\.float\(\)"):
-        evaluate(copy.deepcopy(task.policy).bfloat16(), task.policy, task, 8, 0, 4, 1.0)
+@pytest.mark.parametrize("count", [1, 65])
+def test_a_number_of_prompts_that_the_task_lacks_is_refused(count: int) -> None:
+    told = rf"n_eval_prompts must be 2 to 64, the held-out prompts of task tiny, got {count}; pass e.g. -p n_eval_p"
+    with pytest.raises(ValueError, match=told):
+        evaluate(TASK.policy, TASK.policy, TASK, **SETTINGS | {"n_prompts": count})
 
 
-def test_the_front_starts_at_theta_sft_and_ends_at_the_merge() -> None:
-    task, other = tiny.task(), tiny.gpt2(39, seed=3)
-    before = fingerprint(task.policy.state_dict())
-    rows = pareto_front(task.policy, snapshot(other), [0.0, 0.5, 1.0], task, 32, 0, 5, 1.0)
-    assert [row["eta"] for row in rows] == [0.0, 0.5, 1.0]
-    assert abs(rows[0]["kl"].value) < 1e-5 < rows[1]["kl"].value < rows[2]["kl"].value
-    alone = evaluate(other, task.policy, task, 32, 0, 5, 1.0)
-    assert rows[2]["kl"] == alone.kl_policy_reference and rows[2]["reward"] == alone.reward_policy
-    assert fingerprint(task.policy.state_dict()) == before
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_model_in_low_precision_is_refused(side: int) -> None:
+    models = [TASK.policy, TASK.policy]
+    models[side] = copy.deepcopy(TASK.policy).bfloat16()
+    with pytest.raises(ValueError, match=r"evaluation is always in fp32; call model\.float\(\) first"):
+        evaluate(*models, TASK, **SETTINGS)
+
+
+def test_settings_and_figures_are_given_by_name() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        evaluate(TASK.policy, TASK.policy, TASK, TASK.sampling(6))  # type: ignore[misc]
+    with pytest.raises(TypeError, match="positional"):
+        Evaluation(*HELD_OUT.values(), *VARIETY.values(), [])  # type: ignore[call-arg]
+
+
+# Over several trainings
 
 
 def test_perplexities_of_several_trainings_are_averaged_in_the_log() -> None:
@@ -138,3 +136,59 @@ def test_perplexities_of_several_trainings_are_averaged_in_the_log() -> None:
     assert found.value == pytest.approx(100) and 0 < found.low < 10
     assert over_trainings([one, two], "reward_policy").value == pytest.approx(505)
     assert over_trainings([one], "perplexity_policy") is one.perplexity_policy
+
+
+# The front
+
+
+def test_a_point_of_the_front_is_the_evaluation_of_its_weights() -> None:
+    sft, merged = weights_of(TASK.policy), weights_of(tiny.gpt2(39, seed=3))
+    before, etas = fingerprint(sft), [1.0, 0.0, 0.3, 2.0]
+    rows = pareto_front(TASK.policy, merged, etas, TASK, **SETTINGS)
+    assert [row["eta"] for row in rows] == etas, "in the order asked for"
+    for row in rows:
+        eta = row["eta"]
+        wanted = {name: torch.lerp(sft[name], merged[name], eta) for name in sft}
+        assert row["evaluation"] == evaluate(with_weights(wanted), TASK.policy, TASK, **SETTINGS)
+        assert row["reward"] == row["evaluation"].reward_policy
+        assert row["kl"] == row["evaluation"].kl_policy_reference
+    kls = {row["eta"]: row["kl"].value for row in rows}
+    assert abs(kls[0.0]) < 1e-5 < kls[0.3] < kls[1.0] < kls[2.0]
+    assert fingerprint(weights_of(TASK.policy)) == before
+
+
+def test_an_eta_beyond_two_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"eta must be in \[0, 2\], got 2\.5"):
+        pareto_front(TASK.policy, weights_of(TASK.policy), [0.5, 2.5], TASK, **SETTINGS)
+
+
+# The trajectory
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_the_trajectory_has_a_row_a_snapshot_in_the_order_of_training(durable: bool, tmp_path: Path) -> None:
+    config = WarpConfig(T=12, lr=1e-2, warmup_steps=0, batch_size=2, max_new_tokens=4, snapshot_every=5, threads=1)
+    config = config.replace(keep_anchors=True)
+    made = warp(config, TASK, tmp_path if durable else None, progress=False)
+    rows = trajectory(made.snapshots, TASK, **FEW)
+    runs = [(i, m) for i in (1, 2) for m in (1, 2)]
+    found = [(row["iteration"], row["run"], row["step"]) for row in rows]
+    assert found == [(i, m, at) for i, m in runs for at in (5, 10, "anchor")], "10 comes after 5, the anchor last"
+    for row in rows:
+        key = (row["iteration"], row["run"], row["step"])
+        wanted = evaluate(with_weights(made.snapshots[key]), TASK.policy, TASK, **FEW)
+        assert row["evaluation"] == wanted
+        assert (row["reward"], row["kl"]) == (wanted.reward_policy, wanted.kl_policy_reference)
+    assert len({row["kl"].value for row in rows}) == len(rows), "two snapshots are the same weights"
+
+
+def test_the_last_snapshot_of_a_run_is_what_it_left() -> None:
+    config = WarpConfig(I=1, T=4, lr=1e-2, warmup_steps=0, batch_size=2, max_new_tokens=4, snapshot_every=2, threads=1)
+    made = warp(config, TASK, progress=False)
+    rows = trajectory(made.snapshots, TASK, **FEW)
+    ends = [row["evaluation"] for row in rows if row["step"] == 4]
+    assert ends == [evaluate(with_weights(one), TASK.policy, TASK, **FEW) for one in made.ingredients]
+
+
+def test_without_snapshots_there_is_no_trajectory() -> None:
+    assert trajectory({}, TASK, **FEW) == []

@@ -1,77 +1,112 @@
-"""An experiment as a whole: seeds, intervals, JSON, a folder of runs."""
+"""An experiment as a whole: seeds, intervals, its record, a folder of runs, a task without a gate."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import gates
 import pytest
 import tiny
-from test_planted_faults import CONFIG, PAIRS
 
-from warp_nb.measure.evaluation import MEASURES, mean_interval
-from warp_nb.studies import experiment
-from warp_nb.studies.experiment import ExperimentResult, run_experiment
-from warp_nb.tasks.reward_model import measure_gate
+from warp_nb.config import ExperimentConfig
+from warp_nb.measure.estimates import mean_interval
+from warp_nb.measure.evaluation import MEASURES, evaluate
+from warp_nb.notebook.check_words import WORDS, headline
+from warp_nb.notebook.conclusions import conclude
+from warp_nb.notebook.experiment_page import save
+from warp_nb.runs.training import FAST, derive_seed
+from warp_nb.runs.warp import warp
+from warp_nb.studies.experiment import ExperimentResult, evaluation_settings, run_experiment
+
+CONFIG = ExperimentConfig(
+    I=1, T=2, lr=3e-3, warmup_steps=0, mu=0.1, eta=0.3, batch_size=16, max_new_tokens=6, n_eval_prompts=64
+)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, task: Any = None, **changes: Any) -> ExperimentResult:
-    monkeypatch.setattr(experiment, "measure_gate", partial(measure_gate, pairs=PAIRS))
-    return run_experiment(CONFIG.replace(**({"T": 2} | changes)), task or tiny.task(), progress=False)
+def run(task: Any = None, **changes: Any) -> ExperimentResult:
+    return run_experiment(CONFIG.replace(**changes), task or tiny.task(gate=gates.gate), progress=False)
 
 
-@pytest.mark.slow
-def test_seeds_are_whole_trainings_with_an_interval_over_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = run(monkeypatch, n_seeds=2, seed=5)
+def test_seeds_are_whole_trainings_with_an_interval_over_them() -> None:
+    result = run(n_seeds=2, seed=5)
     for frame in (result.history, result.geometry, result.runs, result.merges):
         assert set(frame.seed) == {5, 6}
     assert result.runs.run_seed.nunique() == 4 and len(result.evaluations) == 2
     for name in MEASURES:
-        if name.startswith("perplexity"):  # in the log: test_evaluation.py
-            continue
-        assert result.summary[name] == mean_interval([getattr(e, name).value for e in result.evaluations])
-    single = run(monkeypatch, seed=6)
+        if not name.startswith("perplexity"):  # in the log: test_evaluation.py
+            assert result.summary[name] == mean_interval([getattr(e, name).value for e in result.evaluations])
+    single = run(seed=6)
     assert single.summary == single.evaluations[0].measures() == result.evaluations[1].measures()
 
 
-def test_the_record_is_plain_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    result = run(monkeypatch, M=1)  # one run: cosines are NaN
+def test_an_experiment_is_warp_its_evaluation_and_the_gate() -> None:
+    task = tiny.task(gate=gates.gate)
+    result, alone = run(task, seed=3), warp(CONFIG.replace(seed=3, dtype="float32"), task, progress=False)
+    settings = {"n_prompts": 64, "seed": derive_seed(3, "evaluation"), "sampling": task.sampling(6)}
+    assert evaluation_settings(CONFIG.replace(seed=3), task) == settings
+    assert result.evaluations == [evaluate(alone.policy, task.policy, task, **settings)]
+    assert result.gate == gates.gate(tiny.opinion) and result.config.dtype == "float32"
+    columns = ["iteration", "run", "step", "reward", "objective", "kl"]
+    assert result.history[columns].equals(alone.history[columns])
+
+
+def test_the_parts_of_a_run_can_be_varied() -> None:
+    parts = replace(FAST, learning_rate=lambda lr, warmup_steps, step: 0.0)
+    result = run_experiment(CONFIG, tiny.task(), progress=False, parts=parts)
+    assert [check.name for check in result.checks if check.failed] == ["deltas-nonzero"]
+
+
+def test_the_record_is_plain_json(tmp_path: Path) -> None:
+    result = run(M=1)  # one run: cosines are NaN
     assert math.isnan(result.merges.delta_cosine[0])
-    result.save(tmp_path / "result.json")
+    save(result, str(tmp_path / "result.json"))
+    save(result, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
     found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert found["status"] == "ok" and found["merges"][0]["delta_cosine"] is None
     assert found["summary"]["reward_policy"] == asdict(result.summary["reward_policy"])
     assert found["config"]["eta"] == 0.3 and "out_dir" not in found["config"]
-    assert [row["name"] for row in found["checks"]] == [check.name for check in result.checks]
-    assert len(found["history"]) == 2 and found["machine"]["versions"]["torch"] and found["conclusion"]
+    assert found["checks"] == json.loads(json.dumps([check.to_json() for check in result.checks]))
+    assert found["gate"] == asdict(gates.gate(tiny.opinion)) and found["conclusion"] == conclude(result)
+    assert len(found["history"]) == 2 and found["machine"]["versions"]["torch"]
     assert found["seconds"] > 0 and found["peak_rss_mb"] > 50
-    result.save("")
-    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_too_many_evaluation_prompts_are_refused_before_any_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_without_a_gate_leaves_its_checks_out(tmp_path: Path) -> None:
+    result = run(tiny.task())
+    assert result.gate is None and not any(check.failed for check in result.checks)
+    gate = [name for name in WORDS if name.startswith("reward-gate-")]
+    assert {check.name: check.reason for check in result.checks if not check.applies} == dict.fromkeys(gate, "no-gate")
+    titles = ", ".join(f"«{WORDS[name][0]}»" for name in gate)
+    assert headline(result.checks) == f"Все {len(WORDS) - 4} проверок пройдены. Не применимы: {titles}."
+    assert conclude(result) and result.to_json()["gate"] is None
+    save(result, str(tmp_path / "r.json"))
+    assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["gate"] is None
+
+
+def test_too_many_evaluation_prompts_are_refused_before_anything_else() -> None:
     def never(**kwargs: Any) -> list[float]:
         raise AssertionError("the reward was called")
 
     with pytest.raises(ValueError, match=r"n_eval_prompts must be 2 to 64, the held-out prompts of task tiny, got 65"):
-        run(monkeypatch, tiny.task(reward=never), n_eval_prompts=65)
+        run(tiny.task(reward=never, gate=gates.gate), n_eval_prompts=65)
 
 
-def test_a_second_experiment_reads_the_first_ones_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_second_experiment_loads_the_first_ones_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def untrained(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
         assert len(completions) != CONFIG.batch_size, "a run was trained again"
         return tiny.opinion(prompts, completions)
 
     untrained.__name__ = "opinion"
-    first = run(monkeypatch, out_dir=str(tmp_path))
+    first = run(out_dir=str(tmp_path))
     monkeypatch.chdir(tmp_path.parent)
-    again = run(monkeypatch, tiny.task(reward=untrained), out_dir=tmp_path.name)  # the same folder, said otherwise
+    again = run(tiny.task(reward=untrained, gate=gates.gate), out_dir=tmp_path.name)  # the same folder, said otherwise
     assert again.runs.loaded.all() and again.summary == first.summary
-    wider = run(monkeypatch, out_dir=str(tmp_path), n_seeds=2, n_eval_prompts=32)
+    wider = run(out_dir=str(tmp_path), n_seeds=2, n_eval_prompts=32)
     assert wider.runs.loaded.tolist() == [1, 1, 0, 0]
     with pytest.raises(ValueError, match=r"eta: 0\.3 there, 0\.4 here"):
-        run(monkeypatch, out_dir=str(tmp_path), eta=0.4)
+        run(out_dir=str(tmp_path), eta=0.4)

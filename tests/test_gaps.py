@@ -11,10 +11,11 @@ import pytest
 import torch
 from filling import filled
 
-from warp_nb.algorithm import plain
+from warp_nb.algorithm.merge import slerp
 from warp_nb.course import exercises
 from warp_nb.course.exercises import check, diagnosis, kept, mine, pieces, solution, stub, whose
 from warp_nb.course.gaps import GAPS, Gap, Mistake, defined, mistaken
+from warp_nb.course.solutions import pair_accuracy
 
 EACH = pytest.mark.parametrize("gap", GAPS.values(), ids=lambda gap: gap.name)
 MISTAKES = [
@@ -47,7 +48,8 @@ def of_file(folder: Path, source: str, name: str) -> exercises.Function:
 @EACH
 def test_the_solution_runs_in_every_case(gap: Gap) -> None:
     assert diagnosis(gap, gap.solution) == ""
-    assert not [case for case in gap.cases() if isinstance(exercises.observe(gap.solution, case), exercises.Raised)]
+    observed = [exercises.observe(gap, gap.solution, case) for case in gap.cases()]
+    assert observed and not [one for one in observed if isinstance(one, exercises.Raised)]
 
 
 @pytest.mark.parametrize(("gap", "mistake"), MISTAKES)
@@ -70,7 +72,8 @@ def test_the_stub_is_the_head_of_the_solution_and_says_that_it_is_unfilled(
     gap: Gap, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     function = of_file(cache, stub(gap.name), gap.name)
-    assert [*inspect.signature(function).parameters] == [*inspect.signature(gap.solution).parameters]
+    every = [*inspect.signature(gap.solution).parameters]
+    assert [*inspect.signature(function).parameters] == every[: len(gap.parameters)] == gap.parameters
     assert exercises.unfilled(inspect.getsource(function))
     check(function)
     assert capsys.readouterr().out.startswith(f"○ {gap.name}: пропуск ещё не заполнен")
@@ -80,7 +83,7 @@ def test_the_stub_is_the_head_of_the_solution_and_says_that_it_is_unfilled(
 def test_a_right_function_is_kept_and_used_later(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check(of_file(cache, READERS, "pair_accuracy"))
     assert capsys.readouterr().out == "✓ pair_accuracy: верно, 2 случая.\n"
-    assert mine("pair_accuracy") is not plain.pair_accuracy
+    assert mine("pair_accuracy") is not pair_accuracy
     assert mine("pair_accuracy")(torch.tensor([1.0]), torch.tensor([0.0])) == 1.0
     assert "ваша" in whose().data and "готовая" in whose().data
 
@@ -92,7 +95,7 @@ def test_pieces_call_the_readers_functions(cache: Path) -> None:
     """
     check(of_file(cache, source, "liti"))
     functions, weights = pieces(), {"w": torch.tensor([1.0])}
-    end, merged = functions.warp(weights, lambda init, i, m: {"w": init["w"] + m}, 1, 2, 0.5)
+    end, merged = functions.algorithm_1(weights, lambda init, i, m: {"w": init["w"] + m}, I=1, M=2, eta=0.5)
     assert merged["w"].item() == pytest.approx(2.5) and end["w"].item() == pytest.approx(1.75)
     assert "lerp" in functions.liti.__code__.co_names
     assert functions.front.__globals__["liti"] is functions.liti
@@ -104,18 +107,18 @@ def test_a_function_that_needs_other_names_of_the_notebook_is_right_and_not_kept
 ) -> None:
     source = "def pair_accuracy(chosen, rejected):\n    return helper(chosen, rejected)\n"
     function = of_file(cache, source, "pair_accuracy")
-    function.__globals__["helper"] = plain.pair_accuracy
+    function.__globals__["helper"] = pair_accuracy
     check(function)
     said = capsys.readouterr().out
     assert "✓" in said and "другие имена" in said
-    assert mine("pair_accuracy") is plain.pair_accuracy
+    assert mine("pair_accuracy") is pair_accuracy
 
 
 def test_a_kept_function_that_is_no_longer_right_is_not_used() -> None:
     kept("slerp").parent.mkdir(parents=True)
     for text in ("def slerp(d1, d2, lam):\n    return d1\n", "def slerp(", "x = 1\n", "raise TypeError\n", "\xff"):
         kept("slerp").write_text(text, encoding="latin-1")
-        assert mine("slerp") is plain.slerp
+        assert mine("slerp") is slerp
 
 
 @pytest.mark.parametrize(
@@ -166,7 +169,7 @@ def test_an_unknown_name_is_refused_with_those_there_are() -> None:
 
 def test_a_mistake_that_no_longer_fits_the_solution_is_refused() -> None:
     with pytest.raises(ValueError, match="must occur once in the solution, found 0"):
-        mistaken(GAPS["liti"], Mistake("", (("no such text", ""),)))
+        mistaken(GAPS["liti"], Mistake("", [("no such text", "")]))
 
 
 @EACH

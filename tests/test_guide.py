@@ -11,14 +11,17 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from synthetic import results
+from synthetic import comparison_record, diagnosis_record, results
 
 from warp_nb.config import WarpConfig
 from warp_nb.notebook.numbers import format_number
-from warp_nb.report import guide, index_page
-from warp_nb.report.results import ROOT
+from warp_nb.report import guide
+from warp_nb.report.catalogue import EXPERIMENTS
+from warp_nb.report.index_page import index
+from warp_nb.report.page import rendered
 
-FOLDER = guide.NOTEBOOKS
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "notebooks"
 INDEX = FOLDER / "index.ipynb"
 COMMITTED = sorted(path for path in FOLDER.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 ABOUT = {"sentence": "Что будет?", "needs": "CPU"}
@@ -80,14 +83,14 @@ def test_a_duration_says_on_how_many_cores(seconds: float, cores: int, text: str
     assert guide.about_duration(seconds, cores) == text
 
 
-def test_a_table_is_escaped_and_its_links_begin_in_the_folder() -> None:
-    text = guide.as_table([guide.Step('a"b.ipynb', "<b>", "<script>", "&", "x")], "../notebooks/")
-    assert 'href="../notebooks/a&quot;b.ipynb">&lt;b&gt;</a>' in text
+def test_the_way_is_escaped() -> None:
+    text = rendered("way.html.j2", steps=[guide.Step('a"b.ipynb', "<b>", "<script>", "&", "x")])
+    assert 'href="a&#34;b.ipynb">&lt;b&gt;</a>' in text
     assert "<script>" not in text and "<td>&amp;</td>" in text
 
 
-def test_a_package_without_its_notebooks_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guide, "steps", list)
+def test_a_folder_without_notebooks_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     assert "README" in guide.way().data and "<table" not in guide.way().data
 
 
@@ -120,13 +123,14 @@ def test_a_notebook_that_is_not_there_is_refused_before_anything_runs(tmp_path: 
 
 
 def test_every_committed_notebook_stands_on_the_way_with_its_sentence() -> None:
-    found = guide.steps()
+    found = guide.steps(FOLDER)
     assert {FOLDER / row.path for row in found} == set(COMMITTED) - {INDEX}
     for row in found:
         assert row.title and row.needs and re.search(r"[?.]$", row.sentence), row.path
 
 
-def test_the_committed_index_shows_the_way_as_it_is() -> None:
+def test_the_committed_index_shows_the_way_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER)
     shown = [output.data for cell in nbformat.read(INDEX, as_version=4).cells for output in cell.get("outputs", [])]
     assert guide.way().data in [data.get("text/html") for data in shown], "make notebooks"
     assert guide.notation().data in [data.get("text/markdown") for data in shown], "make notebooks"
@@ -134,8 +138,10 @@ def test_the_committed_index_shows_the_way_as_it_is() -> None:
 
 @pytest.mark.parametrize("place", ["reports", "reports/small"])
 def test_links_of_the_reports_index_lead_to_the_notebooks(place: str) -> None:
-    folder = "" if place == "reports" else "../"
-    text = index_page.index("x", results(), {}, {"status": "missing"}, {"status": "missing"}, guide.steps(), folder)
+    way = "" if place == "reports" else "../"
+    found = results() | {"exp5": comparison_record(), "diagnosis": diagnosis_record()}
+    shown = [one for one in EXPERIMENTS if one.reported]
+    text = index("x", shown, found, {}, steps=guide.steps(FOLDER), notebooks=f"{way}../notebooks/", shared=way)
     section = text.partition("<h2>Тетради</h2>")[2].partition("</table>")[0]
     links = [unescape(link) for link in re.findall(r'href="([^"]+)"', section)]
     assert {(ROOT / place / link).resolve() for link in links} == set(COMMITTED) - {INDEX}
@@ -164,7 +170,7 @@ def test_the_glossary_and_the_algorithm_are_whole() -> None:
     text = said(INDEX)
     assert {"Словарь", "Обозначения"} <= anchors(INDEX)
     algorithm = text.partition("## Алгоритм 1")[2].partition("\n## ")[0]
-    assert re.findall(r"^(\d+)\. ", algorithm, re.MULTILINE) == [str(line) for line in range(1, 13)]
+    assert re.findall(r"^(\d+)\. ", algorithm, re.MULTILINE) == [str(line) for line in range(1, 15)]
     terms = re.findall(r"^\| \*\*(.+?)\*\* \| (.+?) \| (.+?) \|$", text.partition("## Словарь")[2], re.MULTILINE)
     names = [name for name, _, _ in terms]
     assert len(names) == len(set(names)) and all(english and meaning for _, english, meaning in terms)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,8 @@ from warp_nb.config import ExperimentConfig
 from warp_nb.studies.experiment import run_experiment
 from warp_nb.tasks import hub, imdb
 from warp_nb.tasks import reward_model as rm
-from warp_nb.tasks.task import Task, load_task
+from warp_nb.tasks.prepared import load_task
+from warp_nb.tasks.task import Task
 
 PARTS = (hub.GPT2_IMDB, hub.DISTILBERT, hub.IMDB)
 Patch = pytest.MonkeyPatch
@@ -95,25 +95,23 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
-def test_a_silent_hub_is_given_up_within_seconds(online: Any, silent: str, monkeypatch: Patch) -> None:
+def test_a_silent_hub_is_given_up(online: Any, silent: str, monkeypatch: Patch) -> None:
     monkeypatch.setattr(hub, "TIMEOUT", 1.0)
     online(silent)
-    started = time.perf_counter()
-    with pytest.raises(RuntimeError, match=r"could not fetch lvwerra/gpt2-imdb .*-p task smollm"):
+    with pytest.raises(RuntimeError, match=r"could not fetch lvwerra/gpt2-imdb .*Timeout.*-p task smollm"):
         load_task("gpt2", "cpu")
-    assert time.perf_counter() - started < 30
 
 
 def test_a_hub_that_refuses_connections_is_a_clear_error(online: Any) -> None:
     online("http://127.0.0.1:9")
-    with pytest.raises(RuntimeError, match=r"could not fetch lvwerra/gpt2-imdb .*-p task smollm"):
+    with pytest.raises(RuntimeError, match=r"could not fetch lvwerra/gpt2-imdb .*Connect.*-p task smollm"):
         load_task("gpt2", "cpu")
 
 
 def test_offline_mode_is_a_clear_error(online: Any, monkeypatch: Patch) -> None:
     online("http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(RuntimeError, match=r"could not fetch stanfordnlp/imdb .*-p task smollm"):
+    with pytest.raises(RuntimeError, match=r"could not fetch stanfordnlp/imdb .*Offline.*-p task smollm"):
         hub.fetch(hub.IMDB)
 
 
@@ -134,11 +132,11 @@ def gpt2(folders: dict[str, Path], online: Any, tmp_path: Path, monkeypatch: Pat
 
 
 def test_the_task_is_whole(gpt2: Task) -> None:
-    assert gpt2.name == "gpt2" and gpt2.reviews == "hub"
+    assert gpt2.name == "gpt2" and gpt2.facts == {}
     assert gpt2.tokenizer.bos_token == gpt2.tokenizer.eos_token == hub_miniature.END
     assert gpt2.policy.config.model_type == "gpt2" and not gpt2.policy.training
     assert gpt2.reward.model.config.model_type == "distilbert"
-    assert all(prompt.startswith("The story number") for prompt in gpt2.train_prompts)
+    assert all(prompt.startswith("The story number") for prompt in [*gpt2.train_prompts, *gpt2.eval_prompts])
     good, bad = gpt2.reward(["The story"] * 2, [f" is {hub_miniature.GOOD}.", f" is {hub_miniature.BAD}."])
     assert good > bad
 
@@ -146,6 +144,6 @@ def test_the_task_is_whole(gpt2: Task) -> None:
 def test_an_experiment_runs_on_it(gpt2: Task) -> None:
     config = ExperimentConfig(I=1, T=2, lr=1e-3, warmup_steps=0, batch_size=4, max_new_tokens=6, n_eval_prompts=8)
     result = run_experiment(config, gpt2, progress=False)
-    assert result.config.dtype == "float32" and len(result.history) == 4
-    assert result.gate.n_pairs > 8 and result.gate.pair_accuracy > 0.8
-    assert result.about["task"] == "gpt2"
+    assert result.config.dtype == "float32" and len(result.history) == 4 and result.about["task"] == "gpt2"
+    assert result.gate is not None and result.gate.n_pairs > 8, "the gate's pairs are the hub's reviews"
+    assert result.gate.pair_accuracy > 0.8

@@ -1,74 +1,226 @@
-"""The index: rows beside the original's, what was assumed, which checks failed."""
+"""The index: rows beside the original's, what was assumed, which checks failed, sections, notebooks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from html import escape as html_escape
+from typing import Any
+
+import pytest
+from bs4 import BeautifulSoup
+from jinja2 import ChoiceLoader, DictLoader
+from pages import ATTACK, Outline, links, tables
 from synthetic import comparison_record, diagnosis_record, results
 
-from warp_nb.report import index_page
+from warp_nb.notebook.check_words import WORDS
+from warp_nb.notebook.numbers import fixed
+from warp_nb.report.catalogue import EXPERIMENTS, Experiment
 from warp_nb.report.guide import Step
-from warp_nb.report.results import COMPARISON, EXPERIMENTS
+from warp_nb.report.index_page import index
+from warp_nb.report.page import CONTENT_POLICY, ENVIRONMENT
+from warp_nb.studies.original import ASSUMED_TASK, ROWS
 
 MISSING = {"status": "missing"}
+STEP = Step("lessons/lesson1.ipynb", "Урок", "Что это?", "около 20 с", "CPU")
+REPORTED = [one for one in EXPERIMENTS if one.reported]
+BY_NAME = {one.name: one for one in EXPERIMENTS}
+MEASURES = ["Награда SFT", "Награда WARP", "Разность", "KL(sft‖warp)", "KL(warp‖sft)"]
 
 
-def test_the_index_says_whether_the_original_order_of_kl_is_kept() -> None:
-    made = results()
-    for name, value in zip(EXPERIMENTS, (1e-7, 1e-5, 9.0, 0.1), strict=True):
+def everything() -> dict[str, dict[str, Any]]:
+    """A result of everything that can be reported."""
+    return results() | {"exp5": comparison_record(), "diagnosis": diagnosis_record()}
+
+
+def page(
+    found: dict[str, Any], experiments: Sequence[Experiment] = REPORTED, steps: Sequence[Step] = (), **more: str
+) -> str:
+    """The index of task small."""
+    folders = {"notebooks": "../../notebooks/", "shared": "../"} | more
+    return index("small", experiments, found, {"reward": b"png"}, steps=steps, **folders)
+
+
+def main_rows(html: str) -> list[list[str]]:
+    """The rows of the common table, without the headings."""
+    headings, *rows = tables(html)[0]
+    assert headings == ["№", "Что меняется", *MEASURES, "Проверки"]
+    return rows
+
+
+@pytest.fixture
+def templates(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Templates beside those of the package."""
+    more: dict[str, str] = {}
+    monkeypatch.setattr(ENVIRONMENT, "loader", ChoiceLoader([ENVIRONMENT.loader, DictLoader(more)]))
+    return more
+
+
+def section(html: str, title: str) -> str:
+    """The part of a page under a heading."""
+    assert html.count(f"<h2>{title}</h2>") == 1
+    return html.partition(f"<h2>{title}</h2>")[2].partition("<h2>")[0]
+
+
+def test_every_experiment_stands_above_the_originals_row() -> None:
+    figures = ["0,1 [0; 0,2]", "0,9 [0,8; 1]", "0,8 [0,7; 0,9]", "2 [1,8; 2,2]", "2,1 [1,9; 2,3]"]
+    rows = main_rows(page(everything()))
+    assert len(rows) == 2 * len(ROWS)
+    for (number, row), ours, theirs in zip(ROWS.items(), rows[::2], rows[1::2], strict=True):
+        assert ours[0] == str(number) and ours[1].startswith(row.change)
+        assert ours[2:] == [*figures, f"пройдено {len(WORDS)}"]
+        rewards = [row.reward_reference, row.reward_policy, row.reward_policy - row.reward_reference]
+        kls = [row.kl_reference_policy, row.kl_policy_reference]
+        original = [*(fixed(value, 7) for value in rewards), *(fixed(value, 5) for value in kls)]
+        assert theirs == ["", "исходный отчёт (другая шкала)", *original, ""]
+
+
+def test_what_did_not_end_well_says_only_that() -> None:
+    found = everything() | {"exp1": MISSING, "exp2": {"status": "failed", "error": "<b>lr</b>"}}
+    html = page(found)
+    assert main_rows(html)[0] == ["1", ROWS[1].change, "не запускался"]
+    assert main_rows(html)[2] == ["2", ROWS[2].change, "не закончен: <b>lr</b>"]
+    assert not {"exp1.html", "exp2.html"} & links(html).keys() and "exp3.html" in links(html)
+    assert "По возрастанию KL" not in html and "По возрастанию KL" in page(everything())
+
+
+def test_what_was_run_and_what_of_it_was_assumed() -> None:
+    found = everything()
+    found["exp1"]["config"] |= {"lr": 2e-5, "warmup_steps": 3}
+    rows = main_rows(page(found))
+    own = f"lr = 2·10⁻⁵, прогрев 3 шага; принято нами: {ROWS[1].assumed[0]}"
+    assert rows[0][1] == f"{ROWS[1].change}{own}" and ASSUMED_TASK not in own
+    assert rows[2][1] == f"{ROWS[2].change}lr = 3·10⁻⁴, без прогрева"
+
+
+@pytest.mark.parametrize(
+    ("passed", "silent", "said"),
+    [(21, 0, "пройдена 21"), (14, 1, "пройдено 14, неприменима 1"), (2, 2, "пройдены 2, неприменимы 2")],
+)
+def test_the_checks_are_counted(passed: int, silent: int, said: str) -> None:
+    check, found = {"name": "kl-finite", "passed": True, "applies": True}, everything()
+    found["exp1"]["checks"] = [check] * passed + [check | {"applies": False}] * silent
+    html = page(found)
+    assert main_rows(html)[0][-1] == said and not BeautifulSoup(html, "html.parser").select("td.failed")
+
+
+def test_failed_checks_are_named_and_marked() -> None:
+    found = everything()
+    for place in (0, 3):
+        found["exp1"]["checks"][place] |= {"passed": False, "applies": True}
+    titles = "; ".join(WORDS[found["exp1"]["checks"][place]["name"]].title for place in (0, 3))
+    html = page(found)
+    assert main_rows(html)[0][-1] == f"не пройдены: {titles}"
+    (marked,) = BeautifulSoup(html, "html.parser").select("td.failed")
+    assert marked.get_text() == f"не пройдены: {titles}"
+
+
+def test_the_order_of_kl_is_compared_with_the_originals() -> None:
+    experiments, made = [BY_NAME[f"exp{number}"] for number in ROWS], results()
+    for name, value in zip(made, (1e-7, 1e-5, 9.0, 0.1), strict=True):
         made[name]["summary"]["kl_reference_policy"]["value"] = value
-    assert "в том же порядке, что в исходном отчёте: 1, 2, 4, 3." in index_page.kl_order(made)
+    begin = "<p>По возрастанию KL(sft‖warp) эксперименты стоят\nв"
+    same, other = f"{begin} том же порядке, что", f"{begin} другом порядке, чем"
+    assert f"{same} в исходном отчёте: 1, 2, 4, 3. Сами" in page(made, experiments)
     made["exp4"]["summary"]["kl_reference_policy"]["value"] = 90.0
-    assert "в другом порядке, чем в исходном отчёте: 1, 2, 3, 4, а там 1, 2, 4, 3." in index_page.kl_order(made)
-    assert index_page.kl_order(made | {"exp1": {"status": "failed"}}) == ""
+    assert f"{other} в исходном отчёте: 1, 2, 3, 4, а там 1, 2, 4, 3. Сами" in page(made, experiments)
+    assert "По возрастанию" not in page(made | {"exp1": {"status": "failed"}}, experiments)
+    assert "По возрастанию" not in page(made, experiments[:1]) + page(made, [])
 
 
-def test_a_failed_check_is_named_in_the_index() -> None:
-    one = results()["exp1"]
-    one["checks"][0] |= {"passed": False, "applies": True}
-    assert one["checks"][0]["title"] in index_page.index_row("exp1", one)
-    assert "не пройдены" not in index_page.index_row("exp1", results()["exp1"])
+def test_experiment_5_has_its_section() -> None:
+    text = section(page(everything()), BY_NAME["exp5"].title)
+    ((headings, *rows),) = tables(text)
+    figures = dict(zip(headings, rows[0], strict=True))
+    assert [row[0] for row in rows] == ["WARP", "M = 1", "REINFORCE"]
+    assert (figures["Шагов"], figures["Похож на отзыв, η = 1"]) == ("400", "нет")
+    assert figures["Прирост награды, η = 1"] == figures["Прирост при общей KL"] == "0,5 [0,4; 0,6]"
+    assert "<strong>WARP</strong>: вывод" in text
+    assert list(links(text)) == ["exp5.html", "exp5.ipynb", "exp5.result.json"]
 
 
-def test_the_index_counts_the_checks_that_did_not_apply() -> None:
-    checks = [{"title": "x", "passed": True, "applies": True}] * 21
-    assert index_page.index_checks(checks) == "<td>пройдена 21</td>"
-    silent = {"title": "y", "passed": True, "applies": False}
-    assert index_page.index_checks([*checks[:14], silent]) == "<td>пройдено 14, неприменима 1</td>"
-    assert index_page.index_checks([*checks[:2], silent, silent]) == "<td>пройдены 2, неприменимы 2</td>"
+def test_the_diagnosis_has_its_section_in_every_task() -> None:
+    text = section(page(everything()), BY_NAME["diagnosis"].title)
+    headings = ["Гипотеза", "Вердикт", "Предсказание сбылось"]
+    assert tables(text) == [[headings, ["гипотеза", "не различить", "2 из 3"]]]
+    assert "<li><strong>Награда.</strong> лучшее </li>" in text
+    assert list(links(text)) == ["../diagnosis.html", "../diagnosis.ipynb", "../diagnosis.result.json"]
+    assert "diagnosis.html" in links(page(everything(), shared=""))
 
 
-def test_the_index_tells_what_was_run_and_what_of_it_was_assumed() -> None:
-    one = results()["exp1"]
-    one["config"] |= {"lr": 2e-5, "warmup_steps": 3}
-    assert "lr = 2·10⁻⁵, прогрев 3 шага; принято нами: длина прогрева" in index_page.index_row("exp1", one)
-    row = index_page.index_row("exp2", one | {"config": one["config"] | {"warmup_steps": 0}})
-    assert "без прогрева" in row and "принято нами" not in row
-    page = index_page.index("small", results(), {}, MISSING, MISSING, [], "../")
-    assert page.count("принята нами: задача, размер пакета") == 1
+def test_a_section_without_a_result_says_the_command_or_the_error() -> None:
+    html = page(everything() | {"exp5": MISSING, "diagnosis": MISSING})
+    codes = [code.get_text() for code in BeautifulSoup(html, "html.parser")("code")]
+    assert codes == ["warp-nb report exp5 --task small", "warp-nb diagnosis; warp-nb report diagnosis"]
+    failed = section(page(everything() | {"exp5": {"status": "failed", "error": "<b>x</b>"}}), BY_NAME["exp5"].title)
+    assert "Не закончено: &lt;b&gt;x&lt;/b&gt;" in failed and not tables(failed) and not links(failed)
+
+
+def test_an_experiment_is_an_entry_of_the_list_a_row_or_a_section(templates: dict[str, str]) -> None:
+    templates["count.html.j2"] = "<table><tr><th>Раз</th></tr><tr><td>{{ result.count }}</td></tr></table>"
+    sixth, tally = Experiment("exp6", "6", "lr = 1e-5"), Experiment("tally", "Подсчёт", section="count")
+    found = everything() | {"exp6": results()["exp1"], "tally": {"status": "ok", "count": 3}}
+    html = page(found, [*REPORTED, sixth, tally])
+    assert main_rows(html)[-1][:2] == ["6", "lr = 1e-5lr = 3·10⁻⁴, без прогрева"]
+    assert links(html)["exp6.html"] == "Эксперимент 6"
+    assert tables(section(html, "Подсчёт")) == [[["Раз"], ["3"]]]
+    alone = page({"tally": found["tally"]}, [tally])
+    assert main_rows(alone) == [] and "ни один эксперимент не закончен" in alone
 
 
 def test_the_index_leads_to_the_notebooks_where_there_are_any() -> None:
-    step = Step("lessons/lesson1.ipynb", "<b>Урок</b>", "Что это?", "около 20 с", "CPU")
-    page = index_page.index("small", results(), {}, MISSING, MISSING, [step], "../")
-    assert '<a href="../../notebooks/lessons/lesson1.ipynb">&lt;b&gt;Урок&lt;/b&gt;</a>' in page
-    assert "<h2>Тетради</h2>" in page and "около 20 с" in page
-    assert "Тетради" not in index_page.index("small", results(), {}, MISSING, MISSING, [], "../")
+    html = page(everything(), steps=[STEP])
+    rows = tables(section(html, "Тетради"))[0]
+    assert rows == [["Тетрадь", "О чём", "Время", "Что нужно"], ["Урок", "Что это?", "около 20 с", "CPU"]]
+    assert links(html)["../../notebooks/lessons/lesson1.ipynb"] == "Урок"
+    assert "Тетради" not in page(everything())
 
 
-def test_experiment_5_stands_in_the_index() -> None:
-    text = index_page.comparison_section("small", comparison_record())
-    assert "Похож на отзыв, η = 1" in text and text.count("<td>нет</td>") == 3
-    assert text.count("<tr>") == 1 + 3 and f'href="{COMPARISON}.html"' in text
-    assert "0,5 <small>[0,4; 0,6]" in text and "<strong>WARP</strong>" in text and "<script>" not in text
+def test_the_footer_is_of_all_finished_experiments_together() -> None:
+    found = everything()
+    for number, name in enumerate(results(), start=1):
+        command = f"warp-nb report {name} --task small --seeds {'3' if number < 4 else '1'}"
+        found[name]["run"] |= {"command": command, "seconds": 10.0}
+        found[name]["peak_rss_mb"] = 1000.0 * number
+    found["exp2"]["runs"][0]["loaded"] = 1.0
+    rows = dict(tables(page(found))[-1])
+    assert rows["Повторить"] == "warp-nb report --task small --seeds 3; warp-nb report --task small --seeds 1"
+    assert rows["Длительность"] == "40 с вместе с загрузкой" and rows["Память процесса"] == "до 4 ГБ"
+    assert rows["Загружено"].startswith("готовых прогонов: 1 из 16;")
+    assert "Устройство" in rows and "torch" in rows["Версии"]
 
 
-def test_the_diagnosis_stands_in_the_index_of_every_task() -> None:
-    text = index_page.diagnosis_section(diagnosis_record(), "../")
-    assert 'href="../diagnosis.html"' in text and "2 из 3" in text and "<li><strong>Награда.</strong>" in text
-    assert "<script>" not in text and "лучшее" in text
+def attacked(value: Any) -> Any:
+    """`value` with ATTACK behind every text of it but the names that the index looks up."""
+    if isinstance(value, dict):
+        kept = ("status", "name") if "applies" in value else ("status",)
+        return {key: item if key in kept else attacked(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [attacked(item) for item in value]
+    return value + ATTACK if isinstance(value, str) else value
 
 
-def test_what_was_not_run_says_the_command_and_what_failed_its_error() -> None:
-    assert "python -m warp_nb.report exp5 --task small" in index_page.comparison_section("small", MISSING)
-    assert "python -m warp_nb diagnosis" in index_page.diagnosis_section(MISSING, "")
-    failed = {"status": "failed", "error": "<b>x</b>"}
-    assert "&lt;b&gt;x" in index_page.comparison_section("small", failed)
+def test_every_text_of_a_result_a_step_and_an_experiment_stays_text(templates: dict[str, str]) -> None:
+    found = attacked(everything())
+    found["exp5"]["summary"] = {arm + ATTACK: measured for arm, measured in found["exp5"]["summary"].items()}
+    found["exp3"] = {"status": "failed", "error": ATTACK}
+    templates["own.html.j2"] = "<table><tr><td>{{ result.conclusion[0] }}</td></tr></table>"
+    own, row = Experiment("own", ATTACK, ATTACK, section="own"), Experiment("row", ATTACK, ATTACK)
+    found |= {"own": {"status": "ok", "conclusion": [ATTACK]}, "row": attacked(results()["exp1"])}
+    step = Step(*attacked([*STEP]))
+    html = page(found, [*REPORTED, row, own], [step])
+    outline = Outline(html)
+    assert not {"script", "iframe"} & set(outline.tags) and not outline.handlers
+    assert outline.addresses and all(address.startswith("data:image/png;base64,") for address in outline.addresses)
+    shown, one = BeautifulSoup(html, "html.parser").get_text(), found["exp1"]
+    wanted = [*step[1:], f"WARP{ATTACK}", f"гипотеза{ATTACK}", f"не различить{ATTACK}", f"не закончен: {ATTACK}"]
+    assert all(text in shown for text in [*wanted, *one["conclusion"][:2], one["run"]["command"]])
+    assert tables(section(html, html_escape(ATTACK)))[0] == [[ATTACK]]
+
+
+def test_the_page_is_russian_and_forbids_the_network() -> None:
+    html = page(everything())
+    assert '<html lang="ru">' in html and "width=device-width" in html
+    soup = BeautifulSoup(html, "html.parser")
+    assert soup.select_one('meta[http-equiv="Content-Security-Policy"]')["content"] == CONTENT_POLICY
+    assert CONTENT_POLICY.startswith("default-src 'none'; img-src data:;")
+    assert soup.title.get_text() == soup.h1.get_text() == "WARP: эксперименты, задача small"

@@ -20,10 +20,10 @@ from urllib.request import Request, urlopen
 
 import nbformat
 import pytest
+from chromium import CHROMIUM
 from filling import filled
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from playwright.sync_api import Browser, Page, sync_playwright
-from test_browser import CHROMIUM
 
 from warp_nb.course.exercises import KEPT
 from warp_nb.report.guide import steps
@@ -299,7 +299,7 @@ def test_the_index_leads_to_every_notebook(lab: Lab, page: Page) -> None:
     links[0].click()
     page.wait_for_function(
         "name => document.querySelector('.lm-DockPanel-tabBar .lm-mod-current')?.textContent === name",
-        arg=Path(steps()[0].path).name,
+        arg=Path(steps(ROOT / "notebooks")[0].path).name,
     )
 
 

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,26 +19,18 @@ import remote
 import tiny
 import torch
 from distributed import Client, LocalCluster
+from faulty import FOUR_RUNS as CONFIG
+from faulty import everything, flip
 
+from warp_nb.algorithm.merge import weights_of
 from warp_nb.config import WarpConfig
-from warp_nb.runs.jobs import (
-    Job,
-    default_threads,
-    device_name,
-    finished,
-    process_pool,
-    record_sha256,
-    round_robin,
-    work,
-)
-from warp_nb.runs.warping import WarpResult, warp
-from warp_nb.runs.weights import fingerprint, replacing, save_weights, snapshot, write_json
-from warp_nb.tasks.task import Task, load_task
-from warp_nb.tasks.wheels import file_sha256
+from warp_nb.files import fingerprint, seal, unseal
+from warp_nb.runs.jobs import Job, default_threads, device_name, finished, main, process_pool, round_robin, work
+from warp_nb.runs.training import FAST
+from warp_nb.runs.warp import WarpResult, warp
+from warp_nb.tasks.prepared import load_task
+from warp_nb.tasks.task import Task
 
-CONFIG = WarpConfig(
-    I=2, M=2, T=3, lr=1e-2, warmup_steps=2, beta=0.5, mu=0.1, eta=0.3, batch_size=4, max_new_tokens=5, threads=1
-)
 ONE = CONFIG.replace(I=1, T=1)
 
 
@@ -54,13 +47,6 @@ def serial() -> WarpResult:
 
 def run(config: WarpConfig, task: Task, *folder: Path, executor: Any = None) -> WarpResult:
     return warp(config, task, *folder, executor=executor, progress=False)
-
-
-def everything(result: WarpResult) -> list[Any]:
-    """All of a result that is not time."""
-    frames = result.history, result.runs, result.geometry, result.merges
-    tables = [frame.drop(columns=["seconds", "loaded"], errors="ignore").to_csv(index=False) for frame in frames]
-    return [fingerprint(result.policy.state_dict()), fingerprint(result.merged), *tables]
 
 
 # the same bits
@@ -83,6 +69,7 @@ def test_the_runs_are_done_in_other_processes(pool: Executor) -> None:
     assert here.nunique() == 1 and not set(there) & set(here)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_worker_has_the_threads_of_the_configuration(threads: int, pool: Executor) -> None:
     result = run(ONE.replace(threads=threads), remote.counting("cpu"), executor=pool)
@@ -96,6 +83,7 @@ def test_threads_not_given_are_shared_by_the_runs_and_written_down(tmp_path: Pat
         result = run(ONE.replace(threads=0), remote.counting("cpu"), tmp_path / "side", executor=remote.Inline())
         run(ONE.replace(threads=0), remote.counting("cpu"), tmp_path / "after")
         assert [default_threads(remote.Inline(), runs) for runs in (1, 2, 8)] == [5, 2, 1]
+        assert torch.get_num_threads() == 5
     finally:
         torch.set_num_threads(own)
     written = [json.loads((tmp_path / name / "config.json").read_text())["threads"] for name in ("side", "after")]
@@ -104,21 +92,24 @@ def test_threads_not_given_are_shared_by_the_runs_and_written_down(tmp_path: Pat
 
 def test_a_folder_begun_in_a_loop_is_continued_by_an_executor(tmp_path: Path, serial: WarpResult) -> None:
     run(CONFIG, tiny.task(), tmp_path)
-    (tmp_path / "run_1_2.json").unlink()
-    (tmp_path / "run_2_1.safetensors").unlink()
+    (tmp_path / "run_1_2.safetensors").unlink()
+    flip(tmp_path / "run_2_1.safetensors")
     executor = remote.Inline()
-    with pytest.warns(UserWarning, match=r"run_2_1\.safetensors is missing or damaged"):
+    with pytest.warns(UserWarning, match=r"run_2_1\.safetensors is damaged .*; the run is made again"):
         result = run(CONFIG, remote.opinion("cpu"), tmp_path, executor=executor)
     assert result.runs.loaded.tolist() == [1, 0, 0, 1] and len(executor.sent) == 2
     assert everything(result) == everything(serial)
 
 
-def test_weights_do_not_travel_through_the_executor() -> None:
-    executor = remote.Inline()
+@pytest.mark.parametrize("folder", [[], ["runs"]], ids=["own", "given"])
+def test_weights_do_not_travel_through_the_executor_and_snapshots_are_there(folder: list[str], tmp_path: Path) -> None:
+    """The snapshots of a folder of its own outlive it."""
+    executor, config = remote.Inline(), ONE.replace(snapshot_every=1, keep_anchors=True)
     task = remote.opinion("cpu")
-    run(ONE, task, executor=executor)
+    result = run(config, task, *(tmp_path / name for name in folder), executor=executor)
     assert executor.returned == [None, None]
     assert max(map(len, executor.sent)) < 1000 < sum(value.nbytes for value in task.policy.parameters())
+    assert everything(result) == everything(run(config, tiny.task())) and len(result.snapshots) == 4
 
 
 # deaths
@@ -167,58 +158,65 @@ def test_a_job_is_a_command_too(tmp_path: Path) -> None:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    """The first job of a folder as `warp()` leaves it, its run not done."""
-    run(ONE, tiny.task(), tmp_path)
-    job = Job(str(tmp_path), 1, 1, file_sha256(tmp_path / "init_1.safetensors"), "cpu", pickle.dumps(remote.opinion))
-    job.record.unlink()
-    job.weights.unlink()
+    """The first job of a folder as a caller with an executor leaves it, its run not done."""
+    run(ONE, tiny.task(rebuild=remote.opinion), tmp_path, executor=remote.Inline())
+    start = fingerprint(unseal(tmp_path / "init_1.safetensors")[0])
+    job = Job(str(tmp_path), 1, 1, start, "cpu", pickle.dumps(remote.opinion))
+    job.result.unlink()
     return job
 
 
 def test_a_job_that_is_done_returns_at_once(job: Job) -> None:
     work(job)
-    before = job.weights.stat().st_mtime_ns, job.record.stat().st_mtime_ns
-    again = Job(job.folder, 1, 1, job.init_sha256, "cpu", pickle.dumps(remote.refused))
+    before = job.result.stat().st_mtime_ns
+    again = replace(job, rebuild=pickle.dumps(remote.refused))
     work(again)
-    assert before == (job.weights.stat().st_mtime_ns, job.record.stat().st_mtime_ns)
-    job.record.unlink()
+    assert before == job.result.stat().st_mtime_ns
+    job.result.unlink()
     with pytest.raises(LookupError, match="rebuild was called"):
         work(again)
 
 
-@pytest.mark.parametrize("harm", ["weights", "start", "no weights", "record"])
+@pytest.mark.parametrize("harm", ["damage", "start", "none"])
 def test_a_result_that_does_not_fit_is_made_again(harm: str, job: Job) -> None:
     work(job)
-    whole, saved = job.weights.read_bytes(), json.loads(job.record.read_text())
-    if harm == "weights":
-        job.weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    weights, record = unseal(job.result)
+    if harm == "damage":
+        flip(job.result)
     elif harm == "start":
-        other = saved | {"init_sha256": "0" * 64}
-        job.record.write_text(json.dumps(other | {"sha256": record_sha256(other)}))
-    elif harm == "no weights":
-        job.weights.unlink()
+        seal(job.result, weights, record | {"start": "0" * 64})
     else:
-        job.record.write_text("{")
+        job.result.unlink()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         assert finished(job) is None
         work(job)
-    assert all("damaged" in str(warning.message) for warning in told) and bool(told) == (harm != "start")
-    assert finished(job) is not None and job.weights.read_bytes() == whole
+    assert all("damaged" in str(warning.message) for warning in told) and bool(told) == (harm == "damage")
+    again = finished(job)
+    assert again is not None and fingerprint(again.weights) == fingerprint(weights)
 
 
-def test_another_start_is_refused_before_training(job: Job) -> None:
-    save_weights(job.start, snapshot(tiny.gpt2(39, seed=5)))
+def test_another_start_is_refused_before_training_and_the_caller_writes_it_again(job: Job) -> None:
+    start = Path(job.folder) / "init_1.safetensors"
+    sound, _ = unseal(start)
+    seal(start, weights_of(tiny.gpt2(39, seed=5)), None)
     with pytest.raises(
-        RuntimeError, match=rf"init_1\.safetensors has sha256 \w+, run 1 was to begin at {job.init_sha256}"
+        RuntimeError, match=rf"init_1\.safetensors has fingerprint \w+, run 1 was to begin at {job.start}; give every"
     ):
         work(job)
-    job.start.unlink()
+    flip(start)
+    with pytest.raises(RuntimeError, match=r"init_1\.safetensors is damaged"):
+        work(job)
+    start.unlink()
     with pytest.raises(
         RuntimeError, match=r"init_1\.safetensors is not here; pass an out_dir on a disk that all workers"
     ):
         work(job)
-    assert not job.weights.exists()
+    assert not job.result.exists()
+    seal(start, sound, None)
+    flip(start)
+    result = run(ONE, remote.opinion("cpu"), Path(job.folder), executor=remote.Inline())
+    assert fingerprint(unseal(start)[0]) == job.start and result.runs.loaded.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -242,9 +240,9 @@ def test_a_result_that_does_not_arrive_is_an_error(tmp_path: Path) -> None:
 
         def submit(self, function: Any, job: Any, /) -> Any:  # type: ignore[override]
             shutil.copytree(tmp_path / "here", tmp_path / "there", dirs_exist_ok=True)
-            return super().submit(function, Job(str(tmp_path / "there"), *list(vars(job).values())[1:]))
+            return super().submit(function, replace(job, folder=str(tmp_path / "there")))
 
-    with pytest.raises(RuntimeError, match=r"run \d of iteration 1 was reported done, but .* do not agree by sha256"):
+    with pytest.raises(RuntimeError, match=r"run \d of iteration 1 was reported done, but .* is not here or not whole"):
         run(ONE, remote.opinion("cpu"), tmp_path / "here", executor=Elsewhere())
 
 
@@ -266,25 +264,6 @@ def test_an_error_in_a_job_comes_through_and_the_others_are_cancelled(tmp_path: 
     assert [future.cancelled() for future in executor.futures] == [False, True]
 
 
-def test_two_writers_of_a_file_leave_one_of_the_two_whole(tmp_path: Path) -> None:
-    path = tmp_path / "w.json"
-    with replacing(path) as first:
-        first.write_text("first")
-        with replacing(path) as second:
-            second.write_text("second")
-        assert path.read_text() == "second"
-    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
-
-
-def test_a_writer_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "w.json"
-    write_json(path, 1)
-    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
-        temporary.write_text("half")
-        1 / 0  # noqa: B018
-    assert path.read_text() == "1" and list(tmp_path.iterdir()) == [path]
-
-
 def test_threads_of_one_worker_take_turns() -> None:
     """A worker of Dask may have several; torch's settings are one."""
 
@@ -294,12 +273,32 @@ def test_threads_of_one_worker_take_turns() -> None:
         def __init__(self) -> None:
             self.submit = ThreadPoolExecutor(2).submit  # type: ignore[method-assign]
 
-    remote.ACTIVE.clear()
+    remote.HELD.clear()
     run(ONE, remote.alone("cpu"), executor=Threads())
-    assert remote.ACTIVE == [1, 1]
+    assert remote.HELD == [True, True]
+    run(ONE, remote.alone("cpu"))
+    assert remote.HELD == [True, True, False, False]  # in the caller there are no others
+
+
+def test_the_command_reads_its_start_from_the_folder(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run that is done already it makes nothing, so this is quick."""
+    work(job)
+    before = job.result.stat().st_mtime_ns
+    main([job.folder, "1", "1", "--task", "small"])
+    assert job.result.stat().st_mtime_ns == before
+    with pytest.raises(SystemExit):
+        main([job.folder, "1", "1", "--task", "large"])
+    assert "invalid choice: 'large'" in capsys.readouterr().err
 
 
 # refusals, before any work
+
+
+def test_other_parts_are_refused_where_workers_would_not_have_them(tmp_path: Path) -> None:
+    parts = replace(FAST, merge=lambda init, policies, **settings: init, run_seed=lambda seed, i, m: seed)
+    with pytest.raises(ValueError, match=r"got others for merge, run_seed; call warp\(\) without an executor"):
+        warp(ONE, remote.opinion("cpu"), tmp_path / "runs", executor=remote.Inline(), parts=parts)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_forked_worker_is_refused() -> None:
@@ -368,7 +367,7 @@ def test_a_worker_makes_the_task_on_its_turns_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     with pytest.raises(LookupError, match=f"rebuild was called for {device}"):
-        work(Job(job.folder, 1, number, job.init_sha256, "cuda", pickle.dumps(remote.refused)))
+        work(replace(job, m=number, device="cuda", rebuild=pickle.dumps(remote.refused)))
 
 
 def test_the_first_gpu_is_cuda_without_a_number() -> None:

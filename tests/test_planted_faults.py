@@ -1,9 +1,8 @@
-"""Every silent failure, planted in the real loop, is told by its own check and by no other."""
+"""Every silent failure, planted in the real loop through its parts, is told by its own check and by no other."""
 
 from __future__ import annotations
 
-import copy
-import types
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,43 +10,45 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from gates import gate
 
+from warp_nb.algorithm import warp as algorithm
+from warp_nb.algorithm.merge import Weights, liti
+from warp_nb.algorithm.run import Run, Watch
 from warp_nb.config import ExperimentConfig
-from warp_nb.measure import evaluation
-from warp_nb.runs import policy_gradient
-from warp_nb.runs import warping as algorithm
-from warp_nb.studies import experiment
+from warp_nb.runs.training import FAST, Parts
 from warp_nb.studies.experiment import ExperimentResult, run_experiment
+from warp_nb.studies.faults import FAULTS, planted
 
 CONFIG = ExperimentConfig(
     I=1, T=4, lr=3e-3, warmup_steps=0, mu=0.1, eta=0.3, batch_size=16, max_new_tokens=6, n_eval_prompts=64
 )
-PAIRS = [((text, f" it is {good}"), (text, f" it is {bad}")) for text, good, bad in zip(
-    tiny.prompts(9, seed=7), tiny.GOOD, tiny.BAD, strict=True)]  # fmt: skip
 FAITHFUL = {"lr": 1e-6, "warmup_steps": 100, "mu": 0.01, "T": 10}
 """Experiment 1's own: the anchor moves less than half a unit in the last place of most weights."""
-Patch = pytest.MonkeyPatch
 
 
-@pytest.fixture(autouse=True)
-def own_pairs(monkeypatch: Patch) -> None:
-    """The gate on pairs of this file instead of IMDb's."""
-    monkeypatch.setattr(experiment, "gate_pairs", lambda source: PAIRS)
-
-
-def run(reward: Callable[..., Any] = tiny.opinion, **changes: Any) -> ExperimentResult:
-    return run_experiment(CONFIG.replace(**changes), tiny.task(reward=reward), progress=False)
+def run(
+    reward: Callable[..., Any] = tiny.opinion, parts: Parts = FAST, policy: Any = None, **changes: Any
+) -> ExperimentResult:
+    task = tiny.task(reward=reward, policy=policy, gate=gate)
+    return run_experiment(CONFIG.replace(**changes), task, progress=False, parts=parts)
 
 
 def failed(result: ExperimentResult) -> set[str]:
     return {check.name for check in result.checks if check.failed}
 
 
+# nothing planted
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"M": 1}, {"anchor": "sft"}, {"merge": "lerp"}, {"I": 2, "eta": 0.5}, {"dtype": "bfloat16"}],
+    [
+        {}, {"M": 1}, {"anchor": "sft"}, {"merge": "lerp"}, {"merge": "slerp_weights"}, {"I": 2, "eta": 0.5},
+        {"dtype": "bfloat16"}, {"baseline": "rloo", "samples_per_prompt": 4},
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_healthy_run_is_silent(changes: dict[str, Any]) -> None:
     result = run(**changes)
     assert failed(result) == set()
@@ -60,181 +61,156 @@ def test_the_faithful_tiny_rate_is_silent_too() -> None:
     assert failed(run(**FAITHFUL)) == set()
 
 
-def test_collapsed_reward() -> None:
-    def collapsed(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-        return [0.0438 + 3e-6 * value for value in tiny.opinion(prompts, completions)]
-
-    assert failed(run(collapsed)) == {"reward-gate-spread"}
+# the reward
 
 
-def test_prompt_only_reward() -> None:
-    def prompt_only(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-        return [float(len(text)) for text in prompts]
-
-    assert failed(run(prompt_only)) == {"reward-gate-swap", "reward-gate-accuracy", "reward-gate-sentences"}
+def collapsed(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+    return [0.0438 + 3e-6 * value for value in tiny.opinion(prompts, completions)]
 
 
-def test_wrong_label() -> None:
-    def negated(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-        return [-value for value in tiny.opinion(prompts, completions)]
-
-    assert failed(run(negated)) == {"reward-gate-accuracy", "reward-gate-sentences"}
+def prompt_only(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+    return [float(len(text)) for text in prompts]
 
 
-def test_equal_seeds() -> None:
-    assert failed(run(independent_seeds=False)) == {"runs-differ"}
+def negated(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+    return [-value for value in tiny.opinion(prompts, completions)]
 
 
-def test_frozen_anchor(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(policy_gradient, "ema_update_", lambda anchor, policy, mu: None)
-    assert failed(run()) == {"anchor-formula"}
+@pytest.mark.parametrize(
+    ("reward", "told"),
+    [(collapsed, {"spread"}), (prompt_only, {"swap", "accuracy", "sentences"}), (negated, {"accuracy", "sentences"})],
+)
+def test_a_bad_reward_is_told_by_its_gate(reward: Callable[..., Any], told: set[str]) -> None:
+    assert failed(run(reward)) == {f"reward-gate-{name}" for name in told}
 
+
+# seeds, weights, the optimizer
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_faults_of_the_diagnosis(name: str) -> None:
+    assert failed(run(parts=planted([name]))) == {"deltas-nonzero" if name == "never-stepped" else "runs-differ"}
+
+
+def test_weights_that_did_not_move_are_counted() -> None:
+    """An optimizer that holds every parameter but those of the first layer."""
+    policy = tiny.task().policy
+    names = [name for name, _ in policy.named_parameters()]
+    frozen = [index for index, name in enumerate(names) if name.startswith("transformer.h.0.")]
+
+    def half(*args: Any, optimizer: Callable[..., Any], **settings: Any) -> Weights:
+        def some(parameters: list[Any], lr: float) -> Any:
+            return optimizer([value for index, value in enumerate(parameters) if index not in frozen], lr=lr)
+
+        return FAST.train_run(*args, optimizer=some, **settings)
+
+    share = sum(p.numel() for p in policy.transformer.h[0].parameters()) / policy.num_parameters()
+    result = run(parts=replace(FAST, train_run=half))
+    assert failed(result) == set() and share <= result.runs.unmoved.min() < result.runs.unmoved.max() + 0.05 < 2 * share
+
+
+# the anchor and the averages
 
 SETTINGS = pytest.mark.parametrize("settings", [{}, FAITHFUL], ids=["usual", "faithful"])
 
 
-@SETTINGS
-def test_anchor_updated_with_mu_swapped(monkeypatch: Patch, settings: dict[str, Any]) -> None:
-    real = policy_gradient.ema_update_
-    monkeypatch.setattr(policy_gradient, "ema_update_", lambda anchor, policy, mu: real(anchor, policy, 1 - mu))
-    assert failed(run(**settings)) == {"anchor-formula"}
+def test_frozen_anchor() -> None:
+    assert failed(run(parts=replace(FAST, ema_update_=lambda anchor, policy, mu: None))) == {"anchor-formula"}
 
 
 @SETTINGS
-def test_anchor_that_is_the_policy(monkeypatch: Patch, settings: dict[str, Any]) -> None:
-    """The second deep copy of a run, the anchor's, returns the policy itself."""
-    calls = 0
+def test_anchor_updated_with_mu_swapped(settings: dict[str, Any]) -> None:
+    swapped = replace(FAST, ema_update_=lambda anchor, policy, mu: FAST.ema_update_(anchor, policy, 1 - mu))
+    assert failed(run(parts=swapped, **settings)) == {"anchor-formula"}
 
-    def alias(value: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return copy.deepcopy(value) if calls % 2 else value
 
-    monkeypatch.setattr(policy_gradient, "copy", types.SimpleNamespace(deepcopy=alias))
-    result = run(**settings)
+@SETTINGS
+def test_anchor_that_is_the_policy(settings: dict[str, Any]) -> None:
+    class Aliased(Watch):
+        """Hands the policy on as the anchor, too."""
+
+        def __init__(self, inner: Watch) -> None:
+            self.before_update, self.after_step, self.inner = inner.before_update, inner.after_step, inner
+
+        def begin(self, run: Run) -> None:
+            run.anchor = run.policy
+            self.inner.begin(run)
+
+    def one_object(init: Any, model: Any, loss_of: Any, T: int, *, watch: Watch, **rest: Any) -> Weights:
+        def loss(policy: Any, anchor: Any) -> Any:
+            return loss_of(policy, policy)
+
+        return FAST.train_run(init, model, loss, T, watch=Aliased(watch), **rest)
+
+    result = run(parts=replace(FAST, train_run=one_object), **settings)
     assert failed(result) == {"anchor-formula"} and (result.history.kl == 0).all()
 
 
-def test_a_policy_that_writes_one_sentence_after_every_prompt(monkeypatch: Patch) -> None:
-    """Its bigrams differ within a completion, so only a look at all of them together tells."""
-    task, real = tiny.task(), evaluation.sample
-
-    def chant(policy: Any, *rest: Any) -> Any:
-        rollout = real(policy, *rest)
-        if policy is task.policy:
-            return rollout
-        ids, mask = rollout.ids.clone(), rollout.completion_mask[:1].expand_as(rollout.completion_mask)
-        ids[:, -rollout.width :] = ids[0, -rollout.width :]
-        return replace(rollout, ids=ids, completion_mask=mask, completions=rollout.completions[:1] * len(ids))
-
-    monkeypatch.setattr(evaluation, "sample", chant)
-    assert "completions-varied" in failed(run_experiment(CONFIG, task, progress=False))
-
-
-def test_aliased_policies(monkeypatch: Patch) -> None:
-    """Every run of an iteration comes back with the first one's weights."""
-    real, first = algorithm.load_run, {}
-
-    def alias(job: Any, like: Any) -> Any:
-        found = real(job, like)
-        return found and replace(found, state=first.setdefault(job.iteration, found.state))
-
-    monkeypatch.setattr(algorithm, "load_run", alias)
-    assert failed(run_experiment(CONFIG, tiny.task(), progress=False)) == {"runs-differ"}
-
-
-def test_runs_that_share_memory_are_kept_apart(monkeypatch: Patch) -> None:
-    """All runs train one module, and what they return is its memory: each is on the disk before the next begins."""
-    task, shared = tiny.task(), {}
-
-    def alias(value: Any) -> Any:
-        if value is task.policy:
-            return shared.setdefault("policy", copy.deepcopy(value))
-        return copy.deepcopy(value)
-
-    healthy = run_experiment(CONFIG, task, progress=False)
-    monkeypatch.setattr(policy_gradient, "copy", types.SimpleNamespace(deepcopy=alias))
-    monkeypatch.setattr(policy_gradient, "snapshot", lambda module: module.state_dict())
-    found = run_experiment(CONFIG, task, progress=False)
-    assert failed(found) == failed(healthy) == set()
-    assert found.history.objective.tolist() == healthy.history.objective.tolist()
-
-
-def test_an_optimizer_that_moves_nothing(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)
-    result = run()
-    assert failed(result) == {"deltas-nonzero"}
-    assert (result.runs.unmoved == 1).all()
-
-
-def test_weights_that_did_not_move_are_counted(monkeypatch: Patch) -> None:
-    real = policy_gradient.build_optimizer
-
-    def half(config: Any, policy: Any) -> Any:
-        policy.transformer.h[0].requires_grad_(False)
-        return real(config, policy)
-
-    monkeypatch.setattr(policy_gradient, "build_optimizer", half)
-    share = (
-        sum(p.numel() for p in tiny.task().policy.transformer.h[0].parameters()) / tiny.task().policy.num_parameters()
-    )
-    assert run().runs.unmoved.min() > 0.9 * share
-
-
-def test_eta_swapped(monkeypatch: Patch) -> None:
-    real = algorithm.liti
-    monkeypatch.setattr(algorithm, "liti", lambda init, merged, eta: real(init, merged, 1 - eta))
+def test_eta_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line 13 is no part of a run, so its name in the loop is replaced."""
+    monkeypatch.setattr(algorithm, "liti", lambda init, merged, eta: liti(init, merged, 1 - eta))
     assert failed(run()) == {"liti-formula"}
 
 
-def test_pad_counted_as_completion(monkeypatch: Patch) -> None:
+# sampling and scoring
+
+
+def test_pad_counted_as_completion() -> None:
     """The log-probabilities of the padding are taken as sampled ones, so only the mask is at fault."""
-    real = policy_gradient.sample
 
-    def padded(policy: Any, tokenizer: Any, *rest: Any) -> Any:
-        found = real(policy, tokenizer, *rest)
-        everything = replace(
-            found,
-            completion_mask=torch.ones_like(found.completion_mask),
-            attention_mask=torch.cat(
-                [found.attention_mask[:, : -found.width], torch.ones_like(found.completion_mask).long()], 1
-            ),
-        )
+    def padded(policy: Any, *args: Any, **settings: Any) -> Any:
+        found = FAST.sample(policy, *args, **settings)
+        whole = torch.ones_like(found.completion_mask)
+        attention = torch.cat([found.attention_mask[:, : -whole.shape[1]], whole.long()], 1)
+        everything = replace(found, completion_mask=whole, attention_mask=attention)
         with torch.no_grad():
-            logits = policy_gradient.completion_logits(policy, everything)
-        return replace(everything, sampled_log_probs=policy_gradient.token_log_probs(logits, everything))
+            logits = FAST.completion_logits(policy, everything)
+        scored = everything.tokens, whole, everything.temperature
+        return replace(everything, sampled_log_probs=FAST.token_log_probs(logits, *scored))
 
-    monkeypatch.setattr(policy_gradient, "sample", padded)
-    assert failed(run()) == {"nothing-scored-after-end"}
-
-
-def test_sampling_and_scoring_at_different_temperatures(monkeypatch: Patch) -> None:
-    real = policy_gradient.sample
-
-    def hot(policy: Any, tokenizer: Any, prompts: Any, count: int, temperature: float, generator: Any) -> Any:
-        return real(policy, tokenizer, prompts, count, 0.9 * temperature, generator)
-
-    monkeypatch.setattr(policy_gradient, "sample", hot)
-    assert failed(run()) == {"sampling-scoring"}
+    assert failed(run(parts=replace(FAST, sample=padded))) == {"nothing-scored-after-end"}
 
 
-def test_dropout_left_on(monkeypatch: Patch) -> None:
-    real = policy_gradient.policy_gradient_loss
+def test_sampling_and_scoring_at_different_temperatures() -> None:
+    def hot(policy: Any, ids: Any, mask: Any, sampling: Any, **settings: Any) -> Any:
+        cooler = replace(sampling, temperature=0.9 * sampling.temperature)
+        return replace(FAST.sample(policy, ids, mask, cooler, **settings), temperature=sampling.temperature)
 
-    def noisy(policy: Any, *rest: Any) -> Any:
+    assert failed(run(parts=replace(FAST, sample=hot))) == {"sampling-scoring"}
+
+
+def test_dropout_left_on() -> None:
+    def noisy(policy: Any, rollout: Any) -> Any:
         policy.train()
         try:
-            return real(policy, *rest)
+            return FAST.completion_logits(policy, rollout)
         finally:
             policy.eval()
 
-    monkeypatch.setattr(policy_gradient, "policy_gradient_loss", noisy)
-    assert "sampling-scoring" in failed(run())
+    assert "sampling-scoring" in failed(run(parts=replace(FAST, completion_logits=noisy)))
+
+
+# what the policy writes
+
+
+def test_a_policy_that_writes_one_sentence_after_every_prompt() -> None:
+    """Its bigrams differ within a completion, so only a look at all of them together tells."""
+
+    def chant(init: Weights, policies: list[Weights], **settings: Any) -> Weights:
+        """The position alone decides the next word: every place looks like a word of its own."""
+        words = init["transformer.wte.weight"][torch.arange(32) % 30]
+        places = 100 * words / words.norm(dim=1, keepdim=True)
+        certain = 30 * init["transformer.ln_f.weight"]
+        return init | {"transformer.wpe.weight": places, "transformer.ln_f.weight": certain}
+
+    policy = tiny.gpt2(39, spread=0.05, width=64)
+    found = failed(run(parts=replace(FAST, merge=chant), policy=policy, eta=1.0))
+    assert "completions-varied" in found and "completions-diverse" not in found
 
 
 def test_completions_that_end_at_once() -> None:
     policy = tiny.gpt2(39, spread=0.05)
     with torch.no_grad():
         policy.transformer.ln_f.bias += 3 * policy.lm_head.weight[38] / policy.lm_head.weight[38].norm() ** 2
-    result = run_experiment(CONFIG, tiny.task(policy=policy), progress=False)
-    assert "completions-nonempty" in failed(result)
+    result = run(policy=policy)
+    assert "completions-nonempty" in failed(result) and not math.isnan(result.runs.empty_completions.min())

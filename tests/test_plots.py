@@ -1,43 +1,46 @@
+"""Figures hold the data they are given, named as the reader knows it, on the Axes they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
 from itertools import islice
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from synthetic import around, result
 
-from warp_nb.measure.evaluation import Estimate
+from warp_nb.measure.estimates import Estimate
 from warp_nb.notebook import plots
-
-matplotlib.use("agg")
 
 
 @pytest.fixture
-def ax():
-    import matplotlib.pyplot as plt
-
+def ax() -> Iterator[Axes]:
     figure, axes = plt.subplots()
     yield axes
     figure.canvas.draw()
     plt.close(figure)
 
 
-def labels(ax) -> list[str]:
+def labels(ax: Axes) -> list[str]:
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
-def test_training_curves_are_named_as_in_the_original_and_hold_the_data(ax):
+def test_training_curves_are_named_as_in_the_original_and_hold_the_data(ax: Axes) -> None:
     found = result(T=7).history
     assert plots.training_curves(ax, found, "reward") is ax
     assert labels(ax) == ["theta1_1", "theta2_1", "theta1_2", "theta2_2"]
-    wanted = found[(found["iteration"] == 1) & (found["run"] == 2)]
-    assert np.array_equal(ax.lines[1].get_ydata(), wanted["reward"])
-    assert list(ax.lines[1].get_xdata()) == [1, 2, 3, 4, 5, 6, 7]
-    assert ax.get_xlabel() == "шаг t" and "награда" in ax.get_title(loc="left")
-    assert len(ax.collections) == 0
+    for line, (iteration, run) in zip(ax.lines, [(1, 1), (1, 2), (2, 1), (2, 2)], strict=True):
+        wanted = found[(found["iteration"] == iteration) & (found["run"] == run)]
+        assert list(line.get_xdata()) == [1, 2, 3, 4, 5, 6, 7]
+        assert np.array_equal(line.get_ydata(), wanted["reward"])
+    assert (ax.get_xlabel(), ax.get_title(loc="left")) == ("шаг t", plots.COLUMNS["reward"])
+    assert len(ax.collections) == 0, "a band without repetitions"
 
 
-def test_the_spread_over_seeds_is_a_band(ax):
+def test_the_spread_over_seeds_is_a_band(ax: Axes) -> None:
     found = result(n_seeds=3, M=1, I=1).history
     plots.training_curves(ax, found, "objective")
     band = ax.collections[0].get_paths()[0].vertices[:, 1]
@@ -47,18 +50,20 @@ def test_the_spread_over_seeds_is_a_band(ax):
     assert ax.get_legend().get_title().get_text() == "полоса: размах по 3 повторам"
 
 
-def test_a_single_step_is_still_visible(ax):
+def test_a_single_step_is_still_visible(ax: Axes) -> None:
     plots.training_curves(ax, result(T=1).history, "kl")
-    assert all(line.get_marker() not in ("None", None, "") for line in ax.lines)
-    assert "нат на последовательность" in ax.get_title(loc="left")
+    assert len(ax.lines) == 4 and all(line.get_marker() in plots.MARKERS for line in ax.lines)
 
 
-def test_unknown_column_is_refused(ax):
+def test_unknown_column_is_refused(ax: Axes) -> None:
+    found = result().history
     with pytest.raises(ValueError, match="no column 'rewrad'; it has seed, iteration"):
-        plots.training_curves(ax, result().history, "rewrad")
+        plots.training_curves(ax, found, "rewrad")
+    with pytest.raises(ValueError, match="no column 'rewrad'; it has seed, iteration"):
+        plots.compare_experiments(ax, {"exp1": found}, "rewrad")
 
 
-def test_experiments_run_through_their_iterations(ax):
+def test_experiments_run_through_their_iterations(ax: Axes) -> None:
     histories = {"exp1": result().history, "exp2": result(T=5, M=1).history}
     assert plots.compare_experiments(ax, histories) is ax
     assert labels(ax) == ["exp1", "exp2"]
@@ -70,65 +75,89 @@ def test_experiments_run_through_their_iterations(ax):
     assert len(ax.collections) == 2, "a band an iteration for two runs, none for one"
 
 
-def test_summary_forest_draws_values_with_their_intervals(ax):
+def test_summary_forest_draws_values_with_their_intervals(ax: Axes) -> None:
     summary = result(
         held_out={"reward_difference": around(0.7, 0.1), "reward_policy": Estimate(1.0, np.nan, np.nan)}
     ).summary
     assert plots.summary_forest(ax, summary) is ax
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["SFT", "WARP", "разность"]
-    segments = ax.collections[-1].get_segments()[0]
-    assert segments[:, 0].tolist() == pytest.approx([0.6, 0.8])
+    assert [container.lines[0].get_xdata()[0] for container in ax.containers] == [0.1, 1.0, 0.7]
+    reference, difference = (bars.get_segments()[0][:, 0].tolist() for bars in ax.collections)
+    assert reference == pytest.approx([0.0, 0.2]) and difference == pytest.approx([0.6, 0.8])
     assert "95 % интервал" in ax.get_xlabel()
 
 
-def test_geometry_shows_the_angle_of_every_block(ax):
+def test_geometry_shows_the_angle_of_every_block(ax: Axes) -> None:
     found = result(omega=70.0, n_seeds=2).geometry
     found.loc[found["seed"] == 1, "omega"] = 80.0
     assert plots.geometry(ax, found) is ax
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["wte", "h.0", "h.1"]
     assert labels(ax) == ["theta1_1 и theta2_1", "theta1_2 и theta2_2"]
+    assert ax.containers[0].lines[0].get_xdata().tolist() == pytest.approx([75] * 3)
     assert ax.collections[0].get_segments()[0][:, 0].tolist() == pytest.approx([70, 80])
     assert "градусы" in ax.get_xlabel()
 
 
-def test_geometry_with_undefined_angles_or_none(ax):
-    plots.geometry(ax, result(omega=np.nan).geometry)
-    ax.clear()
+def test_an_undefined_angle_leaves_its_block_empty(ax: Axes) -> None:
+    found = result().geometry
+    found.loc[found["block"] == "h.0", "omega"] = np.nan
+    plots.geometry(ax, found)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["wte", "h.0", "h.1"]
+    drawn = np.asarray(ax.containers[0].lines[0].get_xdata(), float)
+    assert np.isnan(drawn).tolist() == [False, True, False]
+
+
+def test_without_pairs_of_runs_the_geometry_says_so(ax: Axes) -> None:
     plots.geometry(ax, result(M=1).geometry)
     assert [text.get_text() for text in ax.texts] == ["Прогон один: углов нет"]
+    assert not ax.containers and not ax.axison
 
 
-def test_plane_takes_series_after_series(ax):
+def test_plane_takes_series_after_series(ax: Axes) -> None:
     rows = [
         {"eta": 0.5, "reward": around(1.0, 0.1), "kl": around(2.0, 0.2)},
         {"eta": 1.0, "reward": around(1.5, 0.1), "kl": around(4.0, 0.2)},
     ]
     assert plots.reward_kl_plane(ax, rows, "SLERP") is ax
-    plots.reward_kl_plane(
-        ax, [{"name": "exp1", "reward": around(0.2, 0.1), "kl": Estimate(0.1, np.nan, np.nan)}], "LERP"
-    )
-    assert [text.get_text() for text in ax.texts] == ["η = 0,5", "η = 1", "exp1"]
+    partly = [
+        {"name": "exp1", "reward": around(0.2, 0.1), "kl": Estimate(0.1, np.nan, np.nan)},
+        {"reward": around(0.3, 0.1), "kl": around(0.2, 0.1)},
+    ]
+    plots.reward_kl_plane(ax, partly, "LERP")
+    assert [text.get_text() for text in ax.texts] == ["η = 0,5", "η = 1", "exp1", ""]
     assert labels(ax) == ["SLERP", "LERP"]
     first, second = (container.lines[0] for container in ax.containers)
     assert first.get_xdata().tolist() == [2.0, 4.0] and first.get_ydata().tolist() == [1.0, 1.5]
     assert first.get_color() != second.get_color() and first.get_marker() != second.get_marker()
+    assert [container.has_xerr for container in ax.containers] == [True, False], "an unknown interval has no bar"
+    assert [container.has_yerr for container in ax.containers] == [True, True]
 
 
-def test_ticks_have_decimal_commas(ax):
+def test_ticks_have_decimal_commas(ax: Axes) -> None:
     plots.reward_kl_plane(ax, [{"reward": around(0.25, 0.1), "kl": around(0.5, 0.2)}])
     ax.figure.canvas.draw()
-    ticks = [tick.get_text() for axis in (ax.xaxis, ax.yaxis) for tick in axis.get_ticklabels()]
-    assert any("," in text for text in ticks) and not any("." in text for text in ticks)
+    for axis in (ax.xaxis, ax.yaxis):
+        ticks = [tick.get_text() for tick in axis.get_ticklabels()]
+        assert any("," in text for text in ticks) and not any("." in text for text in ticks)
 
 
-def test_first_seven_styles_differ_in_colour_and_in_line():
+def test_panels_share_their_steps_and_are_closed_so_that_they_are_shown_once() -> None:
+    with plots.panels(2, 4.0) as (figure, axes):
+        assert plt.fignum_exists(figure.number) and len(axes) == 2
+        plots.dressed(axes[0], "кривая", xscale="log").plot([1, 1000], [0, 1])
+    assert not plt.fignum_exists(figure.number)
+    assert [ax.get_xlim() for ax in axes] == [axes[0].get_xlim()] * 2
+    assert (axes[0].get_title(loc="left"), axes[0].get_xscale()) == ("кривая", "log")
+
+
+def test_first_seven_styles_differ_in_colour_and_in_line() -> None:
     first = list(islice(plots.styles(), 7))
-    assert len({color for color, _, _ in first}) == len({str(line) for _, line, _ in first}) == 7
+    assert all(len({str(style[part]) for style in first}) == 7 for part in range(3))
     many = list(islice(plots.styles(), 42))
     assert len({(color, str(line)) for color, line, _ in many}) == 42
 
 
-def test_first_four_colours_differ_for_every_eye():
+def test_first_four_colours_differ_for_every_eye() -> None:
     """Pairwise distance after a simulation of deuteranopia (Viénot 1999, linear RGB), at least a tenth."""
     deuteranopia = np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]])
     seen = [deuteranopia @ np.array(to_rgb(color)) ** 2.2 for color in plots.OKABE_ITO[:4]]

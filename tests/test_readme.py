@@ -1,44 +1,119 @@
-"""The tables of README.md are those of result.json."""
+"""The tables of README.md are those of the result files and of nothing else."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
 from synthetic import comparison_record, diagnosis_record, results
 
-from warp_nb.report import readme
-from warp_nb.report.results import ROOT
+from warp_nb.files import write_json
+from warp_nb.report.catalogue import EXPERIMENTS, Experiment
+from warp_nb.report.command import main
+from warp_nb.report.readme import MARKS, filled
 from warp_nb.studies.original import ASSUMED_TASK, ROWS
+from warp_nb.studies.result_files import reports_of, result_path
+
+ROOT = Path(__file__).parents[1]
+PLACE = "before\n<!-- results small -->\nstale\n<!-- /results -->\nafter\n"
+KINDS = ("results", "comparison", "diagnosis")
+NOT_RUN = "Not run yet."
 
 
-def test_what_was_assumed_of_single_experiments_stands_under_the_readme_table() -> None:
-    own = {f"exp{n}" for n, row in ROWS.items() if set(row.assumed) != {ASSUMED_TASK}}
-    assert own == readme.ASSUMED_ENGLISH.keys() - {"all"}
-    last = readme.readme_table({"task": "small", "experiments": results()}).splitlines()[-1]
-    assert "exp1 (100 steps" in last and "exp4 (0.0001," in last and "temperature" in last
+def cells(line: str) -> list[str]:
+    """The cells of a row of a Markdown table; the whole line where it is none."""
+    return [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else [line]
 
 
-def test_the_readme_table_holds_the_measured_numbers() -> None:
-    merged = {"task": "small", "experiments": results()}
-    merged["experiments"]["exp2"] = {"status": "failed"}
-    merged["experiments"]["exp1"]["summary"]["reward_policy"] = {"value": 1.2345, "low": None, "high": 2.0}
-    lines = readme.readme_table(merged).splitlines()
-    assert "1.23 [?, 2]" in lines[2] and "not finished" in lines[3]
+@pytest.fixture
+def table(tmp_path: Path) -> Any:
+    """What makes the lines of a kind of table of task small from result files."""
+
+    def made(kind: str, found: dict[str, Any]) -> list[str]:
+        once = {one.name for one in EXPERIMENTS if one.once}
+        for name, result in found.items():
+            folder = tmp_path if name in once else reports_of("small", tmp_path)
+            folder.mkdir(exist_ok=True)
+            write_json(result_path(folder, name), result)
+        before, *lines, after = filled(f"<!-- {kind} small -->\nstale\n<!-- /{kind} -->\n", tmp_path).splitlines()
+        assert (before, after) == (f"<!-- {kind} small -->", f"<!-- /{kind} -->")
+        return lines
+
+    return made
 
 
-def test_the_readme_table_equals_the_recomputed_one() -> None:
+def test_what_was_assumed_of_single_experiments_stands_under_the_table(table: Any) -> None:
+    own = {f"exp{number}" for number, row in ROWS.items() if set(row.assumed) != {ASSUMED_TASK}}
+    last = table("results", results())[-1]
+    assert {one.name for one in EXPERIMENTS if f"of {one.name} (" in last} == own == {"exp1", "exp4"}
+    assert "exp1 (100 steps" in last and "exp4 (0.0001," in last and "temperature of all" in last
+
+
+def test_the_table_holds_the_measured_numbers_beside_the_originals(table: Any) -> None:
+    made = results() | {"exp2": {"status": "failed"}}
+    made["exp1"]["summary"]["reward_policy"] = {"value": 1.2345, "low": None, "high": 2.0}
+    made["exp4"]["config"] |= {"lr": 1e-4, "warmup_steps": 20, "n_seeds": 3}
+    head, rule, *rows, blank, about, _, _ = table("results", made)
+    first, second, third, fourth = map(cells, rows)
+    assert cells(head)[1:4] == ["setting", "reward SFT", "reward WARP"] and set(rule) == {"|", "-"} and not blank
+    assert {len(cells(line)) for line in (head, rule, *rows)} == {8}
+    figures = ["0.1 [0, 0.2]", "1.23 [?, 2]", "0.8 [0.7, 0.9]", "2 [1.8, 2.2]", "2.1 [1.9, 2.3]"]
+    assert first == ["exp1", "lr 0.0003, no warm-up", *figures, "0, 0"]
+    assert second == ["exp2", "not finished", *[""] * 6]
+    assert third[-1] == "89, 100" and fourth[:2] == ["exp4", "lr 0.0001, warm-up over 20"]
+    assert about == "Task `small`, trainings an experiment: 1, 3. KL in nats a sequence."
+
+
+def test_experiment_5_and_the_diagnosis_have_their_tables(table: Any) -> None:
+    exp5 = comparison_record()
+    head, _, warp, single, plain, blank, note = table("comparison", {"exp5": exp5})
+    estimate = "0.5 [0.4, 0.6]"
+    assert cells(warp) == ["WARP", "400", *[estimate] * 3, "no", estimate, ""] and not blank
+    assert cells(single) == ["M = 1", *cells(warp)[1:-1], estimate] and cells(plain)[0] == "REINFORCE"
+    assert {len(cells(line)) for line in (head, warp, single, plain)} == {8}
+    assert "still reads: 1.5, 2.5, 3.5. SFT's own perplexity: 0.5 [0.4, 0.6]." in note
+    assert "another training" not in note
+    exp5["config"]["n_seeds"], exp5["summary"]["WARP"]["equal_kl"] = 1, []
+    note = table("comparison", {"exp5": exp5})[-1]
+    assert "still reads: there is none. SFT's" in note and note.endswith(" and do not cover another training.")
+    head, _, row, _, best = table("diagnosis", {"diagnosis": diagnosis_record()})
+    assert dict(zip(cells(head), cells(row), strict=True)) == {
+        "hypothesis": "a hypothesis",
+        "verdict": "undecided",
+        "prediction met": "2 of 3",
+    }
+    assert "36 combinations tried, 1 of the original's 1 traits" in best
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_never_run_is_said_so(kind: str, table: Any) -> None:
+    assert table(kind, {}) == [NOT_RUN]
+
+
+def test_the_committed_tables_are_those_of_the_committed_result_files(tmp_path: Path) -> None:
+    for path in (ROOT / "reports").rglob("*.result.json"):
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert {found[2] for found in readme.README_MARKS.finditer(text)} == readme.TABLES.keys()
-    assert readme.filled(text, ROOT / "reports") == text, "run `make readme`"
+    again = filled(text, tmp_path / "reports")
+    assert {found[2] for found in MARKS.finditer(text)} == {*KINDS} and NOT_RUN not in again
+    assert [*map(cells, again.splitlines())] == [*map(cells, text.splitlines())], "run `make readme`"
 
 
-def test_experiment_5_and_the_diagnosis_have_their_tables() -> None:
-    merged = {"task": "small", "exp5": comparison_record(), "diagnosis": diagnosis_record()}
-    lines = readme.comparison_table(merged).splitlines()
-    assert (
-        lines[2].startswith("| WARP | 400 | 0.5 [0.4, 0.6]")
-        and lines[2].endswith("| no | 0.5 [0.4, 0.6] |  |")
-        and "1.5, 2.5, 3.5" in lines[-1]
-    )
-    said = readme.diagnosis_table(merged)
-    assert "| a hypothesis | undecided | 2 of 3 |" in said and "1 of the original's 1 traits" in said
-    empty = {"task": "small", "exp5": {"status": "missing"}, "diagnosis": {"status": "failed"}}
-    assert readme.comparison_table(empty) == readme.diagnosis_table(empty) == "Not run yet.\n"
+def test_the_command_fills_the_readme_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text(PLACE)
+    sixth = Experiment("exp6", "6", "lr = 1e-5")
+    assert main(["--readme"], experiments=(*EXPERIMENTS, sixth)) == 0
+    assert Path("README.md").read_text() == PLACE.replace("stale", NOT_RUN)
+    Path("reports/small").mkdir(parents=True)
+    write_json(Path("reports/small/exp6.result.json"), results()["exp1"])
+    assert main(["--readme"], experiments=(*EXPERIMENTS, sixth)) == 0
+    before, mark, *table, end, after = Path("README.md").read_text().splitlines()
+    assert [before, mark, end, after] == [line for line in PLACE.splitlines() if line != "stale"]
+    assert [cells(line)[0] for line in table[2:7]] == ["exp1", "exp2", "exp3", "exp4", "exp6"]
+    assert cells(table[6])[-1] == "" and cells(table[2])[1] == "not finished"
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"README.md", "exp6.result.json"}

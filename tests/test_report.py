@@ -1,101 +1,144 @@
-"""Runs fail loudly, only a whole one counts, and what is kept can be repeated."""
+"""Runs fail loudly, only a whole one counts, an experiment is an entry and a notebook, what is kept can be repeated."""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
+from jinja2 import ChoiceLoader, DictLoader
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from synthetic import record, results
+from pages import links, tables
+from synthetic import diagnosis_record, record, results
 
-from warp_nb.report import command as report
+from warp_nb.files import write_json
+from warp_nb.report.catalogue import EXPERIMENTS, Experiment, rows_of
+from warp_nb.report.command import main, summarise
 from warp_nb.report.execution import link_back_
-from warp_nb.report.results import EXPERIMENTS, ROOT, read_result
-from warp_nb.runs.weights import write_json
+from warp_nb.report.page import ENVIRONMENT, footer
+from warp_nb.studies.result_files import read_result
 
+ROOT = Path(__file__).parents[1]
+NAMES = [one.name for one in rows_of(EXPERIMENTS)]
 PARAMETERS = 'task: str = "small"  # x\nn_seeds: int = 1  # x\nout_dir: str = ""  # x\nresult_file: str = ""  # x\n'
 
 
 def write_notebook(folder: Path, name: str, last: str) -> None:
+    """A notebook that begins its folder of runs and prints folders of this machine; `last` is its last cell."""
     cells = [
         new_markdown_cell(f"# {name}"),
         new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
-        new_code_cell("import sys, tempfile\nprint(sys.prefix + '/lib', tempfile.gettempdir() + '/x')"),
+        new_code_cell("import os, sys, tempfile\nos.makedirs(out_dir)"),
+        new_code_cell("print(sys.prefix + '/lib', tempfile.gettempdir() + '/x')"),
         new_code_cell(last),
     ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    folder.mkdir(exist_ok=True)
     nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), folder / f"{name}.ipynb")
 
 
+def saving(result: dict[str, Any]) -> str:
+    """A cell that writes `result`."""
+    return f"import json\nfrom pathlib import Path\nPath(result_file).write_text(json.dumps({result!r}))"
+
+
+@pytest.mark.slow
+def test_an_experiment_is_an_entry_and_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_notebook(Path("notebooks"), "exp6", saving(record()))
+    write_notebook(Path("notebooks"), "tally", saving({"status": "ok", "film": 3}))
+    template = {"tally.html.j2": "<table><tr><td>film</td><td>{{ result.film }}</td></tr></table>"}
+    monkeypatch.setattr(ENVIRONMENT, "loader", ChoiceLoader([ENVIRONMENT.loader, DictLoader(template)]))
+    more = (Experiment("exp6", "6", "lr = 1e-5"), Experiment("tally", "Подсчёт", section="tally"))
+    assert main(["exp6", "tally", "--task", "small"], experiments=(*EXPERIMENTS, *more)) == 0
+    index = Path("reports/small/index.html").read_text()
+    common, *_, tally = (rows for rows in tables(index) if ["film", "3"] in rows or rows[0][0] == "№")
+    assert common[-1][:2] == ["6", "lr = 1e-5lr = 3·10⁻⁴, без прогрева"] and tally == [["film", "3"]]
+    for one in more:
+        assert all(Path("reports/small", f"{one.name}.{kind}").exists() for kind in ("ipynb", "html", "result.json"))
+        command = f"warp-nb report {one.name} --task small --seeds 3"
+        assert ["Повторить", command] in tables(Path(f"reports/small/{one.name}.html").read_text())[-1]
+        assert {f"{one.name}.html", f"../../notebooks/{one.name}.ipynb"} <= links(index).keys()
+    assert not Path("reports/small/.runs").exists()
+    merged = json.loads(Path("reports/small/result.json").read_text())
+    assert merged["status"] == "failed", "the experiments that run by default have no result"
+    assert merged["experiments"]["tally"]["film"] == 3 and "history" not in merged["experiments"]["exp6"]
+
+
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Reports of one good, one raising, one silent and one dying notebook."""
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Reports, made in the current folder, of one good, one raising, one silent and one dying notebook."""
     folder = tmp_path_factory.mktemp("made")
-    notebooks = folder / "notebooks"
-    notebooks.mkdir()
-    good = folder / "good.json"
-    write_json(good, record())
-    write_notebook(notebooks, "exp1", f"import shutil\nshutil.copy({str(good)!r}, result_file)")
+    notebooks, stale = folder / "notebooks", folder / "reports" / "small" / "exp2.result.json"
+    write_notebook(notebooks, "exp1", saving(record()))
     write_notebook(notebooks, "exp2", "raise ValueError('<b>bad</b> lr')")
     write_notebook(notebooks, "exp3", "1 + 1")
     write_notebook(notebooks, "exp4", "import os\nos._exit(1)")
-    out = folder / "reports"
-    stale = out / "small" / "exp2.result.json"
     stale.parent.mkdir(parents=True)
-    stale.write_text(good.read_text())
-    code = report.main(["--notebooks", str(notebooks), "--out", str(out), "--task", "small", "--seeds", "2"])
-    assert code == 1
-    return out / "small"
+    write_json(stale, record())
+    with chdir(folder):
+        assert main(["--task", "small", "--seeds", "2"]) == 1
+    yield folder / "reports" / "small"
 
 
 @pytest.mark.slow
 def test_only_a_whole_run_counts(reports: Path) -> None:
-    statuses = {name: read_result(reports / f"{name}.result.json")["status"] for name in EXPERIMENTS}
-    assert statuses == {"exp1": "ok", "exp2": "failed", "exp3": "failed", "exp4": "failed"}
+    found = [read_result(reports / f"{name}.result.json") for name in NAMES]
+    assert [one["status"] for one in found] == ["ok", "failed", "failed", "failed"]
+    assert found[1]["error"] == "ValueError: <b>bad</b> lr (ячейка [5]: raise ValueError('<b>bad</b> lr'))"
+    assert found[2]["error"].startswith("тетрадь не записала результат в конце")
+    assert found[3]["error"].endswith(" (ячейка [5]: import os)")
     assert json.loads((reports / "result.json").read_text())["status"] == "failed"
     index = (reports / "index.html").read_text()
-    assert index.count("не закончен") >= 3 and "&lt;b&gt;bad&lt;/b&gt; lr" in index
-    assert "exp1.html" in index and 'href="exp2.html"' not in index
-    linked = set(re.findall(r'href="(../../notebooks/[^"]+)"', index))
-    assert linked == {f"../../notebooks/{name}.ipynb" for name in EXPERIMENTS}
-    assert all((reports / link).exists() for link in linked)
-    assert "Прогон не закончен: ValueError" in (reports / "exp2.html").read_text()
-    assert "(ячейка [4]: raise ValueError(" in index and "(ячейка [4]: import os)" in index
-
-
-@pytest.mark.slow
-def test_a_notebook_that_hangs_is_ended_and_the_report_says_where(tmp_path: Path) -> None:
-    write_notebook(tmp_path, "exp1", "import time\ntime.sleep(600)")
-    started = time.monotonic()
-    code = report.main(["exp1", "--notebooks", str(tmp_path), "--out", str(tmp_path), "--task", "x", "--timeout", "3"])
-    assert code == 1 and time.monotonic() - started < 60
-    index = (tmp_path / "x" / "index.html").read_text()
-    assert "CellTimeoutError" in index and "(ячейка [4]: import time)" in index
+    shown = [row[2] for row in tables(index)[0] if len(row) == 3]
+    assert shown == [f"не закончен: {one['error']}" for one in found[1:]]
+    assert "exp1.html" in links(index) and "exp2.html" not in links(index)
+    leading = {link for link in links(index) if link.endswith(".ipynb") and "/" in link}
+    assert leading == {f"../../notebooks/{name}.ipynb" for name in NAMES}
+    assert all((reports / link).exists() for link in leading)
+    assert "Прогон не закончен: ValueError: &lt;b&gt;bad&lt;/b&gt; lr" in (reports / "exp2.html").read_text()
 
 
 @pytest.mark.slow
 def test_what_is_kept_names_no_folder_of_this_machine(reports: Path) -> None:
-    for path in reports.rglob("*.*"):
-        if path.suffix in (".ipynb", ".html", ".json"):
-            text = path.read_text()
-            for folder in (sys.prefix, tempfile.gettempdir(), str(ROOT)):
-                assert f"{folder}/" not in text, path.name
-            assert 'result_file = "' not in text
-    assert not list(reports.glob(".*"))
+    kept = [path for path in reports.iterdir() if path.suffix in (".ipynb", ".html", ".json")]
+    assert {(path.stem.split(".")[0], path.suffix) for path in kept} >= {
+        (name, suffix) for name in NAMES for suffix in (".ipynb", ".html", ".json")
+    }
+    for path in kept:
+        text = path.read_text()
+        for folder in (sys.prefix, tempfile.gettempdir(), str(ROOT)):
+            assert f"{folder}/" not in text, path.name
+        assert 'result_file = "' not in text
+    assert "lib x" in (reports / "exp1.ipynb").read_text()
+
+
+@pytest.mark.slow
+def test_the_runs_of_what_has_no_result_stay_for_the_next_call(reports: Path) -> None:
+    assert {path.name.split("-")[0] for path in (reports / ".runs").iterdir()} == {"exp2", "exp3", "exp4"}
 
 
 @pytest.mark.slow
 def test_the_page_tells_how_to_repeat(reports: Path) -> None:
-    text = (reports / "exp1.html").read_text()
-    assert "python -m warp_nb.report exp1 --task small --seeds 2" in text
-    for word in ("torch", "потоков", "seed", "Длительность", "Память процесса"):
-        assert word in text
+    facts = dict(tables((reports / "exp1.html").read_text())[-1])
+    assert facts["Повторить"] == "warp-nb report exp1 --task small --seeds 2"
+    assert facts["Начальное значение"] == "seed = 0, повторений: 1"
+    assert "потоков" in facts["Устройство"] and "torch" in facts["Версии"]
+    assert {"Длительность", "Память процесса", "Ядер и память"} <= facts.keys()
+
+
+@pytest.mark.slow
+def test_a_notebook_that_hangs_is_ended_and_the_report_says_where(tmp_path: Path) -> None:
+    write_notebook(tmp_path, "exp1", "import threading\nthreading.Event().wait()")
+    assert main(["exp1", "--notebooks", str(tmp_path), "--out", str(tmp_path), "--task", "x", "--timeout", "3"]) == 1
+    error = read_result(tmp_path / "x" / "exp1.result.json")["error"]
+    assert error.startswith("CellTimeoutError") and error.endswith("(ячейка [5]: import threading)")
 
 
 def test_links_of_a_notebook_lead_back_to_the_notebooks(tmp_path: Path) -> None:
@@ -114,17 +157,81 @@ def test_links_of_a_notebook_lead_back_to_the_notebooks(tmp_path: Path) -> None:
     assert code.source == "'[a](index.ipynb)'"
 
 
-def test_a_merged_result_is_ok_only_when_all_are(tmp_path: Path) -> None:
+def test_a_merged_result_is_ok_only_when_all_that_run_by_default_are(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
     for name, one in results().items():
-        write_json(tmp_path / f"{name}.result.json", one)
-    assert report.summarise("smollm", tmp_path)["status"] == "ok"
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    (tmp_path / "exp3.result.json").write_text('{"status": "ok"')
-    assert report.summarise("smollm", tmp_path)["status"] == "failed"
+        write_json(small / f"{name}.result.json", one)
+    write_json(tmp_path / "diagnosis.result.json", diagnosis_record())
+    merged = summarise("small", tmp_path)
+    assert (merged["status"], merged["task"]) == ("ok", "small")
+    assert merged["experiments"]["exp5"] == {"status": "missing"}
+    assert merged["experiments"]["diagnosis"] == diagnosis_record(), "the one of all tasks"
+    assert "../diagnosis.html" in links((small / "index.html").read_text())
+    assert json.loads((small / "result.json").read_text()) == merged
+    assert (small / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("argv", [["exp9"], ["--task", "../x"], ["--task", ""]])
-def test_wrong_arguments_are_refused_before_anything_runs(argv: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (None, {"status": "missing"}),
+        ('{"status": "ok", "film": 3}', {"status": "ok", "film": 3}),
+        ('{"status": "ok"', {"status": "failed", "error": "r.json is not JSON"}),
+        ('{"film": 3}', {"status": "failed", "error": "no status"}),
+        ("[1]", {"status": "failed", "error": "no status"}),
+    ],
+)
+def test_a_result_file_counts_only_when_it_is_whole(text: str | None, found: dict[str, Any], tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "r.json").write_text(text)
+    assert read_result(tmp_path / "r.json") == found
+
+
+def test_rendering_makes_the_pages_again_without_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_notebook(Path("reports"), "exp1", "raise SystemExit")
+    write_json(Path("reports/exp1.result.json"), results()["exp1"])
+    assert main(["exp1", "exp2", "--render"]) == 1, "experiment 2 has no result"
+    assert ["Повторить", "x"] in tables(Path("reports/exp1.html").read_text())[-1]
+    assert not Path("reports/exp2.html").exists() and "exp1.html" in links(Path("reports/index.html").read_text())
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["exp9"], "unknown experiment exp9; choose from exp1, exp2, exp3, exp4, exp5, diagnosis"),
+        (["exp"], "unknown experiment exp;"),
+        (["--task", "../x"], "got '../x'"),
+        (["--task", ""], "got ''"),
+        (["exp1", "exp2"], "no such notebook: notebooks/exp2.ipynb; pass --notebooks"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_runs(
+    argv: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_notebook(Path("notebooks"), "exp1", "1")
     with pytest.raises(SystemExit) as stopped:
-        report.main(argv)
-    assert stopped.value.code == 2
+        main(argv)
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+    assert not Path("reports").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "loaded"),
+    [({}, None), ({0: 1.0}, "готовых прогонов: 1 из 4;"), ({0: 1.0, 1: 0.5}, "готовых прогонов: 1 из 4, начатых")],
+)
+def test_the_footer_says_what_was_loaded(changes: dict[int, float], loaded: str | None) -> None:
+    found = record()
+    for place, share in changes.items():
+        found["runs"][place]["loaded"] = share
+    ((*rows,),) = tables(footer(found))
+    said = dict(rows).get("Загружено")
+    assert said is None if loaded is None else said.startswith(loaded)
+
+
+def test_the_footer_of_a_failed_run_escapes_its_error() -> None:
+    html = footer({"status": "failed", "error": "<b>x</b>", "run": {"command": "warp-nb report '<i>'"}})
+    assert '<p class="failed">Прогон не закончен: &lt;b&gt;x&lt;/b&gt;</p>' in html
+    assert tables(html) == [[["Повторить", "warp-nb report '<i>'"], ["Ядер и память", "не записаны"]]]

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import random
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from warp_nb.tasks import imdb
+from warp_nb.tasks import hub, imdb, wheels
 from warp_nb.tasks import reward_model as rm
-from warp_nb.tasks import wheels as assets
+from warp_nb.tasks.imdb_gate import imdb_gate
 
 FILLER = [f"word{i}" for i in range(40)]
 WORDS = [*FILLER, "good", "bad"]
@@ -68,20 +67,9 @@ def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> rm.RewardMo
     return rm.train_reward_model(folder, base, invented_reviews(400, seed=0), TINY)
 
 
-def gate_texts(n: int = 64, seed: int = 5) -> list[tuple[rm.Text, rm.Text]]:
-    frame = invented_reviews(2 * n, seed)
-    good, bad = (frame.loc[frame["label"] == label, "text"] for label in (1, 0))
-    return [(rm._split(a), rm._split(b)) for a, b in zip(good, bad, strict=True)]
-
-
-def count_words(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-    """A healthy planted reward: praise minus blame, in words."""
-    praise = {"good", "best", "loved", "wonderful", "perfect", "superb", "brilliant", "masterpiece"}
-    blame = {"bad", "worst", "hated", "terrible", "stupid", "awful", "mess", "lame", "not", "boring"}
-    every = [
-        (p + c).lower().replace(".", " ").replace(",", " ").split() for p, c in zip(prompts, completions, strict=True)
-    ]
-    return [float(sum((w in praise) - (w in blame) for w in words)) for words in every]
+def area(good: list[float], bad: list[float]) -> float:
+    """Share of all pairs of a good and a bad score that are in order; a tie counts half."""
+    return float(((np.sign(np.subtract.outer(good, bad)) + 1) / 2).mean())
 
 
 # Excerpts
@@ -132,7 +120,7 @@ def test_pairs_depend_on_the_seed_only() -> None:
 
 def test_training_learns_the_label(trained: rm.RewardModel) -> None:
     good, bad = rm.held_out_excerpts(invented_reviews(200, seed=9), (6, 12))
-    assert rm.pair_accuracy(trained.score(good), trained.score(bad))[0] > 0.98
+    assert area(trained.score(good), trained.score(bad)) > 0.98
 
 
 def test_zero_is_between_the_classes(trained: rm.RewardModel) -> None:
@@ -145,7 +133,8 @@ def test_zero_is_between_the_classes(trained: rm.RewardModel) -> None:
 def test_swapped_labels_turn_the_reward_around(base: Path, tmp_path: Path) -> None:
     frame = invented_reviews(400, seed=0)
     wrong = rm.train_reward_model(tmp_path, base, frame.assign(label=1 - frame["label"]), TINY)
-    assert rm.measure_gate(wrong, pairs=gate_texts()).pair_accuracy < 0.05
+    good, bad = rm.held_out_excerpts(invented_reviews(200, seed=9), (6, 12))
+    assert area(wrong.score(good), wrong.score(bad)) < 0.02
 
 
 def test_the_folder_holds_no_pickle(trained: rm.RewardModel) -> None:
@@ -189,7 +178,7 @@ def test_training_leaves_the_caller_as_it_was(base: Path, tmp_path: Path, capfd:
 def test_a_bar_is_drawn_on_request(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     recipe = replace(TINY, pairs=32)
     rm.train_reward_model(tmp_path / "r", base, invented_reviews(40, seed=0), recipe, progress=True)
-    assert "модель награды" in capfd.readouterr().err
+    assert "reward model" in capfd.readouterr().err
 
 
 def test_equal_recipes_give_equal_weights(base: Path, tmp_path: Path) -> None:
@@ -257,27 +246,46 @@ def test_every_setting_is_part_of_the_cache_key(name: str) -> None:
     assert rm.cache_key(replace(TINY, **{name: other})) != rm.cache_key(TINY)
 
 
-def test_parts_split_and_libraries_are_part_of_the_cache_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = [rm.cache_key(TINY)]
+OTHER = {
+    "embedded": [
+        (wheels, "MINILM", replace(wheels.MINILM, sha256="0" * 64)),
+        (wheels, "IMDB", replace(wheels.IMDB, sha256="0" * 64)),
+    ],
+    "hub": [
+        (hub, "DISTILBERT", replace(hub.DISTILBERT, commit="0" * 40)),
+        (hub, "IMDB", replace(hub.IMDB, commit="0" * 40)),
+    ],
+}
+"""Parts that a source's reward model is made of, at other versions."""
+
+
+@pytest.mark.parametrize("source", OTHER)
+def test_parts_split_and_libraries_are_part_of_the_cache_key(
+    source: imdb.Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [rm.cache_key(TINY, source)]
     for owner, name, value in [
-        (assets, "MINILM", replace(assets.MINILM, sha256="0" * 64)),
-        (assets, "IMDB", replace(assets.IMDB, sha256="0" * 64)),
+        *OTHER[source],
         (rm, "SCORED_WORDS", (24, 41)),
         (rm, "MAX_TOKENS", 127),
+        (rm, "CALIBRATION_REVIEWS", 499),
         (imdb, "SIZES", imdb.SIZES | {"reward_train": 5000}),
         (rm, "trainer_versions", lambda: {"trl": "0"}),
     ]:
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, value)
-            keys.append(rm.cache_key(TINY))
-    assert len(set(keys)) == 7
+            keys.append(rm.cache_key(TINY, source))
+    assert len(set(keys)) == 8
+    for owner, name, value in OTHER["hub" if source == "embedded" else "embedded"]:
+        monkeypatch.setattr(owner, name, value)
+    assert rm.cache_key(TINY, source) == keys[0]
 
 
 def test_load_reward_trains_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WARP_NB_CACHE", str(tmp_path))
     train, calls = rm.train_reward_model, []
 
-    monkeypatch.setattr(assets, "minilm_folder", lambda: base)
+    monkeypatch.setattr(wheels, "minilm_folder", lambda: base)
     monkeypatch.setattr(imdb, "reviews", lambda part, source: invented_reviews(40, seed=0))
 
     def small(folder: Path, given: Path, frame: pd.DataFrame, *_: Any) -> rm.RewardModel:
@@ -292,89 +300,6 @@ def test_load_reward_trains_once(base: Path, tmp_path: Path, monkeypatch: pytest
     assert first.score(["good", "bad"]) == second.score(["good", "bad"])
 
 
-# The gate
-
-
-def test_a_healthy_reward_passes() -> None:
-    gate = rm.measure_gate(count_words, pairs=gate_texts())
-    assert (gate.pair_accuracy, gate.n_pairs) == (1.0, 64)
-    assert gate.spread > 1 and gate.swap_change > 1 and gate.good_above_bad > 0.7
-
-
-def test_a_collapsed_reward_has_no_spread() -> None:
-    gate = rm.measure_gate(lambda prompts, completions: [0.0438] * len(prompts), pairs=gate_texts())
-    assert (gate.pair_accuracy, gate.spread, gate.good_above_bad, gate.swap_change) == (0.5, pytest.approx(0), 0, 0)
-
-
-def test_a_prompt_only_reward_does_not_feel_the_swap() -> None:
-    gate = rm.measure_gate(lambda prompts, completions: count_words(prompts, [""] * len(prompts)), pairs=gate_texts())
-    assert (gate.swap_change, gate.good_above_bad) == (0, 0)
-    assert gate.pair_accuracy == 1, "the planted words are in the prompts too: accuracy alone would not tell"
-
-
-def test_a_reward_on_the_wrong_label_loses_its_pairs() -> None:
-    gate = rm.measure_gate(lambda **texts: [-value for value in count_words(**texts)], pairs=gate_texts())
-    assert gate.pair_accuracy == 0 and gate.good_above_bad < 0.3
-
-
-def test_the_tiny_trained_model_passes_on_its_own_words(trained: rm.RewardModel) -> None:
-    gate = rm.measure_gate(trained, pairs=gate_texts())
-    assert gate.pair_accuracy > 0.98 and gate.spread > 0.5 and gate.swap_change > 0.5
-
-
-def test_gate_pairs_are_held_out_beginnings_cut_at_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [(" ".join(f"{kind}{i}.{k}" for k in range(60)), int(kind == "p")) for kind in "pn" for i in range(20)]
-    asked: list[str] = []
-
-    def reviews(part: str, source: str) -> pd.DataFrame:
-        asked.append(part)
-        return pd.DataFrame(rows, columns=["text", "label"])
-
-    monkeypatch.setattr(imdb, "reviews", reviews)
-    pairs = rm.gate_pairs(n=15)
-    assert set(asked) == {"reward_test"} and len(pairs) == 15
-    assert pairs == rm.gate_pairs(n=15) != rm.gate_pairs(n=15, seed=1)
-    for side, kind in enumerate("pn"):
-        texts = [pair[side][0] + pair[side][1] for pair in pairs]
-        assert len({text.split()[0] for text in texts}) == 15, "no review twice"
-        assert all(text.startswith(kind) and ".0 " in text for text in texts), "positive first, from the beginning"
-        assert all(rm.SCORED_WORDS[0] <= len(text.split()) <= rm.SCORED_WORDS[1] for text in texts)
-        assert all(len(pair[side][0].split()) == rm.PROMPT_WORDS for pair in pairs)
-
-
-# Accuracy
-
-
-@pytest.mark.parametrize(
-    ("good", "bad", "share"),
-    [([1, 2], [0, -1], 1), ([0, 0], [1, 1], 0), ([1, 1], [1, 1], 0.5), ([3, 1], [2, 1], 0.625)],
-)
-def test_pair_accuracy_counts_all_pairs_with_ties_half(good: list[float], bad: list[float], share: float) -> None:
-    assert rm.pair_accuracy(good, bad)[0] == share
-
-
-def test_the_standard_error_is_that_of_repeated_samples() -> None:
-    generator = np.random.default_rng(0)
-    results = np.array([rm.pair_accuracy(generator.normal(1, 1, 80), generator.normal(0, 1, 60)) for _ in range(2000)])
-    assert results[:, 1].mean() == pytest.approx(results[:, 0].std(), rel=0.06)
-
-
-def test_accuracy_by_length_asks_for_each_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The label's word stands at place 20 of each review: shorter excerpts cannot know."""
-    rows = [(" ".join([*["word"] * 20, ["bad", "good"][i % 2], *["word"] * 50]), i % 2) for i in range(30)]
-    monkeypatch.setattr(imdb, "reviews", lambda part: pd.DataFrame(rows, columns=["text", "label"]))
-    seen: list[int] = []
-
-    def reward(prompts: list[str], completions: list[str]) -> Sequence[float]:
-        seen.append(len(completions[0].split()))
-        return count_words(prompts, completions)
-
-    table = rm.accuracy_by_length(reward, lengths=(16, 32), n=20)
-    assert seen == [16, 32]
-    assert [row["accuracy"] for row in table] == [0.5, 1.0]
-    assert [(row["words"], row["n_positive"], row["n_negative"]) for row in table] == [(16, 10, 10), (32, 10, 10)]
-
-
 # The real one
 
 
@@ -385,28 +310,21 @@ def real() -> rm.RewardModel:
 
 @pytest.mark.slow
 def test_the_embedded_reward_is_accurate_on_texts_as_long_as_completions(real: rm.RewardModel) -> None:
-    good, bad = rm.held_out_excerpts(imdb.reviews("reward_test"), rm.SCORED_WORDS)
-    scores = np.array(real.score(good)), np.array(real.score(bad))
-    assert rm.pair_accuracy(*scores)[0] >= 0.82
-    balance = np.mean(scores[0] > 0), np.mean(scores[1] < 0)
+    good, bad = (real.score(texts) for texts in rm.held_out_excerpts(imdb.reviews("reward_test"), rm.SCORED_WORDS))
+    assert area(good, bad) >= 0.82
+    balance = np.mean(np.array(good) > 0), np.mean(np.array(bad) < 0)
     assert min(balance) > 0.65, "the zero is calibrated: neither class is sacrificed"
 
 
 @pytest.mark.slow
 def test_the_embedded_reward_passes_its_gate(real: rm.RewardModel) -> None:
-    gate = rm.measure_gate(real)
-    assert gate.pair_accuracy > 0.78, "0.82 less what 256 pairs leave uncertain"
+    gate = imdb_gate(real)
+    assert gate.n_pairs == 256 and gate.pair_accuracy > 0.78, "0.82 less what 256 pairs leave uncertain"
     assert gate.spread > 0.5 and gate.swap_change > 0.3 * gate.spread and gate.good_above_bad >= 0.9
 
 
 @pytest.mark.slow
 def test_the_embedded_reward_gets_better_with_length(real: rm.RewardModel) -> None:
-    short, long = rm.accuracy_by_length(real, lengths=(8, 64), n=600)
-    assert long["accuracy"] > short["accuracy"] + 2 * short["standard_error"]
-
-
-@pytest.mark.slow
-def test_gate_reviews_were_not_trained_on() -> None:
-    trained = {" ".join(text.split()[: rm.PROMPT_WORDS * 2]) for text in imdb.reviews("reward_train")["text"]}
-    texts = [" ".join((prompt + rest).split()[: rm.PROMPT_WORDS * 2]) for p in rm.gate_pairs() for prompt, rest in p]
-    assert not trained.intersection(texts)
+    reviews = imdb.reviews("reward_test")[:600]
+    short, long = (area(*map(real.score, rm.held_out_excerpts(reviews, (words, words)))) for words in (8, 64))
+    assert long > short + 0.05, "twice the standard error of an area over 300 and 300 texts"

@@ -13,19 +13,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.decoders import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from warp_nb.tasks import imdb, sft, small_policy
-from warp_nb.tasks.small_policy import (
-    BEGIN,
-    PAD,
-    WINDOW,
-    Trainer,
-    cut,
-    learning_rate,
-    token_stream,
-    trim_tokenizer,
-    windows,
-)
-from warp_nb.tasks.task import SMALL
+from scripts import small_policy
+from scripts.small_policy import WINDOW, Trainer, cut, learning_rate, token_stream, trim_tokenizer, windows
+from warp_nb.tasks import imdb, sft
+from warp_nb.tasks.prepared import SMALL
+from warp_nb.tasks.sft import BEGIN, PAD
 
 TEXTS = ["the film was good and the film was long", "a bad film, a very bad film", "good actors and a good story"] * 40
 
@@ -40,11 +32,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     bpe.train_from_iterator(
         TEXTS, trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
     )
-    return PreTrainedTokenizerFast(tokenizer_object=bpe)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<|im_start|>")
 
 
 def llama(vocabulary: int, layers: int = 3) -> LlamaForCausalLM:
-    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=16,
@@ -55,7 +46,9 @@ def llama(vocabulary: int, layers: int = 3) -> LlamaForCausalLM:
         head_dim=8,
         tie_word_embeddings=True,
     )
-    return LlamaForCausalLM(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config)
 
 
 def test_a_trimmed_tokenizer_still_writes_everything(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -117,38 +110,44 @@ def test_a_resumed_training_gives_the_same_bits(tmp_path: Path) -> None:
         assert torch.equal(master, second.masters[name]), name
 
 
-def test_word_perplexity_is_the_models_own_loss(tokenizer: PreTrainedTokenizerFast) -> None:
-    trimmed, _ = trim_tokenizer(tokenizer, TEXTS, 275)
-    model = llama(len(trimmed)).eval()
-    total = 0.0
-    for text in TEXTS[:3]:
-        ids = torch.tensor([[trimmed.bos_token_id, *trimmed(text)["input_ids"]]])
-        with torch.no_grad():
-            total += model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
-    words = sum(len(text.split()) for text in TEXTS[:3])
-    expected = torch.tensor(total / words).exp().item()
-    assert sft.word_perplexity(model, trimmed, TEXTS[:3]) == pytest.approx(expected, rel=1e-4)
+@pytest.fixture
+def smollm2(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> LlamaForCausalLM:
+    """Stands for SmolLM2, as every part's reviews do for IMDb's."""
+    model = llama(len(tokenizer))
+    monkeypatch.setattr(small_policy.sft, "load_smollm2", lambda: (model, tokenizer))
+    monkeypatch.setattr(imdb, "reviews", lambda part: pd.DataFrame({"text": [f"{part} {text}" for text in TEXTS]}))
+    return model
 
 
 def test_only_the_sft_part_is_learnt(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smollm2: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learnt: list[list[str]] = []
-    real = small_policy.token_stream
 
     def stream(words: Any, texts: list[str]) -> Any:
         learnt.append(texts)
-        return real(words, texts)
+        return token_stream(words, texts)
 
     monkeypatch.setattr(small_policy, "token_stream", stream)
-    monkeypatch.setattr(small_policy.sft, "load_smollm2", lambda: (llama(len(tokenizer)), tokenizer))
-    monkeypatch.setattr(imdb, "reviews", lambda part: pd.DataFrame({"text": [f"{part} {text}" for text in TEXTS]}))
     small_policy.train(tmp_path, [0, 2], 275, 2, 2, 1e-3, 0)
     assert learnt == [[f"sft {text}" for text in TEXTS]]
     (row,) = json.loads((tmp_path / "curve.json").read_text())
     assert row["step"] == 2 and row["perplexity_per_word"] > 1
     small_policy.train(tmp_path, [0, 2], 275, 3, 2, 1e-3, 0)
     assert [row["step"] for row in json.loads((tmp_path / "curve.json").read_text())] == [2, 3]
+
+
+def test_the_policy_is_compared_on_the_same_held_out_reviews(
+    smollm2: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    small_policy.train(tmp_path, [0, 2], 275, 1, 2, 1e-3, 0)
+    found, texts = small_policy.compare(tmp_path), [f"eval {text}" for text in TEXTS]
+    for name, begin in (("own_begin", "<|im_start|>"), ("best_begin", BEGIN)):
+        wanted = sft.word_perplexity(smollm2, tokenizer, texts, begin=tokenizer.get_vocab()[begin])
+        assert found[f"smollm2_135m_{name}"] == wanted and found[f"ratio_{name}"] == found["small"] / wanted
+    small, words = (kind.from_pretrained(tmp_path) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    assert found["small"] == pytest.approx(sft.word_perplexity(small.float(), words, texts), rel=1e-5)
+    assert json.loads((tmp_path / "perplexity.json").read_text()) == found
 
 
 @pytest.mark.slow

@@ -1,98 +1,99 @@
+"""Tables hold the figures and escape every text."""
+
+from __future__ import annotations
+
 import math
-from html.parser import HTMLParser
 
-import pandas as pd
 import pytest
-from synthetic import SAMPLE, result
+from pages import ATTACK, Outline, records, tables
+from synthetic import SAMPLE, failed, result
 
-from warp_nb.measure.checks import TEXT
-from warp_nb.notebook.tables import ORIGINAL_COLUMN, checks_table, geometry_table, results_table, samples_table
+from warp_nb.notebook.check_words import WORDS
+from warp_nb.notebook.tables import (
+    MEASURES,
+    checks_table,
+    geometry_table,
+    results_table,
+    samples_table,
+    table,
+)
 from warp_nb.studies.original import ROWS
 
-ATTACK = "<script>alert(1)</script><img src=x onerror=alert(1)> $\\alpha$ & конец"
+HOSTILE = f"{ATTACK} $\\alpha$ & конец"
 
 
-class Cells(HTMLParser):
-    """Texts of a table's cells, row by row."""
-
-    def __init__(self):
-        super().__init__()
-        self.rows = []
-
-    def handle_starttag(self, tag, attrs):
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_data(self, data):
-        if data.strip():
-            self.rows[-1][-1] += data.strip()
+def test_results_stand_beside_the_original_where_it_ran_these_settings() -> None:
+    rows = records(results_table(result(**ROWS[4].settings)).data)
+    assert [row["Величина"] for row in rows] == list(MEASURES.values())
+    assert [row["Измерено"].split(" (")[0] for row in rows] == [
+        *("0,10", "0,90", "+0,80", "2,00", "2,10", "50,0", "60,0", "0,980", "0,970")
+    ]
+    assert rows[2]["Измерено"] == "+0,80 (95\u00a0% интервал от\u00a00,70 до\u00a00,90)"
+    assert [row["Исходный отчёт (другие модель и шкала награды)"] for row in rows] == [
+        *("0,0438413", "0,0438342", "−0,0000071", "33,56183", "30,76847", *["нет"] * 4)
+    ]
 
 
-def read(table) -> pd.DataFrame:
-    cells = Cells()
-    cells.feed(table.data)
-    header, *rows = cells.rows
-    return pd.DataFrame(rows, columns=header)
-
-
-def test_results_stand_beside_the_original_where_it_ran_these_settings():
-    frame = read(results_table(result(**ROWS[4].settings))).set_index("Величина")
-    assert len(frame) == 9
-    assert frame.loc["Разность наград, парная", "Измерено"].startswith("+0,80 (95\u00a0% интервал от\u00a00,70")
-    assert frame.loc["Средняя награда WARP", ORIGINAL_COLUMN] == "0,0438342"
-    assert frame.loc["Разность наград, парная", ORIGINAL_COLUMN] == "−0,0000071"
-    assert frame.loc["KL(sft‖warp), нат на последовательность", ORIGINAL_COLUMN] == "33,56183"
-    assert frame.loc["Доля разных биграмм WARP", ORIGINAL_COLUMN] == "нет"
-
-
-def test_results_of_ones_own_parameters_stand_alone():
-    assert list(read(results_table(result())).columns) == ["Величина", "Измерено"]
+def test_results_of_ones_own_parameters_stand_alone() -> None:
+    assert {tuple(row) for row in records(results_table(result()).data)} == {("Величина", "Измерено")}
 
 
 @pytest.mark.parametrize("field", ["prompt", "reference", "policy"])
-def test_text_of_a_model_cannot_inject_and_is_whole(field):
-    found = result()
-    found.evaluations[0].samples[:] = [SAMPLE | {field: ATTACK * 20}]
-    html = samples_table(found.evaluations[0]).data
-    assert "<script" not in html and "<img" not in html
-    assert "&lt;script&gt;" in html and html.count("конец") == 20
+def test_text_of_a_model_is_whole_and_stays_text(field: str) -> None:
+    found = result().evaluations[0]
+    found.samples[:] = [SAMPLE | {field: HOSTILE * 20}]
+    html = samples_table(found).data
+    ((_, row),) = tables(html)
+    assert HOSTILE * 20 in row
+    assert not {"script", "img"} & set(Outline(html).tags) and not Outline(html).handlers
     assert "mathjax_ignore" in html and "tex2jax_ignore" in html
 
 
-def test_samples_are_counted_and_their_rewards_russian():
-    found = result()
-    found.evaluations[0].samples[:] = [SAMPLE] * 8
-    frame = read(samples_table(found.evaluations[0], 3))
-    assert len(frame) == 3
-    assert list(frame.iloc[0]) == ["This film", "is long.", "−0,3", "is great!", "2,1"]
+def test_headings_are_escaped_too() -> None:
+    html = table([{HOSTILE: 1}]).data
+    assert records(html) == [{HOSTILE: "1"}] and "script" not in Outline(html).tags
 
 
-def test_failed_checks_stand_first_and_silent_ones_say_so():
-    frame = read(checks_table(result(M=1, runs={"scored_after_end": 3.0}).checks))
-    assert len(frame) == len(TEXT)
-    assert list(frame.iloc[0][["Имя", "Итог", "Измерено"]]) == [
-        "nothing-scored-after-end",
-        "НЕ ПРОЙДЕНА",
-        "токенов после конца: 3",
+def test_samples_are_counted_and_their_rewards_russian() -> None:
+    found = result().evaluations[0]
+    found.samples[:] = [SAMPLE] * 8
+    wanted = {"Начало": "This film", "SFT": "is long.", "Награда SFT": "−0,3", "M=1": "is great!", "Награда M=1": "2,1"}
+    assert records(samples_table(found, 3, "M=1").data) == [wanted] * 3
+
+
+def test_failed_checks_stand_first_and_silent_ones_say_so() -> None:
+    found = result(M=1, runs={"scored_after_end": 3.0, "empty_completions": 0.9})
+    rows = records(checks_table(found.checks).data)
+    assert [row["Имя"] for row in rows[:2]] == ["completions-nonempty", "nothing-scored-after-end"]
+    assert {row["Имя"] for row in rows} == WORDS.keys() and failed(found) == {row["Имя"] for row in rows[:2]}
+    verdicts = {row["Имя"]: row["Итог"] for row in rows}
+    assert [verdicts.pop(row["Имя"]) for row in rows[:2]] == ["НЕ ПРОЙДЕНА"] * 2
+    assert verdicts.pop("runs-differ") == "не применима" and set(verdicts.values()) == {"пройдена"}
+    for row in rows:
+        words = WORDS[row["Имя"]]
+        wanted = (words.title, words.rule, words.failure)
+        assert (row["Проверка"], row["Правило"], row["Что значит отказ"]) == wanted
+    assert rows[1]["Измерено"] == "токенов после конца: 3"
+
+
+def test_geometry_has_a_row_a_pair_and_block_and_says_where_the_angle_is_undefined() -> None:
+    rows = records(geometry_table(result(omega=math.nan, n_seeds=2)).data)
+    places = [
+        (seed, iteration, "1 и 2", block)
+        for seed in ("0", "1")
+        for iteration in ("1", "2")
+        for block in ("wte", "h.0", "h.1")
     ]
-    assert frame.set_index("Имя").loc["runs-differ", "Итог"] == "не применима"
-    assert (frame["Итог"] == "пройдена").sum() == len(TEXT) - 2
+    assert [(row["Сид"], row["Итерация"], row["Прогоны"], row["Блок"]) for row in rows] == places
+    assert {row["Ω, °"] for row in rows} == {"не определено"}
+    (first, *_) = records(geometry_table(result(omega=60.0)).data)
+    assert "Сид" not in first
+    assert list(first.values()) == ["1", "1 и 2", "wte", "0,5", "60", "0,2", "0,21"]
 
 
-def test_geometry_rows_and_undefined_angles():
-    frame = read(geometry_table(result(omega=math.nan, n_seeds=2)))
-    assert len(frame) == 2 * 2 * 3
-    assert list(frame.iloc[0][["Сид", "Итерация", "Прогоны", "Блок", "Ω, °"]]) == [
-        "0",
-        "1",
-        "1 и 2",
-        "wte",
-        "не определено",
-    ]
-    assert "Сид" not in read(geometry_table(result()))
-
-
-def test_geometry_of_one_run_is_a_sentence():
-    assert "Пар прогонов нет: M = 1." in geometry_table(result(M=1)).data
+def test_a_table_without_rows_is_a_sentence() -> None:
+    assert tables(geometry_table(result(M=1)).data) == [[[""], ["Пар прогонов нет: M = 1."]]]
+    assert tables(checks_table([]).data) == [[[""], ["Проверок нет."]]]
+    found = result().evaluations[0]
+    found.samples.clear()
+    assert tables(samples_table(found).data) == [[[""], ["Примеров нет."]]]

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
+import pickle
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from transformers import MambaConfig
 
-from warp_nb.tasks.task import Task, call_reward, describe, first_tokens, load_task, resolve
+from warp_nb.algorithm.objective import Sampling
+from warp_nb.tasks import imdb
+from warp_nb.tasks.prepared import LOADERS, PROMPT_TOKENS, load_task, resolve
+from warp_nb.tasks.rewards import call_reward, describe_reward
+from warp_nb.tasks.task import describe
+from warp_nb.tasks.text import context_length, first_tokens, pad_id
+
+# Rewards
 
 
 def scores(values: Any, count: int = 2) -> list[float]:
@@ -40,47 +51,85 @@ def test_rewards_of_any_number_type_become_floats(values: Any) -> None:
         ([1.0, 2.0, 3.0], "returned 3 values for 2 completions"),
         ([1.0, math.nan], "returned nan for prompt 'second prompt'; every value must be one finite"),
         ([math.inf, 1.0], "returned inf for prompt 'first prompt'; every value must be one finite"),
+        ([1.0, 10**400], f"returned {10**400} for prompt 'second prompt'; every value must be one finite"),
     ],
+    ids=lambda value: str(value)[:20],
 )
 def test_a_misbehaving_reward_is_named_with_its_place(values: Any, words: str) -> None:
     with pytest.raises(ValueError) as caught:
         scores(values)
-    assert "reward constant at step 3" in str(caught.value) and words in str(caught.value)
+    assert str(caught.value).startswith(f"reward constant at step 3 {words}")
 
 
 def test_a_rewards_own_error_is_named_with_its_place() -> None:
     def broken(**kwargs: Any) -> list[float]:
         raise KeyError("its own fault")
 
-    with pytest.raises(
-        RuntimeError, match=r"reward broken at here raised KeyError: 'its own fault' \(first of 1"
-    ) as caught:
-        call_reward(broken, ["the film"], ["c"], "here")
-    assert isinstance(caught.value.__cause__, KeyError) and "'the film'" in str(caught.value)
+    with pytest.raises(RuntimeError) as caught:
+        call_reward(broken, ["the film", "we"], ["c", "d"], "here")
+    said = "reward broken at here raised KeyError: 'its own fault' (first of 2 prompts: 'the film')"
+    assert str(caught.value) == said and isinstance(caught.value.__cause__, KeyError)
+
+
+class Scorer:
+    """A reward that is an object and knows what it is."""
+
+    def __call__(self, prompts: list[str], completions: list[str]) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    def describe(self) -> dict[str, Any]:
+        return {"parameters": 3}
 
 
 def test_an_object_with_call_is_a_reward() -> None:
-    class Scorer:
-        def __call__(self, prompts: list[str], completions: list[str]) -> list[float]:
-            return [0.0] * 5
-
-    with pytest.raises(ValueError, match="reward Scorer at here returned 5 values for 1"):
-        call_reward(Scorer(), ["p"], ["c"], "here")
+    assert call_reward(Scorer(), ["p"], ["four"], "here") == [4.0]
+    assert describe_reward(Scorer()) == {"name": "Scorer", "parameters": 3}
+    assert describe_reward(tiny.opinion) == {"name": "opinion"}
 
 
-def test_prompts_of_training_and_evaluation_are_disjoint_and_present() -> None:
-    with pytest.raises(ValueError, match=r"1 prompts are in both .* 'the film'; the evaluation must be held out"):
-        tiny.task(train_prompts=["the film", "we"], eval_prompts=["story", "the film"])
-    for name in ("train_prompts", "eval_prompts"):
-        with pytest.raises(ValueError, match=f"{name} is empty"):
-            tiny.task(**{name: []})
+# Texts (what becomes of prompts and completions: test_text.py)
 
 
-def test_a_policy_with_dropout_on_or_in_low_precision_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"training mode.*call policy\.eval\(\)"):
-        tiny.task(policy=tiny.gpt2(39).train())
-    with pytest.raises(ValueError, match=r"must be float32, transformer\.wte\.weight is torch\.bfloat16"):
-        tiny.task(policy=tiny.gpt2(39).bfloat16())
+def test_first_tokens_are_distinct_beginnings_in_order() -> None:
+    texts = ["the film was best", "we", "the film is", "film the"]
+    assert first_tokens(tiny.tokenizer(), texts, count=2) == ["the film", "we", "film the"]
+
+
+@pytest.mark.parametrize(
+    ("special", "token"), [({"pad": True}, "<pad>"), ({}, tiny.END), ({"end": False}, tiny.WORDS[0])], ids=str
+)
+def test_padding_is_the_pad_token_else_the_end_else_zero(special: dict[str, bool], token: str) -> None:
+    words = tiny.tokenizer(**special)
+    assert words.convert_ids_to_tokens(pad_id(words)) == token
+
+
+def test_a_model_without_positions_has_no_limit() -> None:
+    assert context_length(tiny.gpt2(4)) == 32
+    assert context_length(SimpleNamespace(config=MambaConfig())) > 10**9
+
+
+# The task
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            lambda: {"train_prompts": ["the film", "we"], "eval_prompts": ["story", "the film"]},
+            "1 prompts are in both train_prompts and eval_prompts, e.g. 'the film'; the evaluation must be held out",
+        ),
+        (lambda: {"train_prompts": []}, "train_prompts is empty; pass at least one prompt"),
+        (lambda: {"eval_prompts": []}, "eval_prompts is empty; pass at least one prompt"),
+        (lambda: {"policy": tiny.gpt2(39).train()}, r"the policy is in training mode, .*; call policy\.eval\(\)"),
+        (
+            lambda: {"policy": tiny.gpt2(39).bfloat16()},
+            r"the policy must be float32, transformer\.wte\.weight is torch\.bfloat16; call policy\.float\(\)",
+        ),
+    ],
+)
+def test_a_task_that_would_fail_later_is_refused(changes: Callable[[], dict[str, Any]], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        tiny.task(**changes())
 
 
 def test_a_task_is_frozen() -> None:
@@ -88,25 +137,75 @@ def test_a_task_is_frozen() -> None:
         tiny.task().reward = None  # type: ignore[misc]
 
 
-def test_first_tokens_are_distinct_beginnings() -> None:
-    words = tiny.tokenizer()
-    assert first_tokens(words, ["the film was best", "the film is", "we"], count=2) == ["the film", "we"]
+def test_sampling_takes_the_ids_of_the_tokenizer() -> None:
+    words = tiny.tokenizer(pad=True)
+    task = tiny.task(tokenizer=words)
+    assert task.sampling(5) == Sampling(5, 1.0, (words.eos_token_id,), words.pad_token_id)
+    assert tiny.task(tokenizer=tiny.tokenizer(end=False)).sampling(5, 0.7) == Sampling(5, 0.7, (), 0)
+
+
+def test_prompts_leave_room_for_the_completion() -> None:
+    task = tiny.task()
+    ids, mask = task.encode(["the film", "we"], task.sampling(8))
+    assert task.tokenizer.decode(ids[0]) == "the film" and mask.tolist() == [[1, 1], [0, 1]]
+    task.encode(["the " * 24], task.sampling(8))
+    with pytest.raises(ValueError, match="prompt of 25 tokens, at most 24 fit beside the completion"):
+        task.encode(["the " * 25], task.sampling(8))
+
+
+def test_a_task_decodes_and_scores() -> None:
+    task = tiny.task()
+    best, bad = task.tokenizer.convert_tokens_to_ids(["best", "awful"])
+    texts = task.decode(tiny.rollout([0], [[best, best], [bad, task.tokenizer.eos_token_id]]))
+    assert texts == ["best best", "awful"] and task.score(["the"] * 2, texts, "here") == [2.0, -1.0]
+    with pytest.raises(ValueError, match="reward short at here returned 0 values for 1 completions"):
+        tiny.task(reward=short).score(["the"], ["film"], "here")
+
+
+def short(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+    return []
 
 
 def test_describe_says_what_a_banner_needs() -> None:
-    task = tiny.task()
+    task = tiny.task(facts={"perplexity_after": 30.0})
     assert describe(task) == {
         "task": "tiny", "parameters": task.policy.num_parameters(), "reward": "opinion",
-        "reward_model": {"name": "opinion"}, "train_prompts": 48,
-        "eval_prompts": 64,
+        "reward_model": {"name": "opinion"}, "train_prompts": 48, "eval_prompts": 64, "perplexity_after": 30.0,
     }  # fmt: skip
+
+
+# The prepared tasks
 
 
 def test_unknown_tasks_are_refused_with_the_known_ones() -> None:
     for call in (resolve, load_task):
-        with pytest.raises(ValueError, match=r"task must be one of auto, small.*got 'large'; or build a Task"):
+        with pytest.raises(ValueError, match=r"task must be one of auto, small, smollm, gpt2, got 'large'; or build a"):
             call("large")
-    assert [resolve(name, "cpu")[0] for name in ("auto", "small", "smollm", "gpt2")] == [
-        "small", "small", "smollm", "gpt2"
-    ]  # fmt: skip
-    assert isinstance(tiny.task(), Task)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "chosen"),
+    [
+        *((name, "cpu", (name, "cpu", "named")) for name in LOADERS),
+        ("auto", "cpu", ("small", "cpu", "no-gpu")),
+        ("auto", "", ("gpt2", "cuda", "gpu")),
+    ],
+)
+def test_auto_is_the_hubs_task_with_a_gpu(
+    name: str, device: str, chosen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve(name, device) == chosen
+
+
+@pytest.mark.slow
+def test_the_shipped_task_is_whole() -> None:
+    task = load_task("small", "cpu")
+    assert task.name == "small" and describe(task)["reward"] == "imdb_sentiment" and not task.facts
+    assert task.gate is not None and task.gate(task.reward).pair_accuracy > 0.7
+    for prompts, part in ((task.train_prompts, "prompts"), (task.eval_prompts, "eval")):
+        texts = imdb.reviews(part)["text"].tolist()
+        assert len(prompts) > 0.95 * len(texts)
+        assert prompts[:5] == first_tokens(task.tokenizer, texts[:5], PROMPT_TOKENS)
+    again = pickle.loads(pickle.dumps(task.rebuild))
+    assert again.func is load_task and again.args == ("small",)

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from warp_nb.fast.rollout import Rollout
+from warp_nb.algorithm.objective import Rollout
 from warp_nb.tasks.task import Task
 
 GOOD = ["wonderful", "superb", "touching", "masterpiece", "brilliant", "best", "perfect", "sharp", "enjoyed"]
@@ -119,5 +119,4 @@ def rollout(prompt: list[int], completions: Sequence[Sequence[int]], pad: int = 
     mask = torch.tensor([[index < len(row) for index in range(width)] for row in completions])
     ids = torch.tensor([[*prompt, *row, *[pad] * (width - len(row))] for row in completions])
     attention = torch.cat([torch.ones(len(ids), len(prompt), dtype=torch.long), mask.long()], 1)
-    texts = [" ".join(map(str, row)) for row in completions]
-    return Rollout(ids, attention, mask, torch.zeros(mask.shape), ["prompt"] * len(ids), texts)
+    return Rollout(ids, attention, mask, torch.zeros(mask.shape), 1.0)

@@ -1,0 +1,238 @@
+"""What the notebook of the diagnosis shows, on tables that nobody measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from celltables import both, healthy, moved, record
+from pages import records
+
+from warp_nb.measure.machine import machine
+from warp_nb.notebook import diagnosis_page
+from warp_nb.notebook.check_words import WORDS
+from warp_nb.notebook.conclusions import conclude
+from warp_nb.notebook.experiment_page import save
+from warp_nb.studies import verdicts
+from warp_nb.studies.diagnosis import (
+    DRIFT_LR,
+    ONE_SEED,
+    SEEDS,
+    SUSPECTS,
+    WARM_UPS,
+    Cell,
+    CellTable,
+    RewardCell,
+    at_step_one,
+    drift,
+    read_table,
+)
+
+NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "diagnosis.ipynb"
+
+
+def concluded(table: dict[str, Any]) -> list[str]:
+    return conclude(CellTable({}, table))
+
+
+def cause(table: dict[str, Any], oddity: str) -> str:
+    """What is said to cause an oddity of the report."""
+    (line,) = [line for line in concluded(table)[1].splitlines() if line.startswith(f"- **{oddity}.** ")]
+    return line.partition(".** ")[2]
+
+
+# Tables
+
+
+def test_a_verdict_is_a_row_under_its_prediction() -> None:
+    table = healthy()
+    html = diagnosis_page.verdict_table(verdicts.warm_ups(table)).data
+    assert html.startswith("<p>Предсказание: KL эксперимента 1 напечатается как 0,00000 и в fp32, и в bfloat16.</p><t")
+    rows = records(html.partition("</p>")[2])
+    assert [row["Гипотеза"] for row in rows] == [
+        "прогрев 5 шагов",
+        "прогрев 100 шагов, из них сделано 10",
+        "планировщик начинает с lr = 0 и не вызывается",
+    ]
+    assert {(row["Вердикт"], row["Сбылось"]) for row in rows} == {("недостаточно", "0 из 3")}
+    assert rows[0]["Измерено"] == "KL, нат: в fp32 10⁻⁸, в bfloat16 0,002; нетронутых весов 10 %"
+
+
+def test_every_verdict_has_words() -> None:
+    found = [diagnosis_page.told(verdict) for verdict in verdicts.verdicts(healthy())]
+    assert all(all(one.values()) and "{" not in str(list(one.values())[:-1]) for one in found)
+    assert len({one["name"] for one in found}) == len({one["english"] for one in found}) == len(found) == 19
+    assert {one["verdict"] for one in found} == {"недостаточно", "достаточно, чтобы объяснить"}
+
+
+def test_equal_curves_are_told_with_their_twins() -> None:
+    table = healthy()
+    for seed in SEEDS:
+        table[Cell(2, faults=ONE_SEED, seed=seed).name] = record(curves=[[0.1, 0.2]] * 4, omega=[0.0, None])
+    told = {one["name"]: one["measured"] for one in map(diagnosis_page.told, verdicts.equal_runs(table))}
+    assert told["один сид на все прогоны"] == (
+        "кривые двух прогонов совпали до бита; наибольший угол Ω: 0°; итоговые веса совпали с M = 1 до бита в 3 из 3"
+    )
+    assert told["независимые прогоны"] == "кривые двух прогонов различны с шага 1; наибольший угол Ω: 80°"
+
+
+def test_the_rows_of_the_original_stand_beside_ours() -> None:
+    rows = records(diagnosis_page.final_rows(healthy()).data)
+    assert [(row["Эксперимент"], row["Что"]) for row in rows] == [
+        (str(number), words)
+        for number in (1, 2, 3, 4)
+        for words in ("исходный отчёт", "лучшее сочетание ошибок", "без ошибок")
+    ]
+    assert [row["KL(sft‖warp)"] for row in rows[3:6]] == ["0,02546", "0,00001", "0,00001"]
+    assert {row["Награда WARP"] for row in rows if row["Что"] == "без ошибок"} == {"0,5000000"}
+
+
+def test_the_checks_that_see_a_fault_at_step_one() -> None:
+    table = healthy()
+    table[at_step_one("greedy").name]["failed"] = ["runs-differ", "liti-formula"]
+    rows = {row["Ошибка"]: row["Не пройдены на шаге 1"] for row in records(diagnosis_page.step_one(table).data)}
+    assert len(rows) == len(SUSPECTS) and rows["ошибки нет"] == "ни одна: всё в порядке"
+    titles = [WORDS[name].title for name in ("runs-differ", "liti-formula")]
+    assert rows["жадная выборка, начала по порядку"] == f"«{titles[0]}»; «{titles[1]}»"
+
+
+def test_the_tables_of_rewards_displacements_and_arithmetics() -> None:
+    table = healthy()
+    for seed in SEEDS:
+        table[RewardCell(1e-2, seed).name] |= {"spread": 3e-6 * (1 + seed), "pair_accuracy": 0.5}
+        table[drift("sound", 1e-3, "mean", seed).name]["delta_norms"] = [2e-2 * (1 + seed)]
+        table[Cell(2, seed=seed).name] |= {"moved": 1e-5, "parameters": 25}
+        table[Cell(2, seed=seed).name]["kl"]["mixed"] = both(0.02 * (1 + seed))
+    rows = records(diagnosis_page.gate_table(table).data)
+    assert [row["lr"] for row in rows] == ["10⁻⁵", "10⁻⁴", "0,001", "0,01"]
+    assert rows[3]["Разброс оценок"] == "3·10⁻⁶; 6·10⁻⁶; 9·10⁻⁶"
+    assert [row["Верных пар"] for row in rows[2:]] == [
+        "80\u00a0%; 80\u00a0%; 80\u00a0%",
+        "50\u00a0%; 50\u00a0%; 50\u00a0%",
+    ]
+    rows = records(diagnosis_page.displacement_table(table).data)
+    assert len(rows) == 4 and rows[1]["Прогон"] == "награда исправная, среднее вычтено"
+    assert rows[1]["lr = 0,001"] == "4", "0.04, the median, over 10, the root of 100 weights, and over lr"
+    rows = records(diagnosis_page.precision_table(table).data)
+    assert [(row["Задача"], row["Эксперимент"]) for row in rows] == [
+        (task, number) for task in ("small", "smollm") for number in "12"
+    ]
+    assert rows[1]["Сдвиг веса, в lr"] == "2" and rows[1]["KL в bfloat16 (только θ_sft), нат"] == "0,04"
+
+
+def test_the_combinations_that_fit_best_come_with_their_traits() -> None:
+    rows = records(diagnosis_page.traits_table(healthy(), count=2).data)
+    assert len(rows) == 2 and list(rows[0])[:4] == ["Награда", "Сид", "Прогрев эксперимента 1", "KL посчитана в"]
+    assert rows[0]["KL эксперимента 1 печатается как 0,00000"] == "да"
+    assert rows[0]["KL эксперимента 2 та же в пределах 3 раз"] == "нет" and len(rows[0]) == 4 + 7
+
+
+# Figures
+
+
+def test_figures_show_the_table() -> None:
+    table = healthy()
+    spread, accuracy = diagnosis_page.sweep(table).axes
+    assert len(spread.lines) == 4 and len(accuracy.lines) == 5 and spread.get_xscale() == "log"
+    apart, alike = diagnosis_page.twin_curves(table).axes
+    curves = table[Cell(2).name]["curves"]["objective"]
+    assert [line.get_ydata().tolist() for line in apart.lines] == curves[:2] and len(alike.lines) == 2
+    norms, kls = diagnosis_page.drift_figure(table).axes
+    assert len(norms.containers) == len(kls.containers) == 4
+    assert norms.containers[0].lines[0].get_xdata().tolist() == list(DRIFT_LR)
+    for ax in diagnosis_page.split_figure(table).axes:
+        assert [line.get_ydata() for line in ax.lines] == [pytest.approx(range(10))] * 3
+
+
+# The conclusion
+
+
+def test_the_best_combination_is_told_with_those_as_good() -> None:
+    table = healthy()
+    for seed in SEEDS:
+        wanted = {1: (*WARM_UPS["never-stepped"], 0.0), 2: ((), (), 0.02), 3: ((), (), 100.0), 4: ((), (), 30.0)}
+        for number, (faults, changes, kl) in wanted.items():
+            name = Cell(number, "collapsed", faults + ONE_SEED, changes, seed).name
+            table[name] = record(reward=0.0, kl=kl, curves=[[0.1, 0.2]] * 4)
+    assert diagnosis_page.best_text(table) == (
+        "Перебрано 36 сочетаний. Лучше всего подходит: награда схлопнувшаяся, сид один на все прогоны, прогрев "
+        "эксперимента 1: lr = 0, планировщик не вызван, KL посчитана в fp32. Оно повторяет 7 из 7 признаков исходного "
+        "отчёта. Столько же повторяют ещё 2 сочетания: по этим данным их не различить."
+    )
+    assert concluded(table)[0] == diagnosis_page.best_text(table)
+    assert not [one for one in concluded(table) if one.startswith("Ни одно сочетание")]
+
+
+def test_what_the_best_combination_lacks_is_told() -> None:
+    said = concluded(healthy())
+    assert "не повторяет: награда неподвижна, KL эксперимента 2 та же в пределах 3 раз, " in said[0]
+    assert said[-1].startswith("Ни одно сочетание не повторило всех признаков отчёта.")
+
+
+def test_causes_are_told_by_their_verdicts() -> None:
+    table, oddity = healthy(), "Награда не движется, хотя KL растёт"
+    assert len(concluded(table)[1].splitlines()) == 7
+    assert cause(table, oddity) == "Недостаточно: схлопнувшаяся модель награды."
+    assert cause(table, "Два прогона неотличимы") == (
+        "Недостаточно: один сид на все прогоны; одна модель под двумя именами; жадная выборка, начала по порядку."
+    ), "the control is no cause"
+    for seed in SEEDS:
+        assert cause(table, oddity)[:13] == ("Недостаточно:" if seed == 0 else "Не различить:")
+        for number in (1, 2, 3, 4):
+            moved(table, Cell(number, "collapsed", seed=seed), 1e-6)
+    assert cause(table, oddity) == "Достаточно: схлопнувшаяся модель награды."
+
+
+def test_a_constant_reward_says_nothing_of_the_rate() -> None:
+    table, begin = healthy(), "Если награда отчёта постоянна, о lr и прогреве"
+    assert not [one for one in concluded(table) if one.startswith(begin)]
+    for seed in SEEDS:
+        for number in (1, 2, 3, 4):
+            moved(table, Cell(number, "collapsed", seed=seed), 1e-6)
+    assert concluded(table)[-1].startswith(begin)
+
+
+@pytest.mark.parametrize("unstepped", [False, True])
+@pytest.mark.parametrize(("first", "told"), [(0.03, "не ноль, а 0,03 ната."), (0.0, "")])
+def test_an_arithmetic_that_makes_the_kl_of_experiment_2_makes_that_of_experiment_1_too(
+    first: float, told: str, unstepped: bool
+) -> None:
+    table = healthy()
+    for seed in SEEDS:
+        for number, kl in ((1, first), (2, 0.025)):
+            table[Cell(number, seed=seed).name]["kl"] |= {"float32": both(0.0), "bfloat16": both(kl), "mixed": both(kl)}
+        if unstepped:
+            faults, changes = WARM_UPS["never-stepped"]
+            table[Cell(1, "sound", faults, changes, seed).name] = record(kl=0.0, unmoved=[1.0])
+    said = [one for one in concluded(table) if one.startswith("Арифметика, которая даёт эксперименту 2 его KL")]
+    assert len(said) == bool(told) and all(told in one for one in said)
+    only = "Ноль в любой арифметике дал только такой прогрев: планировщик начинает с lr = 0 и не вызывается."
+    assert [one.endswith(only) for one in said] == [unstepped] * len(said)
+
+
+# What the reports take, and the committed notebook
+
+
+def test_what_the_reports_take_is_plain_json(tmp_path: Path) -> None:
+    path = tmp_path / "diagnosis.result.json"
+    found = CellTable(machine(), healthy())
+    save(found, "")
+    save(found, str(path))
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    assert kept["status"] == "ok" and kept["conclusion"] == conclude(found)
+    assert kept["verdicts"] == json.loads(json.dumps([*map(diagnosis_page.told, verdicts.verdicts(healthy()))]))
+    assert kept["verdicts"][0]["verdict_english"] == verdicts.INSUFFICIENT
+    assert kept["rows"]["original"]["exp2"]["kl_reference_policy"] == 0.02546 and kept["tried"] == 36
+    assert kept["cells"] == len(healthy()) == kept["cells_seconds"] and set(kept["seen_at_step_1"]) == set(SUSPECTS)
+
+
+def test_the_committed_notebook_says_what_the_table_does() -> None:
+    outputs = [out for cell in nbformat.read(NOTEBOOK, 4).cells for out in cell.get("outputs", [])]
+    texts = [out.get("text", "") or out.data.get("text/markdown", "") for out in outputs]
+    table = read_table()
+    assert "\n\n".join(conclude(table)) in texts, "make notebooks"
+    assert f"{diagnosis_page.best_text(table.cells)}\n" in texts, "make notebooks"

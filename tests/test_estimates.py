@@ -1,0 +1,90 @@
+"""Means and slopes with their intervals, against scipy, least squares by numpy, and repeated samples."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import ttest_1samp, ttest_ind
+from synthetic import result
+
+from warp_nb.measure.estimates import Estimate, between_iterations, exponential, mean_interval, slope
+
+
+def test_an_interval_is_scipys_and_covers_what_it_says() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(1, 2, size=7)
+    low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+    found = mean_interval(list(values))
+    assert (found.value, found.low, found.high) == pytest.approx((values.mean(), low, high))
+    covered = [(lambda e: e.low < 1 < e.high)(mean_interval(list(rng.normal(1, 2, size=5)))) for _ in range(2000)]
+    assert 0.93 < np.mean(covered) < 0.97
+
+
+def test_one_value_has_no_interval() -> None:
+    found = mean_interval([3.0])
+    assert found.value == 3 and math.isnan(found.low) and math.isnan(found.high)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "excludes"),
+    [(0.1, 2, True), (-2, -0.1, True), (-0.1, 2, False), (0, 2, False), (math.nan, math.nan, False)],
+)
+def test_zero_is_excluded_by_a_known_interval_beside_it(low: float, high: float, excludes: bool) -> None:
+    assert Estimate(1.0, low, high).excludes_zero == excludes
+
+
+def test_the_interval_of_an_exponential_is_the_exponential_of_its_ends() -> None:
+    found = exponential(Estimate(1.0, 0.5, 1.5))
+    assert (found.value, found.low, found.high) == pytest.approx((math.e, math.exp(0.5), math.exp(1.5)))
+    assert exponential(Estimate(1e9, 1e9, 1e9)).value < math.inf
+    assert math.isnan(exponential(mean_interval([1.0])).low)
+
+
+def test_slope_is_least_squares_with_an_intercept_a_run() -> None:
+    history = result(T=6).history
+    history["objective"] = np.random.default_rng(1).normal(size=len(history)) + 10 * history.run * history.iteration
+    runs = history.groupby(["iteration", "run"]).ngroup().to_numpy()
+    design = np.column_stack([history["step"], *(runs == index for index in range(4))])
+    wanted, residual, *_ = np.linalg.lstsq(design, history["objective"].to_numpy(), rcond=None)
+    variance = residual[0] / (24 - 5) * np.linalg.inv(design.T @ design)[0, 0]
+    found = slope(history, "objective")
+    assert found is not None and found.value == pytest.approx(wanted[0])
+    assert found.high - found.value == pytest.approx(2.093024 * math.sqrt(variance), rel=1e-5)  # t of 19 degrees
+
+
+def test_slopes_of_reward_and_penalty_add_up_to_the_objective() -> None:
+    history = result(n_seeds=2).history
+    whole, *parts = (slope(history, column).value for column in ("objective", "reward", "penalty"))  # type: ignore[union-attr]
+    assert whole == pytest.approx(sum(parts)) != 0
+
+
+@pytest.mark.parametrize(("settings", "known"), [({"T": 2}, False), ({"T": 3}, True), ({"T": 1, "I": 2}, False)])
+def test_a_slope_needs_more_points_than_unknowns(settings: dict[str, int], known: bool) -> None:
+    assert (slope(result(**({"I": 1, "M": 1} | settings)).history, "reward") is not None) == known
+
+
+def test_a_slope_of_what_is_not_finite_is_not_finite() -> None:
+    history = result().history
+    history.loc[3, "reward"] = math.nan
+    found = slope(history, "reward")
+    assert found is not None and math.isnan(found.value)
+
+
+def test_iterations_are_compared_by_the_means_of_their_runs() -> None:
+    history = result(M=3).history
+    rng = np.random.default_rng(2)
+    history["objective"] = rng.normal(size=len(history)) + (history.iteration == 2) * (3 + history.run)
+    means = [[rows["objective"].mean() for _, rows in history[history.iteration == i].groupby("run")] for i in (1, 2)]
+    wanted = ttest_ind(means[1], means[0], equal_var=False).confidence_interval(0.95)
+    found = between_iterations(history)
+    assert found is not None and found.value == pytest.approx(np.mean(means[1]) - np.mean(means[0]))
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+
+
+@pytest.mark.parametrize("settings", [{"M": 1}, {"I": 1}])
+def test_iterations_of_fewer_than_two_runs_are_not_compared(settings: dict[str, int]) -> None:
+    history: pd.DataFrame = result(**settings).history
+    assert between_iterations(history) is None

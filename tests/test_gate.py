@@ -1,0 +1,120 @@
+"""The gate by hand, on planted rewards, and what IMDb's own is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+import tiny
+from gates import PAIRS, gate
+
+from warp_nb.tasks import imdb
+from warp_nb.tasks.gate import RewardGate, measure_gate
+from warp_nb.tasks.imdb_gate import PRAISE_AND_BLAME, PROMPT_WORDS, SENTENCES, imdb_gate, imdb_pairs
+from warp_nb.tasks.reward_model import SCORED_WORDS
+
+
+def spoken(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+    """The number that the text ends with, plus ten times that of the prompt."""
+    return [10 * float(p) + float(c) for p, c in zip(prompts, completions, strict=True)]
+
+
+def test_the_gate_by_hand() -> None:
+    pairs = [(("0", "3"), ("1", "1")), (("0", "2"), ("0", "2")), (("1", "1"), ("0", "4"))]
+    sentences = [(("0", "2"), ("0", "1")), (("0", "1"), ("0", "1"))]
+    found = measure_gate(spoken, pairs, sentences)
+    assert found.pair_accuracy == pytest.approx((0 + 0.5 + 1) / 3), "a tie counts half"
+    assert found.swap_change == pytest.approx((abs(1 - 3) + 0 + abs(14 - 11)) / 3)
+    assert (found.good_above_bad, found.n_pairs) == (0.5, 3), "a tie is not above"
+    mean = (3 + 11 + 2 + 2 + 11 + 4) / 6
+    spread = sum((value - mean) ** 2 for value in (3, 11, 2, 2, 11, 4)) / 6
+    assert found.spread == pytest.approx(spread**0.5)
+
+
+def test_a_sound_reward() -> None:
+    assert gate(tiny.opinion) == RewardGate(1.0, len(PAIRS), 1.0, 0.75, 2.0)
+
+
+def collapsed(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+    return [0.25] * len(prompts)
+
+
+def of_the_prompt(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+    return [float(len(prompt)) for prompt in prompts]
+
+
+def negated(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+    return [-value for value in tiny.opinion(prompts, completions)]
+
+
+@pytest.mark.parametrize(
+    ("reward", "figures"),
+    [
+        (collapsed, {"pair_accuracy": 0.5, "spread": 0.0, "good_above_bad": 0.0, "swap_change": 0.0}),
+        (of_the_prompt, {"pair_accuracy": 0.5, "good_above_bad": 0.0, "swap_change": 0.0}),
+        (negated, {"pair_accuracy": 0.0, "spread": 1.0, "good_above_bad": 0.0, "swap_change": 2.0}),
+    ],
+)
+def test_a_faulty_reward_shows(reward: Callable[..., list[float]], figures: dict[str, float]) -> None:
+    assert vars(gate(reward)) | figures == vars(gate(reward))
+
+
+def test_a_reward_that_misbehaves_is_named() -> None:
+    with pytest.raises(ValueError, match="reward <lambda> at the gate returned 0 values for 9 completions"):
+        gate(lambda prompts, completions: [])
+
+
+# IMDb's
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is asked of `imdb.reviews`, which gives twenty reviews of each label, numbered word by word."""
+    rows = [(" ".join(f"{kind}{i}.{k}" for k in range(60)), int(kind == "p")) for kind in "pn" for i in range(20)]
+    calls: list[tuple[str, str]] = []
+
+    def reviews(part: str, source: str) -> pd.DataFrame:
+        calls.append((part, source))
+        return pd.DataFrame(rows, columns=["text", "label"])
+
+    monkeypatch.setattr(imdb, "reviews", reviews)
+    return calls
+
+
+def test_pairs_are_held_out_beginnings_cut_at_the_prompt(asked: list[tuple[str, str]]) -> None:
+    pairs = imdb_pairs(n=15)
+    assert asked == [("reward_test", "embedded")] and len(pairs) == 15
+    assert pairs == imdb_pairs(n=15) != imdb_pairs(n=15, seed=1)
+    lengths = set()
+    for side, kind in enumerate("pn"):
+        texts = [prompt + completion for prompt, completion in (pair[side] for pair in pairs)]
+        assert len({text.split()[0] for text in texts}) == 15, "no review twice"
+        assert all(text.startswith(kind) and ".0 " in text for text in texts), "positive first, from the beginning"
+        assert all(len(pair[side][0].split()) == PROMPT_WORDS and pair[side][1].startswith(" ") for pair in pairs)
+        lengths |= {len(text.split()) for text in texts}
+    assert min(lengths) >= SCORED_WORDS[0] and max(lengths) <= SCORED_WORDS[1] and len(lengths) > 5
+
+
+def test_the_gate_of_a_source_reads_that_source(asked: list[tuple[str, str]]) -> None:
+    def positive(prompts: list[str], completions: list[str]) -> list[float]:
+        return [float(prompt.startswith("p")) for prompt in prompts]
+
+    found = imdb_gate(positive, source="hub")
+    assert asked == [("reward_test", "hub")] and (found.pair_accuracy, found.n_pairs) == (1.0, 20)
+
+
+def test_sentences_differ_after_the_prompt() -> None:
+    assert len(SENTENCES) == len(PRAISE_AND_BLAME) == 12
+    assert all(good[0] == bad[0] and good[1] != bad[1] and good[1][0] == " " for good, bad in SENTENCES)
+
+
+@pytest.mark.slow
+def test_reviews_of_the_gate_were_not_trained_on() -> None:
+    def head(text: str) -> str:
+        return " ".join(text.split()[: SCORED_WORDS[0]])
+
+    trained = {head(text) for text in imdb.reviews("reward_train")["text"]}
+    texts = {head(prompt + rest) for pair in imdb_pairs() for prompt, rest in pair}
+    assert len(texts) == 512 and not trained & texts
