@@ -52,7 +52,7 @@ test: lint quick notebooks-test ## lint, the quick tests, the notebooks run agai
 	@echo 'in Chromium. Left out: exp5.ipynb as a whole; a short run of it is among the slow tests.'
 
 quick: $(VENV)/.ready-dev ## the tests that take less than two minutes together
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	$(BIN)/python -m pytest -m "not slow and not browser" -p no:nbval -n auto --maxprocesses 4 --dist worksteal
 
 notebooks-test: $(VENV)/.ready-dev
 	kept=$$(mktemp -d) && WARP_NB_LESSONS=$$kept $(NBVAL) --nbval-sanitize-with=tests/nbval.cfg \
@@ -70,7 +70,7 @@ bench: $(VENV)/.ready-dev ## speed and memory against peers and the floor -> ben
 lab: $(VENV)/.ready ## JupyterLab at the first page of the notebooks
 	$(BIN)/python -m jupyter lab notebooks/index.ipynb
 
-readme: $(VENV)/.ready ## the tables of README.md from reports/*/result.json
+readme: $(VENV)/.ready ## the tables of README.md from *.result.json of both tasks
 	$(BIN)/python -m warp_nb.report --readme
 
 badges: ## Colab badges and the install address: make badges REPO=owner/name

@@ -306,6 +306,7 @@ del OTHER_WAYS["freed_memory_kept"]  # would stay in the process of the tests
 SLOW = {"compiled": pytest.mark.slow}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in OTHER_WAYS])
 def test_the_other_way_is_another_way_to_the_same_step(name: str) -> None:
     bf16 = name in ("fp32", "bf16_attention")  # these change what is computed in bf16, and round otherwise

@@ -63,6 +63,7 @@ def build_second(target: Path, inside: Any, refused: Any, results: Any) -> None:
             results.put(("second", folder is not None, files_below(target)))
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     shared = (tmp_path / "a", context.Event(), context.Event(), context.Queue())

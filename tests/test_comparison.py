@@ -46,6 +46,7 @@ def found() -> Comparison:
     return run_comparison(CONFIG, tiny.task(gate=gates.gate), progress=False)
 
 
+@pytest.mark.slow
 def test_every_arm_has_its_steps(found: Comparison) -> None:
     assert {name: len(arm.history) for name, arm in found.arms.items()} == {WARP: 16, SINGLE: 8, PLAIN: 16}
     assert {name: arm.steps for name, arm in found.arms.items()} == {WARP: 8, SINGLE: 4, PLAIN: 8}
@@ -53,6 +54,7 @@ def test_every_arm_has_its_steps(found: Comparison) -> None:
     assert all(len(measured.front) == len(ETAS) for arm in found.arms.values() for measured in arm.measured)
 
 
+@pytest.mark.slow
 def test_the_first_run_is_shared_and_made_once(found: Comparison) -> None:
     columns = ["step", "reward", "kl", "objective", "seconds"]
     first, single = (found.arms[arm].history.query("iteration == 1 and run == 1")[columns] for arm in (WARP, SINGLE))
@@ -62,11 +64,13 @@ def test_the_first_run_is_shared_and_made_once(found: Comparison) -> None:
     assert not found.arms[WARP].runs.loaded.any() and not found.arms[PLAIN].runs.loaded.any()
 
 
+@pytest.mark.slow
 def test_the_seconds_of_all_steps_count_the_shared_run_once(found: Comparison) -> None:
     arms = {name: replace(arm, history=arm.history.assign(seconds=1.0)) for name, arm in found.arms.items()}
     assert replace(found, arms=arms).training_seconds == 16 + (8 - 4) + 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 def test_an_arm_is_warp_with_its_loops_and_its_front(found: Comparison, arm: str) -> None:
     task, config = tiny.task(), arm_config(CONFIG, arm).replace(seed=1, dtype="float32")
@@ -83,6 +87,7 @@ def test_an_arm_is_warp_with_its_loops_and_its_front(found: Comparison, arm: str
         assert not measured.unmerged and measured.end is None
 
 
+@pytest.mark.slow
 def test_the_policies_at_equal_kl_are_at_equal_kl(found: Comparison) -> None:
     for seed in range(CONFIG.n_seeds):
         fronts = [found.arms[arm].measured[seed].front for arm in ARMS]
@@ -94,6 +99,7 @@ def test_the_policies_at_equal_kl_are_at_equal_kl(found: Comparison) -> None:
             assert 0 < eta <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", [None, gates.gate])
 def test_a_second_call_resumes(gate: Any, tmp_path: Path) -> None:
     config, task = CONFIG.replace(out_dir=str(tmp_path), n_seeds=1), tiny.task(gate=gate)
@@ -104,6 +110,7 @@ def test_a_second_call_resumes(gate: Any, tmp_path: Path) -> None:
     assert silent == (set() if gate else {"no-gate"}) and (first.gate is None) == (gate is None)
 
 
+@pytest.mark.slow
 def test_the_record_is_plain_json(found: Comparison) -> None:
     record = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert record["status"] == "ok" and set(record["summary"]) == set(ARMS)

@@ -81,6 +81,7 @@ def test_memory_is_that_of_real_tensors() -> None:
     assert memory["logits"] == (cost.LOGITS_ALIVE + cost.SLICES_ALIVE) * torch.empty(B, C, V).nbytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("M", [1, 2, 3])
 def test_the_computers_memory_is_that_of_real_weights(M: int) -> None:
     task, alive = task_of_one_width(), []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,9 +106,3 @@ def test_attention_stays_as_it_is_elsewhere() -> None:
     devices.prepare_attention(plain, "float32")
     devices.prepare_attention(eager, "bfloat16")
     assert (plain.config._attn_implementation, eager.config._attn_implementation) == ("sdpa", "eager")
-
-
-def test_freed_memory_is_kept_with_glibc_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert devices.keep_freed_memory.__wrapped__() == (platform.libc_ver()[0] == "glibc")
-    monkeypatch.setattr(devices.sys, "platform", "darwin")
-    assert not devices.keep_freed_memory.__wrapped__()

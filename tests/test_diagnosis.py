@@ -87,6 +87,7 @@ def measured() -> dict[str, Any]:
     return measured_tiny(Cell(2, "constant"))
 
 
+@pytest.mark.slow
 def test_a_cell_measures_what_the_verdicts_read(measured: dict[str, Any]) -> None:
     assert json.loads(json.dumps(measured)) == measured and measured["seconds"] > 0
     assert set(measured) >= set(read_table().cells[Cell(2).name]), "what the committed table has"
@@ -97,6 +98,7 @@ def test_a_cell_measures_what_the_verdicts_read(measured: dict[str, Any]) -> Non
     assert measured["moved"] > 0 and len(measured["delta_norms"]) == len(measured["unmoved"]) == 4
 
 
+@pytest.mark.slow
 def test_faults_and_changes_of_a_cell_are_made(measured: dict[str, Any]) -> None:
     still = measured_tiny(at_step_one("never-stepped"))
     assert still["moved"] == 0 and still["delta_norms"] == [0, 0] and "deltas-nonzero" in still["failed"]
@@ -298,22 +300,22 @@ def test_a_fault_departs(sound: Cell, faulty: Cell, told: set[str]) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"moved": 1.1}, {"moved"}),
-        ({"delta_norms": 1.1}, {"norms"}),
-        ({"delta_norms": 0.9}, {"norms"}),
-        ({"unmoved": 0.02}, {"unmoved"}),
-        ({"omega": 20.0}, {"angles"}),
-        ({"kl": 3.5}, {"kl"}),
-        ({"kl": 0.25}, {"kl"}),
-        ({"kl": 0.0}, {"kl"}),
-        ({"penalty": 1e-6}, {"before-update", "bits"}),
-        ({"reward_reference": 0.1}, {"reward"}),
-        ({"perplexity_reference": 4.0}, {"perplexity"}),
-        ({"objective": 1e-7}, {"bits"}),
+        ({"moved": 1.1}, ["moved"]),
+        ({"delta_norms": 1.1}, ["norms"]),
+        ({"delta_norms": 0.9}, ["norms"]),
+        ({"unmoved": 0.02}, ["unmoved"]),
+        ({"omega": 20.0}, ["angles"]),
+        ({"kl": 3.5}, ["kl"]),
+        ({"kl": 0.25}, ["kl"]),
+        ({"kl": 0.0}, ["kl"]),
+        ({"penalty": 1e-6}, ["before-update", "bits"]),
+        ({"reward_reference": 0.1}, ["reward"]),
+        ({"perplexity_reference": 4.0}, ["perplexity"]),
+        ({"objective": 1e-7}, ["bits"]),
     ],
     ids=str,
 )
-def test_a_figure_beyond_its_tolerance_departs_alone(change: dict[str, float], told: set[str]) -> None:
+def test_a_figure_beyond_its_tolerance_departs_alone(change: dict[str, float], told: list[str]) -> None:
     kept = TABLE[Cell(4).name]
     again = json.loads(json.dumps(kept))
     ((name, by),) = change.items()
@@ -327,7 +329,7 @@ def test_a_figure_beyond_its_tolerance_departs_alone(change: dict[str, float], t
         again["evaluation"][name]["value"] += by
     else:
         again["curves"][name][0][0] += by
-    assert departures(again, kept) == told
+    assert departures(again, kept) == set(told)
 
 
 # Measured again

@@ -19,7 +19,7 @@ from warp_nb.algorithm.merge import weights_of
 from warp_nb.config import WarpConfig
 from warp_nb.files import DamagedFile, fingerprint, seal, unseal
 from warp_nb.runs.checkpoint import Checkpoints
-from warp_nb.runs.jobs import SnapshotFiles
+from warp_nb.runs.jobs import SnapshotFiles, torch_threads
 from warp_nb.runs.training import FAST, PLAIN, Training, train
 
 RESULT = "run_1_1.safetensors"
@@ -224,14 +224,12 @@ def test_a_snapshot_that_could_not_be_written_is_written_on_resuming(tmp_path: P
             raise OSError("no space left")
         found[at] = weights
 
-    for keep in (full, found.__setitem__):
+    with torch_threads(SNAPSHOTS.threads):
+        with pytest.raises(OSError, match="no space left"):
+            train(SNAPSHOTS, task, init, 1, 1, keep=full, checkpoints=Checkpoints(tmp_path / STATE, "start"))
         checkpoints = Checkpoints(tmp_path / STATE, "start")
-        settings = {"keep": keep, "checkpoints": checkpoints}
-        if keep is full:
-            with pytest.raises(OSError, match="no space left"):
-                train(SNAPSHOTS, task, init, 1, 1, **settings)
-        else:
-            assert train(SNAPSHOTS, task, init, 1, 1, **settings).facts["loaded"] == 0.75
+        resumed = train(SNAPSHOTS, task, init, 1, 1, keep=found.__setitem__, checkpoints=checkpoints)
+    assert resumed.facts["loaded"] == 0.75
     memory = quick(SNAPSHOTS).snapshots
     assert {at: fingerprint(found[at]) for at in found} == {at: fingerprint(memory[1, 1, at]) for *_, at in EVERY}
 

@@ -59,7 +59,7 @@ def test_distinct_bigrams_and_nll_by_hand() -> None:
     assert found[2] == pytest.approx(loss, rel=1e-5), "of temperature 1, whatever the completions were drawn at"
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 0.7])
 def test_both_kls_against_brute_force(temperature: float) -> None:
     """On 1500 prompts that are one prompt to the model: words beyond the vocabulary all are token 0."""
     words = tiny.tokenizer(FOUR)
@@ -165,6 +165,7 @@ def test_an_eta_beyond_two_is_refused() -> None:
 # The trajectory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("durable", [False, True])
 def test_the_trajectory_has_a_row_a_snapshot_in_the_order_of_training(durable: bool, tmp_path: Path) -> None:
     config = WarpConfig(T=12, lr=1e-2, warmup_steps=0, batch_size=2, max_new_tokens=4, snapshot_every=5, threads=1)

@@ -31,6 +31,7 @@ def run(task: Any = None, **changes: Any) -> ExperimentResult:
     return run_experiment(CONFIG.replace(**changes), task or tiny.task(gate=gates.gate), progress=False)
 
 
+@pytest.mark.slow
 def test_seeds_are_whole_trainings_with_an_interval_over_them() -> None:
     result = run(n_seeds=2, seed=5)
     for frame in (result.history, result.geometry, result.runs, result.merges):
@@ -96,6 +97,7 @@ def test_too_many_evaluation_prompts_are_refused_before_anything_else() -> None:
         run(tiny.task(reward=never, gate=gates.gate), n_eval_prompts=65)
 
 
+@pytest.mark.slow
 def test_a_second_experiment_loads_the_first_ones_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def untrained(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
         assert len(completions) != CONFIG.batch_size, "a run was trained again"

@@ -226,6 +226,7 @@ def test_weights_are_read_when_the_decoder_is_made() -> None:
     assert not torch.allclose(before, logits(LlamaDecoder(policy, 4, 20)))
 
 
+@pytest.mark.slow
 def test_the_layout_draws_from_the_models_distribution() -> None:
     """Independent seeds, thousands of completions of two tokens: one table of counts."""
     words, counts = tiny.tokenizer(FOUR), []

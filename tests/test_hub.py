@@ -19,6 +19,7 @@ from warp_nb.tasks import reward_model as rm
 from warp_nb.tasks.prepared import load_task
 from warp_nb.tasks.task import Task
 
+pytestmark = pytest.mark.slow
 PARTS = (hub.GPT2_IMDB, hub.DISTILBERT, hub.IMDB)
 Patch = pytest.MonkeyPatch
 

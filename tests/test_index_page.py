@@ -150,7 +150,7 @@ def test_the_diagnosis_has_its_section_in_every_task() -> None:
 def test_a_section_without_a_result_says_the_command_or_the_error() -> None:
     html = page(everything() | {"exp5": MISSING, "diagnosis": MISSING})
     codes = [code.get_text() for code in BeautifulSoup(html, "html.parser")("code")]
-    assert codes == ["warp-nb report exp5 --task small", "warp-nb diagnosis; warp-nb report diagnosis"]
+    assert codes == ["warp-nb report exp5 --task small", "warp-nb report diagnosis"]
     failed = section(page(everything() | {"exp5": {"status": "failed", "error": "<b>x</b>"}}), BY_NAME["exp5"].title)
     assert "Не закончено: &lt;b&gt;x&lt;/b&gt;" in failed and not tables(failed) and not links(failed)
 

@@ -87,6 +87,7 @@ def test_no_notebook_is_large() -> None:
     assert len(sizes) >= 14 and max(sizes.values()) < 2_000_000
 
 
+@pytest.mark.slow
 def test_help_lists_every_parameter_with_its_comment(tmp_path: Path) -> None:
     shown = papermill("--help-notebook", str(FOLDER / "exp.ipynb"), cwd=tmp_path).stdout
     for name in parameters("exp"):

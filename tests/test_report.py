@@ -157,6 +157,7 @@ def test_links_of_a_notebook_lead_back_to_the_notebooks(tmp_path: Path) -> None:
     assert code.source == "'[a](index.ipynb)'"
 
 
+@pytest.mark.slow
 def test_a_merged_result_is_ok_only_when_all_that_run_by_default_are(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
@@ -188,6 +189,7 @@ def test_a_result_file_counts_only_when_it_is_whole(text: str | None, found: dic
     assert read_result(tmp_path / "r.json") == found
 
 
+@pytest.mark.slow
 def test_rendering_makes_the_pages_again_without_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_notebook(Path("reports"), "exp1", "raise SystemExit")

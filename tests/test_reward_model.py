@@ -118,11 +118,13 @@ def test_pairs_depend_on_the_seed_only() -> None:
 # Training
 
 
+@pytest.mark.slow
 def test_training_learns_the_label(trained: rm.RewardModel) -> None:
     good, bad = rm.held_out_excerpts(invented_reviews(200, seed=9), (6, 12))
     assert area(trained.score(good), trained.score(bad)) > 0.98
 
 
+@pytest.mark.slow
 def test_zero_is_between_the_classes(trained: rm.RewardModel) -> None:
     good, bad = rm.held_out_excerpts(invented_reviews(200, seed=9), rm.SCORED_WORDS)
     assert np.mean(trained.score(good)) == pytest.approx(-np.mean(trained.score(bad)), rel=0.2)
@@ -130,6 +132,7 @@ def test_zero_is_between_the_classes(trained: rm.RewardModel) -> None:
     assert np.mean(np.array(trained.score(bad)) < 0) > 0.95
 
 
+@pytest.mark.slow
 def test_swapped_labels_turn_the_reward_around(base: Path, tmp_path: Path) -> None:
     frame = invented_reviews(400, seed=0)
     wrong = rm.train_reward_model(tmp_path, base, frame.assign(label=1 - frame["label"]), TINY)
@@ -137,6 +140,7 @@ def test_swapped_labels_turn_the_reward_around(base: Path, tmp_path: Path) -> No
     assert area(wrong.score(good), wrong.score(bad)) < 0.02
 
 
+@pytest.mark.slow
 def test_the_folder_holds_no_pickle(trained: rm.RewardModel) -> None:
     assert trained.folder is not None
     names = {path.name for path in trained.folder.iterdir()}
@@ -145,6 +149,7 @@ def test_the_folder_holds_no_pickle(trained: rm.RewardModel) -> None:
     assert json.loads((trained.folder / rm.CONFIG_FILE).read_text())["recipe"]["pairs"] == TINY.pairs
 
 
+@pytest.mark.slow
 def test_loading_gives_the_same_scores(trained: rm.RewardModel) -> None:
     assert trained.folder is not None
     texts = invented_reviews(10, seed=3)["text"].tolist()
@@ -154,6 +159,7 @@ def test_loading_gives_the_same_scores(trained: rm.RewardModel) -> None:
     assert len(pickle.dumps(trained)) < 1000, "a job gets the path, not the weights"
 
 
+@pytest.mark.slow
 def test_training_leaves_the_caller_as_it_was(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def state() -> list[Any]:
         return [
@@ -175,12 +181,14 @@ def test_training_leaves_the_caller_as_it_was(base: Path, tmp_path: Path, capfd:
     assert capfd.readouterr() == ("", ""), "training is silent unless a bar is asked for"
 
 
+@pytest.mark.slow
 def test_a_bar_is_drawn_on_request(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     recipe = replace(TINY, pairs=32)
     rm.train_reward_model(tmp_path / "r", base, invented_reviews(40, seed=0), recipe, progress=True)
     assert "reward model" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_equal_recipes_give_equal_weights(base: Path, tmp_path: Path) -> None:
     recipe, frame, texts = replace(TINY, pairs=64), invented_reviews(60, seed=0), FILLER[:5]
     first = rm.train_reward_model(tmp_path / "a", base, frame, recipe).score(texts)
@@ -202,6 +210,7 @@ def test_an_unfinished_folder_is_refused(tmp_path: Path) -> None:
 # Scoring
 
 
+@pytest.mark.slow
 def test_batched_scores_equal_the_logits_of_single_texts(trained: rm.RewardModel) -> None:
     texts = [*invented_reviews(30, seed=4)["text"], "good", "bad word1"]
     expected = []
@@ -213,6 +222,7 @@ def test_batched_scores_equal_the_logits_of_single_texts(trained: rm.RewardModel
     assert abs(trained.offset) > 0
 
 
+@pytest.mark.slow
 def test_the_reward_reads_prompt_and_completion_as_one_text(trained: rm.RewardModel) -> None:
     prompts, completions = ["word1 good", "word2 bad"], [" good word3", " bad"]
     assert trained(prompts, completions, trainer_state=None) == trained.score(
@@ -223,6 +233,7 @@ def test_the_reward_reads_prompt_and_completion_as_one_text(trained: rm.RewardMo
         trained(["one prompt"], [])
 
 
+@pytest.mark.slow
 def test_long_texts_are_cut_at_the_documented_length(trained: rm.RewardModel) -> None:
     body = ["word1"] * (rm.MAX_TOKENS - 2)
     last_changed, one_too_many = [*body[:-1], "good"], [*body, "good"]
@@ -230,6 +241,7 @@ def test_long_texts_are_cut_at_the_documented_length(trained: rm.RewardModel) ->
     assert plain == over and plain != changed
 
 
+@pytest.mark.slow
 def test_describe_is_plain(trained: rm.RewardModel) -> None:
     facts = trained.describe()
     assert facts["offset"] == trained.offset and facts["parameters"] == trained.model.num_parameters()
@@ -281,6 +293,7 @@ def test_parts_split_and_libraries_are_part_of_the_cache_key(
     assert rm.cache_key(TINY, source) == keys[0]
 
 
+@pytest.mark.slow
 def test_load_reward_trains_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WARP_NB_CACHE", str(tmp_path))
     train, calls = rm.train_reward_model, []

@@ -35,6 +35,7 @@ def test_texts_become_begin_token_and_their_first_tokens() -> None:
     assert words.decode(rows[0]) == "<begin> the film was wonderful and the story was superb"
 
 
+@pytest.mark.slow
 def test_sft_lowers_the_perplexity_it_reports(tuned: tuple[Path, dict[str, Any]]) -> None:
     folder, facts = tuned
     assert facts["perplexity_after"] < facts["perplexity_before"] / 2
@@ -42,6 +43,7 @@ def test_sft_lowers_the_perplexity_it_reports(tuned: tuple[Path, dict[str, Any]]
     assert sft.word_perplexity(model, words, TEXTS[:5]) == pytest.approx(facts["perplexity_after"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_folder_holds_safetensors_and_json_only(tuned: tuple[Path, dict[str, Any]]) -> None:
     names = {path.name for path in tuned[0].iterdir()}
     assert {"model.safetensors", "config.json", "sft.json"} <= names
@@ -49,6 +51,7 @@ def test_the_folder_holds_safetensors_and_json_only(tuned: tuple[Path, dict[str,
     assert json.loads((tuned[0] / "sft.json").read_text())["recipe"]["steps"] == RECIPE.steps
 
 
+@pytest.mark.slow
 def test_the_callers_state_comes_back_and_a_bar_is_drawn(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = tiny.tokenizer(begin=True)
     before = torch.get_rng_state().tolist(), random.getstate(), torch.get_num_threads()
@@ -86,6 +89,7 @@ def test_parts_split_and_libraries_are_part_of_the_cache_key(monkeypatch: pytest
     assert len(set(keys)) == 5 and sft.cache_key(RECIPE) == keys[0]
 
 
+@pytest.mark.slow
 def test_load_sft_trains_once_and_sets_the_special_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WARP_NB_CACHE", str(tmp_path))
     calls: list[int] = []

@@ -68,26 +68,15 @@ class WarpConfig(BaseModel):
     @model_validator(mode="after")
     def _together(self) -> Self:
         """Rules between parameters."""
-        if self.batch_size % self.samples_per_prompt:
-            raise ValueError(
-                f"batch_size = {self.batch_size} must be a multiple of samples_per_prompt = {self.samples_per_prompt}; "
-                f"pass -p samples_per_prompt 1 or another batch_size"
-            )
-        if self.baseline == "rloo" and self.samples_per_prompt < 2:
-            raise ValueError(
-                "baseline = 'rloo' needs at least two completions of a prompt, got samples_per_prompt = 1; "
-                "pass -p samples_per_prompt 2 or more"
-            )
-        if self.baseline == "batch_loo" and self.batch_size < 2:
-            raise ValueError(
-                "baseline = 'batch_loo' needs at least two completions in a batch, got batch_size = 1; "
-                "pass -p batch_size 2 or more"
-            )
-        if self.lam != 0.5 and self.M != 2:
-            raise ValueError(
-                f"lam = {self.lam} places the merge of M = 2 runs, got M = {self.M} (more are merged at 1/m); "
-                f"pass -p lam 0.5"
-            )
+        B, K, by = self.batch_size, self.samples_per_prompt, self.baseline
+        for broken, rule, remedy in (
+            (B % K, f"batch_size = {B} must be a multiple of samples_per_prompt = {K}", "samples_per_prompt 1"),
+            (by == "rloo" and K < 2, "baseline = 'rloo' needs samples_per_prompt >= 2, got 1", "samples_per_prompt 2"),
+            (by == "batch_loo" and B < 2, "baseline = 'batch_loo' needs batch_size >= 2, got 1", "batch_size 2"),
+            (self.lam != 0.5 and self.M != 2, f"lam = {self.lam} needs M = 2, got M = {self.M}", "lam 0.5"),
+        ):
+            if broken:
+                raise ValueError(f"{rule}; pass -p {remedy}")
         return self
 
     def __init__(self, **values: Any) -> None:

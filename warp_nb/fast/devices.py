@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -105,19 +103,3 @@ def _attention_in_fp32(
             enable_gqa=True,
         )
     return found.transpose(1, 2).to(query.dtype), None
-
-
-@cache
-def keep_freed_memory() -> bool:
-    """Ask glibc to keep freed blocks for the next step, which needs the same ones; whether it was asked.
-
-    By default it gives every large block back to the system, which clears its pages when it is wanted again:
-    a tenth of a step. Nothing is changed where another allocator or another C library is in use.
-    """
-    if sys.platform != "linux":
-        return False
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
-        return False
-    no_mmap, no_trim = library.mallopt(-4, 0), library.mallopt(-1, 2**31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
-    return bool(no_mmap and no_trim)

@@ -6,7 +6,7 @@ An experiment is one entry here and one notebook of its name. Without a `section
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ class Experiment:
         once: whether there is one report for all tasks.
         reported: whether it can be reported at all; the page for one's own parameters is not.
         minutes: whether it is short enough for `warp-nb guide` to run it with the others.
-        prepare: commands to give before its own.
     """
 
     name: str
@@ -44,7 +43,6 @@ class Experiment:
     once: bool = False
     reported: bool = True
     minutes: bool = True
-    prepare: list[str] = field(default_factory=list)
 
 
 EXPERIMENTS = (
@@ -59,7 +57,6 @@ EXPERIMENTS = (
         "Диагностика: чего не видел исходный отчёт",
         section="diagnosis",
         once=True,
-        prepare=["warp-nb diagnosis"],
     ),
 )
 

@@ -6,7 +6,9 @@ What the report does not say and we assume is listed with each row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 COMMON: dict[str, Any] = {"I": 2, "M": 2, "T": 10, "beta": 0.1, "mu": 0.01, "eta": 0.5, "optimizer": "adam"}
 AS_WRITTEN: dict[str, Any] = {"anchor": "ema", "merge": "slerp", "merge_by": "layer", "lam": 0.5, "baseline": "none"}
 """Algorithm 1 without our switches; the report says it implements the paper."""
-ASSUMED_TASK = "задача, размер пакета, длина продолжения и температура"
+STORED: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+ASSUMED_TASK: str = STORED.pop("assumed")
+"""What the report says of none of its experiments."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class OriginalRow:
     kl_reference_policy: float
     kl_policy_reference: float
     conclusion: str
-    assumed: tuple[str, ...] = field(default=(ASSUMED_TASK,))
+    assumed: tuple[str, ...]
 
     def measures(self) -> dict[str, float]:
         """The reported figures by the names of our own measures."""
@@ -43,50 +47,13 @@ class OriginalRow:
         }
 
 
-ROWS = {
-    1: OriginalRow(
-        1,
-        "lr = 1e-6 с линейным прогревом",
-        COMMON | {"lr": 1e-6, "warmup_steps": 100},
-        0.0438411,
-        0.0438411,
-        0.0,
-        0.0,
-        "взят слишком маленький lr",
-        ("длина прогрева, 100 шагов, как в статье (в отчёте «несколько шагов»)", ASSUMED_TASK),
-    ),
-    2: OriginalRow(
-        2,
-        "lr = 1e-6 без прогрева",
-        COMMON | {"lr": 1e-6, "warmup_steps": 0},
-        0.0438411,
-        0.0438410,
-        0.02546,
-        0.02410,
-        "либо lr всё ещё слишком маленький, либо прогрев ни на что не влиял",
-    ),
-    3: OriginalRow(
-        3,
-        "lr = 1e-3 без прогрева",
-        COMMON | {"lr": 1e-3, "warmup_steps": 0},
-        0.0438411,
-        0.0438404,
-        89.02149,
-        100.29043,
-        "выбран слишком большой lr",
-    ),
-    4: OriginalRow(
-        4,
-        "меньший lr без прогрева",
-        COMMON | {"lr": 1e-4, "warmup_steps": 0},
-        0.0438413,
-        0.0438342,
-        33.56183,
-        30.76847,
-        "недостатки первого эксперимента исправлены, но качество получилось не очень",
-        ("lr = 1e-4 (отчёт говорит лишь «меньше», это значение названо в его последней фразе)", ASSUMED_TASK),
-    ),
-}
+def _row(number: int, row: dict[str, Any]) -> OriginalRow:
+    settings = COMMON | {name: row.pop(name) for name in ("lr", "warmup_steps")}
+    assumed = (*row.pop("assumed", ()), ASSUMED_TASK)
+    return OriginalRow(experiment=number, settings=settings, assumed=assumed, **row)
+
+
+ROWS = {int(number): _row(int(number), row) for number, row in STORED.items()}
 
 
 def match(config: WarpConfig) -> int | None:

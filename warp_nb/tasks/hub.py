@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 TIMEOUT = 10.0
 """Seconds the hub has to answer the first question."""
@@ -28,19 +29,13 @@ class HubPart:
     licence: str
 
 
+TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 GPT2_IMDB = HubPart(
     "lvwerra/gpt2-imdb",
     "model",
     "refs/pr/1",  # the hub's own conversion to safetensors; the main branch holds a pickle only
     "f0c412a6",
-    (
-        "config.json",
-        "model.safetensors",
-        "vocab.json",
-        "merges.txt",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-    ),
+    ("config.json", "model.safetensors", "vocab.json", "merges.txt", *TOKENIZER_FILES),
     "none stated by its author; GPT-2 itself is MIT",
 )
 DISTILBERT = HubPart(
@@ -71,15 +66,12 @@ def fetch(part: HubPart) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def snapshot(local: bool) -> Path:
-        return Path(
-            snapshot_download(
-                part.repo,
-                repo_type=part.kind,
-                revision=part.revision,
-                allow_patterns=list(part.files),
-                local_files_only=local,
-            )
-        )
+        wanted: dict[str, Any] = {
+            "revision": part.revision,
+            "allow_patterns": list(part.files),
+            "local_files_only": local,
+        }
+        return Path(snapshot_download(part.repo, repo_type=part.kind, **wanted))
 
     def lacking(folder: Path) -> list[str]:
         return [name for name in part.files if not (folder / name).exists()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,12 +40,8 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Give the caller back what a trainer changes: random states, number of threads, environment."""
-    python, numpy, threads, environment = (
-        random.getstate(),
-        np.random.get_state(),  # noqa: NPY002  the legacy state is the one trainers seed
-        torch.get_num_threads(),
-        {**os.environ},
-    )
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  the legacy state is the one trainers seed
+    threads, environment = torch.get_num_threads(), {**os.environ}
     try:
         with torch.random.fork_rng(), quiet():
             yield
@@ -57,14 +54,21 @@ def undisturbed() -> Iterator[None]:
         os.environ.update(environment)
 
 
-def progress_bar(steps: int, title: str) -> Any:
-    """A trainer callback that draws one bar."""
+def fit(
+    trainer: Any, settings: Any, model: Any, data: Any, tokenizer: Any, *, title: str, bar: bool, **given: Any
+) -> None:
+    """Train `model` in place by a trainer of TRL on tokenised `data`; no file is left, `bar` draws one.
+
+    Args:
+        trainer: the trainer's class.
+        settings: the class of its settings, which get `given`.
+    """
     from tqdm import tqdm
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
 
     class Bar(TrainerCallback):
-        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.bar = tqdm(total=steps, desc=title, leave=False)
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.bar = tqdm(total=state.max_steps, desc=title, leave=False, disable=not bar)
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             self.bar.update()
@@ -72,7 +76,14 @@ def progress_bar(steps: int, title: str) -> Any:
         def on_train_end(self, *args: Any, **kwargs: Any) -> None:
             self.bar.close()
 
-    return Bar()
+    given |= {"max_length": None, "gradient_checkpointing": False, "dataloader_pin_memory": False}
+    given |= {"save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    with tempfile.TemporaryDirectory() as scratch:
+        chosen = settings(output_dir=scratch, use_cpu=model.device.type == "cpu", **given)
+        training = trainer(model, chosen, train_dataset=data, processing_class=tokenizer)
+        training.remove_callback(PrinterCallback)
+        training.add_callback(Bar())
+        training.train()
 
 
 def trainer_versions() -> dict[str, str]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ import torch
 from warp_nb.fast.devices import bf16_is_fast
 from warp_nb.files import building, cache_dir, write_json
 from warp_nb.tasks import hub, imdb, wheels
-from warp_nb.tasks.isolation import progress_bar, quiet, trainer_versions, undisturbed
+from warp_nb.tasks.isolation import fit, quiet, trainer_versions, undisturbed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,39 +187,6 @@ def _token_pairs(pairs: list[tuple[str, str]], tokenizer: PreTrainedTokenizerBas
     return Dataset.from_dict(ids)
 
 
-def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Dataset, recipe: Recipe, bar: bool) -> None:
-    """One pass of RewardTrainer over `data`, in place."""
-    from transformers import PrinterCallback
-    from trl import RewardConfig, RewardTrainer
-
-    steps = -(-len(data) // recipe.batch_pairs)
-    with tempfile.TemporaryDirectory() as scratch:
-        settings = RewardConfig(
-            output_dir=scratch,
-            per_device_train_batch_size=recipe.batch_pairs,
-            num_train_epochs=1,
-            learning_rate=recipe.lr,
-            warmup_steps=round(recipe.warmup_share * steps),
-            center_rewards_coefficient=recipe.center_rewards_coefficient,
-            bf16=recipe.bf16,
-            seed=recipe.seed,
-            train_sampling_strategy="sequential",
-            max_length=None,
-            gradient_checkpointing=False,
-            dataloader_pin_memory=False,
-            use_cpu=model.device.type == "cpu",
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
-        trainer = RewardTrainer(model, settings, train_dataset=data, processing_class=tokenizer)
-        trainer.remove_callback(PrinterCallback)
-        if bar:
-            trainer.add_callback(progress_bar(steps, "reward model"))
-        trainer.train()
-
-
 def train_reward_model(
     folder: Path,
     base: Path | None = None,
@@ -238,6 +204,7 @@ def train_reward_model(
     Raises ValueError when one side of the pairs is empty.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from trl import RewardConfig, RewardTrainer
 
     recipe = recipe or Recipe(bf16=bf16_is_fast(device))
     base = wheels.minilm_folder() if base is None else base
@@ -252,20 +219,32 @@ def train_reward_model(
         model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(base)
         model.to(device or "cpu")
-        _fit(model, tokenizer, _token_pairs(training_pairs(sides[0], sides[1], recipe), tokenizer), recipe, progress)
+        data = _token_pairs(training_pairs(sides[0], sides[1], recipe), tokenizer)
+        fit(
+            RewardTrainer,
+            RewardConfig,
+            model,
+            data,
+            tokenizer,
+            title="reward model",
+            bar=progress,
+            per_device_train_batch_size=recipe.batch_pairs,
+            num_train_epochs=1,
+            learning_rate=recipe.lr,
+            warmup_steps=round(recipe.warmup_share * -(-len(data) // recipe.batch_pairs)),
+            center_rewards_coefficient=recipe.center_rewards_coefficient,
+            bf16=recipe.bf16,
+            seed=recipe.seed,
+            train_sampling_strategy="sequential",
+        )
         good, bad = held_out_excerpts(calibration, SCORED_WORDS, seed=recipe.seed)
         raw = RewardModel(model, tokenizer)
         offset = (float(np.mean(raw.score(good))) + float(np.mean(raw.score(bad)))) / 2
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    facts = {
-        "offset": offset,
-        "recipe": asdict(recipe),
-        "reviews": list(map(len, sides)),
-        "versions": trainer_versions(),
-    }
-    write_json(folder / CONFIG_FILE, facts)
+    facts = {"offset": offset, "recipe": asdict(recipe), "reviews": list(map(len, sides))}
+    write_json(folder / CONFIG_FILE, facts | {"versions": trainer_versions()})
     return RewardModel(model, tokenizer, offset, folder)
 
 

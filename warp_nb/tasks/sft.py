@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from warp_nb.fast.devices import bf16_is_fast
 from warp_nb.files import building, cache_dir, write_json
 from warp_nb.tasks import imdb, wheels
-from warp_nb.tasks.isolation import progress_bar, quiet, trainer_versions, undisturbed
+from warp_nb.tasks.isolation import fit, quiet, trainer_versions, undisturbed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -94,36 +93,6 @@ def beginnings(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: int
     return Dataset.from_dict({"input_ids": rows})
 
 
-def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Dataset, recipe: SftRecipe) -> None:
-    """`recipe.steps` steps of SFTTrainer over `data`, in place."""
-    from transformers import PrinterCallback
-    from trl import SFTConfig, SFTTrainer
-
-    with tempfile.TemporaryDirectory() as scratch:
-        settings = SFTConfig(
-            output_dir=scratch,
-            per_device_train_batch_size=recipe.batch_size,
-            max_steps=recipe.steps,
-            learning_rate=recipe.lr,
-            lr_scheduler_type="cosine",
-            warmup_steps=recipe.warmup_steps,
-            bf16=recipe.bf16,
-            seed=recipe.seed,
-            max_length=None,
-            gradient_checkpointing=False,
-            dataloader_pin_memory=False,
-            use_cpu=model.device.type == "cpu",
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
-        trainer = SFTTrainer(model, settings, train_dataset=data, processing_class=tokenizer)
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(progress_bar(recipe.steps, "SFT"))
-        trainer.train()
-
-
 def train_sft(
     folder: Path,
     model: PreTrainedModel,
@@ -137,12 +106,29 @@ def train_sft(
     Perplexities are per word on `held_out`, fp32, before and after. The caller's random states, threads,
     environment and verbosity come back unchanged. Raises ValueError when no text is long enough.
     """
+    from trl import SFTConfig, SFTTrainer
+
     data = beginnings(tokenizer, texts, recipe.tokens)
     if not len(data):
         raise ValueError(f"none of {len(texts)} texts has {recipe.tokens} tokens; pass longer texts or fewer tokens")
     before = word_perplexity(model.eval(), tokenizer, held_out)
     with undisturbed():
-        _fit(model, tokenizer, data, recipe)
+        fit(
+            SFTTrainer,
+            SFTConfig,
+            model,
+            data,
+            tokenizer,
+            title="SFT",
+            bar=True,
+            per_device_train_batch_size=recipe.batch_size,
+            max_steps=recipe.steps,
+            learning_rate=recipe.lr,
+            lr_scheduler_type="cosine",
+            warmup_steps=recipe.warmup_steps,
+            bf16=recipe.bf16,
+            seed=recipe.seed,
+        )
     after = word_perplexity(model.eval(), tokenizer, held_out)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
