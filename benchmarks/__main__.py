@@ -27,7 +27,7 @@ SMALL = {"task": "small", "batch": 32, "completion": 24, "threads": THREADS, "dt
 SMOLLM = {"task": "smollm", "batch": 16, "completion": 32, "threads": THREADS, "dtype": "bfloat16"}
 CHOICE_SETTINGS = {"small": SMALL | {"warmup": 4, "pairs": 7}, "smollm": SMOLLM | {"warmup": 2, "pairs": 3}}
 Part = tuple[Callable[..., dict[str, Any]], dict[str, Any]]
-"""A function, called with `say` and the settings, and the settings."""
+"""A function, which is called with `say` and the settings, and its settings."""
 PARTS: dict[str, Part] = {
     "step-small": (
         step.run,
@@ -73,12 +73,12 @@ Say = Callable[[str], None]
 
 
 def conditions() -> dict[str, Any]:
-    """What every part's result is valid for."""
+    """Return the conditions that a part's result is valid for."""
     return {"machine": machine(), "versions": versions(), "source_sha256": source_sha256()}
 
 
 def out_of_date(results: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The parts without a result for these conditions and settings; those on request are left out."""
+    """List the parts without a result for these conditions and settings, without those in ON_REQUEST."""
     found = []
     for name, (_, settings) in PARTS.items():
         kept = results.get(name, {})
@@ -96,10 +96,10 @@ def measure(
     load: Callable[[], float],
     used: Callable[[Clock, Clock], float],
 ) -> dict[str, Any]:
-    """One part's record.
+    """Measure one part and return its record.
 
     Raises:
-        RuntimeError: others use the machine before or while the part is measured, or a side failed.
+        RuntimeError: other processes use the machine before or during the measurement, or a side failed.
     """
     refuse_load(load(), f"Before {name}")
     run, settings = part
@@ -122,9 +122,9 @@ def measure_all(
     load: Callable[[], float] = measured_load,
     used: Callable[[Clock, Clock], float] = others,
 ) -> None:
-    """Measure the parts of these names and write each to `path` as soon as it is finished.
+    """Measure the named parts and write each to `path` as soon as it is finished.
 
-    `load` and `used` tell the share of the processors that others use now, and used between two moments.
+    `load` and `used` return the share of the processors that others use now, and used between two moments.
     """
     results = read(path)
     for place, name in enumerate(names, start=1):
@@ -141,7 +141,7 @@ def measure_all(
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The results so far."""
+    """Read the results so far."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -154,7 +154,7 @@ def write(path: Path, results: dict[str, Any]) -> None:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all that are due by default")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file that is read and written")
@@ -166,7 +166,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what is due; exit code 1 when the machine is loaded or a side failed."""
+    """Measure what is due; return exit code 1 if the machine is loaded or a side failed."""
     chosen = arguments(argv)
     try:
         measure_all(chosen.parts or out_of_date(read(chosen.results), conditions()), chosen.results)

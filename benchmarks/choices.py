@@ -1,8 +1,8 @@
 """Part choices: what each choice of a step saves, and what was left out because it saves nothing.
 
-A choice is taken back, or one that was left out is made, and the step is timed beside the step as it is, in pairs.
+A choice is reversed, or one that was left out is made, and that step is timed against the real step, in pairs.
 
-    python -m benchmarks.choices freed_memory_kept --task small --pairs 7    # some of them alone; no result is kept
+    python -m benchmarks.choices freed_memory_kept --task small --pairs 7    # some of them alone; no result is saved
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def run(say: Callable[[str], None], pairs: int, only: Sequence[str] = (), **settings: Any) -> Figure:
-    """For each choice (of `only`, or all) the step as it is beside the step the other way; the shares of padding."""
+    """Compare, for each choice (of `only`, or all), the real step with the other way; add the shares of padding."""
     found: list[Figure] = []
     with Side("benchmarks.choices:step", other="", **settings) as ours:
         for other in only or CHOICES:
@@ -41,7 +41,7 @@ def run(say: Callable[[str], None], pairs: int, only: Sequence[str] = (), **sett
 
 
 def step(turns: Turns, *, other: str, warmup: int, **shape: Any) -> None:
-    """The side: steps as they are, or the `other` way; a unit is a step that settles and one that is timed."""
+    """Run the side: real steps, or steps the `other` way; a unit is one untimed step and one timed step."""
     from benchmarks import work
 
     setup = work.setup(**shape)
@@ -82,19 +82,19 @@ def bf16_attention(setup: Setup) -> Setup:
 
 
 def fp32(setup: Setup) -> Setup:
-    """All products in fp32."""
+    """Compute all products in fp32."""
     return replace(setup, config=setup.config.replace(dtype="float32"))
 
 
 def whole_logits(setup: Setup) -> Setup:
-    """Make the log-softmax of all logits in fp32 at once, and its gradient by autograd."""
+    """Compute the log-softmax of all logits in fp32 at once, and its gradient by autograd."""
     from warp_nb.algorithm.objective import token_kl, token_log_probs
 
     return replace(setup, parts=replace(setup.parts, token_log_probs=token_log_probs, token_kl=token_kl))
 
 
 def unfused_adam(setup: Setup) -> Setup:
-    """Update by torch's default on the CPU, a loop over the tensors."""
+    """Update with torch's default on the CPU, a loop over the tensors."""
     import torch
 
     def train_run(*args: Any, **settings: Any) -> Any:
@@ -104,7 +104,7 @@ def unfused_adam(setup: Setup) -> Setup:
 
 
 def ema_in_a_loop(setup: Setup) -> Setup:
-    """Move the anchor tensor by tensor."""
+    """Update the anchor tensor by tensor."""
     from warp_nb.algorithm.merge import ema_update_
 
     return replace(setup, parts=replace(setup.parts, ema_update_=ema_update_))
@@ -119,7 +119,7 @@ def freed_memory_kept(setup: Setup) -> Setup:
 
 
 def compiled(setup: Setup, **options: Any) -> Setup:
-    """Score by Inductor's kernels, forwards and backward, for any length; `options` are those of torch.compile."""
+    """Score with Inductor's kernels, forward and backward, for any length; `options` are those of torch.compile."""
     import torch
 
     known: dict[int, Any] = {}

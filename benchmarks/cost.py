@@ -1,6 +1,6 @@
-"""What a step, an evaluation and an experiment cost, from sizes alone: FLOPs, bytes, seconds at least.
+"""Cost of a step, an evaluation and an experiment from sizes alone: FLOPs, bytes, lower bounds of seconds.
 
-Counted are matrix products and the bytes that no implementation avoids. Left out: the reward model's
+It counts matrix products and the bytes that no implementation avoids. It omits the reward model's
 arithmetic, element-wise arithmetic, kernel launches, Python, merging and files. Seconds are lower bounds.
 `python -m benchmarks.cost` prints the tables of docs/gpu.md.
 """
@@ -28,16 +28,16 @@ class Sizes:
 
     parameters: int
     body: int
-    """Weights of the blocks' matrices: every one is multiplied once a token."""
+    """Weights of the blocks' matrices: each is multiplied once per token."""
     vocabulary: int
     width: int
     layers: int
     kv_width: int
-    """Channels of the keys (and of the values) a layer; the width without grouped keys."""
+    """Channels of the keys (and of the values) per layer; the width if keys are not grouped."""
 
     @property
     def products(self) -> int:
-        """Weights that a decode step multiplies: blocks and output head (an embedding look-up is no product)."""
+        """Weights that a decode step multiplies: blocks and output head (an embedding look-up is not a product)."""
         return self.body + self.vocabulary * self.width
 
 
@@ -52,12 +52,12 @@ class Work:
     bytes: float
 
     def seconds(self, flop_per_s: float, bytes_per_s: float) -> float:
-        """max(FLOPs / rate, bytes / bandwidth): the roofline's lower bound."""
+        """Return max(FLOPs / rate, bytes / bandwidth), the roofline's lower bound."""
         return max(self.flops / flop_per_s, self.bytes / bytes_per_s)
 
 
 def sizes_of(model: PreTrainedModel) -> Sizes:
-    """Sizes of a causal language model; from a config, build it on torch's device "meta" first."""
+    """Return the sizes of a causal language model; for a config, build it on torch's device "meta" first."""
     import torch
 
     config: Any = model.config.get_text_config()
@@ -83,13 +83,13 @@ def forward_flops(sizes: Sizes, batch: int, queries: int, keys: int, predicted: 
 
 
 def step_work(sizes: Sizes, batch: int, prompt: int, completion: int, bf16: bool = False) -> dict[str, Work]:
-    """One policy-gradient step by phase; prompts of `prompt` tokens, completions of `completion` tokens.
+    """Count one policy-gradient step by phase; prompts of `prompt` tokens, completions of `completion` tokens.
 
     prefill: P tokens give the first token; decode: C - 1 forwards of one token, each reads all weights and the
     keys and values so far. policy: P + C - 1 tokens, C of them predicted, backward twice the forward; weights
     read twice, gradients written, logits and their gradient written and read. anchor: the same forward alone.
     update: Adam reads 4 and writes 3 numbers a parameter, the norm reads 1, the EMA reads 2 and writes 1.
-    With bf16 autocast the policy's weights are cast once a phase (4 bytes read, 2 written), then read as 2.
+    With bf16 autocast the policy's weights are cast once per phase (4 bytes read, 2 written), then read as 2.
     """
     number, cast = (2, 6 * sizes.products) if bf16 else (4, 0)
     weights = number * sizes.products
@@ -110,7 +110,7 @@ def step_work(sizes: Sizes, batch: int, prompt: int, completion: int, bf16: bool
 def evaluation_work(
     sizes: Sizes, n_prompts: int, prompt: int, completion: int, reference_kept: bool = False
 ) -> dict[str, Work]:
-    """One `evaluate`, fp32, in chunks of CHUNK prompts.
+    """Count one `evaluate`, fp32, in chunks of CHUNK prompts.
 
     Both sides sample and are scored by both models. With `reference_kept` the reference's side is read from the
     cache folder (`measure.reference_cache`): the policy samples, three forwards score, and the reference's head is
@@ -133,14 +133,14 @@ def evaluation_work(
 
 
 def seconds(work: dict[str, Work], flop_per_s: float, bytes_per_s: float) -> float:
-    """Lower bound of phases one after the other, seconds."""
+    """Return the lower bound of sequential phases, seconds."""
     return sum(phase.seconds(flop_per_s, bytes_per_s) for phase in work.values())
 
 
 def step_memory(sizes: Sizes, batch: int, prompt: int, completion: int, bf16: bool = False) -> dict[str, int]:
-    """Bytes on the device at the peak of a step, at the end of the backward pass.
+    """Return the bytes on the device at the peak of a step, at the end of the backward pass.
 
-    Activations are estimated: 30 fp32 numbers a token, layer and channel (bf16 is not counted smaller, and
+    Activations are estimated: 30 fp32 numbers per token, layer and channel (bf16 is not counted smaller, and
     attention's own matrices are left out). bf16 adds the cast copies of the multiplied weights.
     """
     model, tokens = 4 * sizes.parameters, prompt + completion - 1
@@ -157,7 +157,7 @@ def step_memory(sizes: Sizes, batch: int, prompt: int, completion: int, bf16: bo
 
 
 def host_memory(sizes: Sizes, M: int) -> int:
-    """Bytes of weights in the computer's own memory at most, which is when an iteration after the first one merges.
+    """Return the largest number of bytes of weights in host memory: when an iteration after the first one merges.
 
     θ_sft, θ_init, the M runs of this iteration and of the one before, θ_slerp of this one and of the one before.
     """
@@ -171,11 +171,11 @@ GPUS = (
     ("A100, 40 GB", "fp32", 19.5e12, 1555e9),
     ("A100, 40 GB", "bf16", 312e12, 1555e9),
 )
-"""Name, arithmetic, dense FLOP/s and bytes/s by the maker's data sheet."""
+"""Name, arithmetic, dense FLOP/s and bytes/s from the vendor's data sheet."""
 
 
 def markdown_table(prompt: int = 13, completion: int = 24, steps: int = 40, n_prompts: int = 256) -> str:
-    """The tables of docs/gpu.md: GPT-2 124M, batches of 16 and 64; a begin token stands before 12 of prompt."""
+    """Return the tables of docs/gpu.md: GPT-2 124M, batches of 16 and 64, prompts of a begin token and 12 others."""
     lines = ["| memory, GB (1e9 bytes) | batch 16 | batch 64 |", "|---|---|---|"]
     small, large = (step_memory(GPT2, batch, prompt, completion, bf16=True) for batch in (16, 64))
     lines += [f"| {name} | {small[name] / 1e9:.2f} | {large[name] / 1e9:.2f} |" for name in small]

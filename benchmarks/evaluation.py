@@ -1,4 +1,4 @@
-"""Part evaluation: the held-out evaluation of a policy beside its reference, and its floor.
+"""Part evaluation: the held-out evaluation of a policy and its reference, and its floor.
 
 No peer does this work; the floor is `benchmarks.cost.evaluation_work` at rates measured in the same process. The
 reference's side of a large policy was saved by an evaluation before, as it is in all experiments but the first.
@@ -14,7 +14,7 @@ from benchmarks.sides import Side, Turns
 
 
 def run(say: Callable[[str], None], repeats: int, **settings: object) -> Figure:
-    """`repeats` evaluations with a free reward, after one that saves the reference's side."""
+    """Time `repeats` evaluations with a free reward, after one that saves the reference's side."""
     with Side("benchmarks.evaluation:measure", **settings) as side:
         units = []
         for number in range(1, repeats + 1):
@@ -29,7 +29,7 @@ def run(say: Callable[[str], None], repeats: int, **settings: object) -> Figure:
 def measure(
     turns: Turns, *, task: str, n_prompts: int, completion: int, threads: int, buffers: Mapping[str, int] = BUFFERS
 ) -> None:
-    """The side: rates and the floor first, then an evaluation a unit."""
+    """Run the side: rates and the floor first, then one evaluation per unit."""
     import copy
 
     import torch

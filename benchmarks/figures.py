@@ -11,16 +11,16 @@ Figure = dict[str, Any]
 
 
 def spread(values: Sequence[float]) -> Figure:
-    """Median, smallest and largest of the values, and how many there are."""
+    """Return median, smallest and largest of the values, and their number."""
     if not values:
         raise ValueError("no values to summarise; measure at least once")
     return {"median": median(values), "low": min(values), "high": max(values), "count": len(values)}
 
 
 def ratio(upper: Sequence[float], lower: Sequence[float]) -> Figure:
-    """Ratio of the medians; low and high are the extremes of the pairwise ratios, which enclose it.
+    """Return the ratio of the medians; low and high are the extremes of the pairwise ratios, which enclose it.
 
-    Raises ValueError unless every value of one side stands beside one of the other's and all are positive.
+    Raises ValueError unless both sides have equally many values and all are positive.
     """
     if len(upper) != len(lower):
         raise ValueError(f"{len(upper)} values against {len(lower)}; pairs need as many of either side")
@@ -33,10 +33,10 @@ def ratio(upper: Sequence[float], lower: Sequence[float]) -> Figure:
 def compare(
     what: str, unit: str, peer: str, ours: Sequence[float], theirs: Sequence[float], target: float | None = None
 ) -> Figure:
-    """One comparison as results.json keeps it.
+    """Build one comparison as it is saved in results.json.
 
-    unit "s": the ratio says how many times as fast ours is, and a target is the least it should be.
-    unit "bytes": the ratio is ours over the peer's, and a target is the most it should be.
+    unit "s": the ratio says how many times as fast ours is, and a target is its lower limit.
+    unit "bytes": the ratio is ours over the peer's, and a target is its upper limit.
     """
     if unit not in ("s", "bytes"):
         raise ValueError(f"unit must be s or bytes, got {unit!r}")
@@ -53,7 +53,7 @@ def compare_units(
     targets: Mapping[str, float],
     steps: int = 1,
 ) -> list[Figure]:
-    """Time (of one of the `steps` in a unit) and peak memory of the units of two sides, pair by pair."""
+    """Compare time (per step, with `steps` in a unit) and peak memory of the units of two sides, pair by pair."""
     fast, slow = ([unit["seconds"] / steps for unit in side] for side in (mine, other))
     small, large = ([unit["peak_rss"] for unit in side] for side in (mine, other))
     return [
@@ -63,7 +63,7 @@ def compare_units(
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """k of cost ~ size^k: the slope of the logarithms by least squares.
+    """Return k of cost ~ size^k, the slope of the logarithms by least squares.
 
     Raises ValueError for fewer than three sizes or values that have no logarithm.
     """
@@ -77,5 +77,5 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 def alone(
     what: str, unit: str, values: Sequence[float], target: float | None = None, floor: float | None = None
 ) -> Figure:
-    """A figure without a peer: its spread, the most it should be, and the least that the machine allows."""
+    """Build a figure without a peer: its spread, its upper limit, and the least that the machine allows."""
     return {"what": what, "unit": unit, **spread(values), "target": target, "floor": floor}

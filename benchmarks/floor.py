@@ -26,7 +26,7 @@ BUFFERS = {"numbers": 1 << 28, "square": 4096}
 
 
 def run(say: Callable[[str], None], target: float | None, **settings: Any) -> Figure:
-    """Medians over the steps with their spread, beside the floors; the step's ratio should be at most `target`."""
+    """Compare medians over the steps, with their spread, to the floors; the step's ratio should be at most `target`."""
     say("rates, then steps")
     found = once("benchmarks.floor:measure", **settings)
     floors = found["floors"] | {"step": sum(found["floors"].values())}
@@ -41,7 +41,7 @@ def run(say: Callable[[str], None], target: float | None, **settings: Any) -> Fi
 
 
 def measure(turns: Turns, *, steps: int, warmup: int, buffers: Mapping[str, int] = BUFFERS, **shape: Any) -> None:
-    """The side: rates before and after the steps, the phases of every settled step, the floors."""
+    """Run the side: rates before and after the steps, the phases of every settled step, the floors."""
     import dataclasses
 
     import torch
@@ -80,7 +80,7 @@ def measure(turns: Turns, *, steps: int, warmup: int, buffers: Mapping[str, int]
 def phase_floors(
     sizes: Sizes, *, batch: int, prompt: int, completion: int, bf16: bool, rates: dict[str, float]
 ) -> dict[str, float]:
-    """Least seconds of each phase at the measured rates.
+    """Return the least seconds of each phase at the measured rates.
 
     The policy's forward is the anchor's; what is left of `policy` is the backward. The update's bytes are
     Adam and norm but for three passes of the EMA.
@@ -103,7 +103,7 @@ def phase_floors(
 
 
 def products(policy: Any, batch: int, tokens: int, predicted: int) -> list[tuple[int, int, int]]:
-    """Distinct (m, k, n) of the products [m, k] @ [k, n] of a scoring forward: the blocks' matrices and the head's."""
+    """Return the distinct (m, k, n) of the products [m, k] @ [k, n] of a scoring forward: blocks and head."""
     head = policy.get_output_embeddings().weight
     looked_up = {id(policy.get_input_embeddings().weight), id(head)}
     shapes = {tuple(p.shape) for p in policy.parameters() if p.ndim == 2 and id(p) not in looked_up}
@@ -113,7 +113,7 @@ def products(policy: Any, batch: int, tokens: int, predicted: int) -> list[tuple
 def machine_rates(
     shapes: list[tuple[int, int, int]], dtype: torch.dtype, weights: int, *, numbers: int, square: int
 ) -> dict[str, float]:
-    """The rates of this machine, each the best of REPEATS.
+    """Measure the rates of this machine, each as the best of REPEATS.
 
     FLOP/s of a product of each of the shapes and of two square matrices; bytes/s of a copy, a read and an EMA of
     `numbers` fp32 numbers, and of a read of as many weights as a decode step multiplies.
@@ -135,7 +135,7 @@ def machine_rates(
 
 
 def best_rates(rates: list[dict[str, float]]) -> dict[str, float]:
-    """The best of each rate, and flop_per_s and bytes_per_s: the best product and the best bandwidth.
+    """Return the best of each rate, and flop_per_s and bytes_per_s, the best product and the best bandwidth.
 
     A floor must not be too high, so the best is taken where other figures are medians.
     """
@@ -146,7 +146,7 @@ def best_rates(rates: list[dict[str, float]]) -> dict[str, float]:
 
 
 def matrices(m: int, k: int, n: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random input [m, k] and weight [n, k] of a linear layer."""
+    """Make a random input [m, k] and weight [n, k] of a linear layer."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -155,7 +155,7 @@ def matrices(m: int, k: int, n: int, dtype: torch.dtype) -> tuple[torch.Tensor, 
 
 
 def best_time(function: Callable[..., Any], *args: Any) -> float:
-    """The shortest of REPEATS calls, seconds; one more before them warms up."""
+    """Return the shortest of REPEATS calls after one warm-up call, seconds."""
     function(*args)
     times = []
     for _ in range(REPEATS):

@@ -21,7 +21,7 @@ SETTLED = 3
 
 
 def run(say: Callable[[str], None], rounds: int, **settings: Any) -> Figure:
-    """Exponents with their spread over the rounds."""
+    """Measure exponents with their spread over the rounds."""
     units = []
     with Side("benchmarks.growth:measure", **settings) as side:
         for number in range(1, rounds + 1):
@@ -40,7 +40,7 @@ def run(say: Callable[[str], None], rounds: int, **settings: Any) -> Figure:
 def measure(
     turns: Turns, *, loops: dict[str, list[int]], steps: dict[str, list[int]], widths: list[int], threads: int
 ) -> None:
-    """The side: a unit is one round over all points."""
+    """Run the side: a unit is one round over all points."""
     import torch
 
     from benchmarks import work
@@ -58,7 +58,7 @@ def measure(
 
 
 def random_task(like: Task, width: int) -> Task:
-    """A random Llama of `width` channels and a layer for every 64 of them, with the tokens and prompts of `like`."""
+    """Make a random Llama of `width` channels, one layer per 64 of them, with the tokens and prompts of `like`."""
     import dataclasses
 
     import torch
@@ -74,7 +74,7 @@ def random_task(like: Task, width: int) -> Task:
 
 
 def warp_seconds(task: Task, I: int = 1, M: int = 1, T: int = 2) -> float:  # noqa: E741
-    """Seconds of `warp` with 8 × 12 tokens a step."""
+    """Return seconds of `warp` with 8 × 12 tokens per step."""
     import time
 
     from warp_nb import WarpConfig, warp
@@ -85,7 +85,7 @@ def warp_seconds(task: Task, I: int = 1, M: int = 1, T: int = 2) -> float:  # no
 
 
 def step_seconds(task: Task, batch: int = 8, completion: int = 12) -> float:
-    """Median seconds of SETTLED steps."""
+    """Return the median seconds of SETTLED steps."""
     from benchmarks.work import Setup
     from warp_nb import WarpConfig
 

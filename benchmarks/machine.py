@@ -1,4 +1,4 @@
-"""What figures depend on beside the code: processor, versions, and whether others are using it."""
+"""What results depend on besides the code: processor, versions, and load by other processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Clock:
 
     @classmethod
     def now(cls) -> Clock:
-        """The moment; time stolen from a virtual machine counts as used by others."""
+        """Return the current moment; time stolen from a virtual machine counts as used by others."""
         times = psutil.cpu_times()._asdict()
         counted = {name: value for name, value in times.items() if not name.startswith("guest")}
         total = sum(counted.values())
@@ -40,20 +40,20 @@ class Clock:
 
 
 def others(before: Clock, after: Clock) -> float:
-    """Share of the processors, 0 to 1, that others used between two moments (children count once they ended)."""
+    """Return the share of the processors, 0 to 1, that others used between two moments; children count at their end."""
     busy = (after.busy - before.busy) - (after.own - before.own)
     return min(1.0, max(0.0, busy / (after.total - before.total)))
 
 
 def measured_load(seconds: float = 1.5) -> float:
-    """Share of the processors that others use now, over `seconds`."""
+    """Measure the share of the processors that others use now, over `seconds`."""
     before = Clock.now()
     time.sleep(seconds)
     return others(before, Clock.now())
 
 
 def refuse_load(share: float, when: str) -> None:
-    """Raises RuntimeError when others use more than LIMIT of the processors."""
+    """Raise RuntimeError if others use more than LIMIT of the processors."""
     if share > LIMIT:
         raise RuntimeError(
             f"{when}, other programs used {share:.0%} of the processors; at most {LIMIT:.0%} may be used, or the "
@@ -63,7 +63,7 @@ def refuse_load(share: float, when: str) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, number of processors, memory in GB (1e9 bytes), system, Python."""
+    """Return processor, number of processors, memory in GB (1e9 bytes), system, Python."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -76,12 +76,12 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python and the libraries whose speed is measured."""
+    """Return the versions of Python and of the libraries whose speed is measured."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def source_sha256(root: Path = ROOT) -> str:
-    """sha256 over the code that is measured and that measures: a part is out of date when it changes."""
+    """Return the sha256 of the code that is measured and that measures; a part is out of date if it changes."""
     digest = hashlib.sha256()
     measuring = [path for path in (root / "benchmarks").glob("*.py") if path.name != "page.py"]
     for path in sorted([*(root / "warp_nb").rglob("*.py"), *measuring]):

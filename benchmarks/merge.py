@@ -2,7 +2,7 @@
 
 Both read three safetensors models, merge tensor by tensor (mergekit's way) and write the result; the results are
 compared. In-process: libraries imported, warm. CLI: a fresh process each time. SLERP, LITI and the front of
-Algorithm 1, which mergekit lacks, are a figure of our own.
+Algorithm 1, which mergekit lacks, are measured alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run(
     targets: dict[str, float],
     threads: int,
 ) -> Figure:
-    """In-process pairs, the check of equality, CLI pairs, then our lines 12 and 13 and the front."""
+    """Measure in-process pairs, check equality, measure CLI pairs, then our lines 12 and 13 and the front."""
     with tempfile.TemporaryDirectory() as folder:
         where = {"folder": folder, "threads": threads}
         once("benchmarks.merge:prepare", folder=folder, task=task)
@@ -58,7 +58,7 @@ def run(
 
 
 def prepare(turns: Turns, folder: str, task: str) -> None:
-    """Three models and the recipe in `folder`: the task's policy, and two copies moved by noise."""
+    """Write three models and the recipe to `folder`: the task's policy, and two copies moved by noise."""
     import torch
 
     from benchmarks import work
@@ -77,7 +77,7 @@ def prepare(turns: Turns, folder: str, task: str) -> None:
 
 
 def recipe(folder: str) -> dict[str, Any]:
-    """mergekit's recipe: SLERP of the task vectors at 0.5, tensor by tensor."""
+    """Return mergekit's recipe: SLERP of the task vectors at 0.5, tensor by tensor."""
     models = [{"model": str(Path(folder) / name), "parameters": {"weight": 0.5}} for name in NAMES[1:]]
     base = str(Path(folder) / "base")
     return {"merge_method": "nuslerp", "base_model": base, "models": models, "dtype": "float32"}
@@ -110,7 +110,7 @@ def write(path: Path, weights: Any) -> None:
 
 
 def ours(turns: Turns, folder: str, threads: int) -> None:
-    """A unit is one `slerp_files`."""
+    """Run the side: a unit is one `slerp_files`."""
     import torch
 
     torch.set_num_threads(threads)
@@ -120,7 +120,7 @@ def ours(turns: Turns, folder: str, threads: int) -> None:
 
 
 def mergekit(turns: Turns, folder: str, threads: int) -> None:
-    """A unit is one `run_merge` without tokenizer and model card."""
+    """Run the side: a unit is one `run_merge` without tokenizer and model card."""
     import torch
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
@@ -134,7 +134,7 @@ def mergekit(turns: Turns, folder: str, threads: int) -> None:
 
 
 def cli(folder: str) -> list[str]:
-    """mergekit's command for the same merge."""
+    """Return mergekit's command for the same merge."""
     command = shutil.which("mergekit-yaml", path=str(Path(sys.executable).parent))
     if command is None:
         raise RuntimeError("mergekit-yaml is not beside this Python; install the dev extra: pip install -e '.[dev]'")
@@ -143,7 +143,7 @@ def cli(folder: str) -> list[str]:
 
 
 def largest_difference(turns: Turns, folder: str) -> None:
-    """Answers with the largest difference of a weight; RuntimeError when the two merges do not agree."""
+    """Return the largest difference of a weight; raise RuntimeError if the two merges do not agree."""
     import torch
     from safetensors.torch import load_file
 
@@ -158,7 +158,7 @@ def largest_difference(turns: Turns, folder: str) -> None:
 
 
 def whole(turns: Turns, folder: str, threads: int, etas: list[float]) -> None:
-    """A unit is one `front_files`."""
+    """Run the side: a unit is one `front_files`."""
     import torch
 
     torch.set_num_threads(threads)
@@ -168,7 +168,7 @@ def whole(turns: Turns, folder: str, threads: int, etas: list[float]) -> None:
 
 
 def front_files(folder: Path, etas: list[float]) -> None:
-    """Read, SLERP, LITI, the front; the merge, the next initialisation and the front's models are written."""
+    """Read, apply SLERP, LITI and the front; write the merge, the next initialisation and the front's models."""
     from warp_nb.algorithm.merge import front, liti
 
     base, merged, _ = slerp_files(folder)

@@ -1,4 +1,4 @@
-"""Part parallel: two runs side by side with one thread each, against one after the other with two.
+"""Part parallel: two runs in parallel with one thread each, against one after the other with two.
 
 Whole calls of `warp()` with I = 1 and M = 2 on task small, in interleaved pairs; the pool is warm.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run(say: Callable[[str], None], pairs: int, **settings: Any) -> Figure:
-    """The comparison; `settings` are fields of WarpConfig."""
+    """Compare them; `settings` are fields of WarpConfig."""
     say(f"{pairs} pairs")
     found = once("benchmarks.parallel:measure", pairs=pairs, settings=settings)
     title, peer = "two runs side by side, 1 thread each", "one after the other, 2 threads"
@@ -26,7 +26,7 @@ def run(say: Callable[[str], None], pairs: int, **settings: Any) -> Figure:
 
 
 def measure(turns: Turns, pairs: int, settings: dict[str, Any]) -> None:
-    """The side: seconds of every call; RuntimeError when equal threads do not give equal bits."""
+    """Run the side: seconds of every call; raise RuntimeError if equal threads do not give equal bits."""
     from warp_nb import WarpConfig, load_task
     from warp_nb.runs.jobs import process_pool
 
@@ -42,7 +42,7 @@ def measure(turns: Turns, pairs: int, settings: dict[str, Any]) -> None:
 
 
 def timed(config: WarpConfig, task: Task, executor: Executor | None = None) -> tuple[float, str]:
-    """Seconds of a call of `warp()`, and the fingerprint of its policy."""
+    """Return the seconds of a call of `warp()`, and the fingerprint of its policy."""
     from warp_nb import warp
     from warp_nb.files import fingerprint
 

@@ -54,7 +54,7 @@ class Noted(Watch):
 
 
 def noting(name: str, function: Callable[..., Any], events: list[Event]) -> Callable[..., Any]:
-    """`function`, which adds an event to `events` when it returns."""
+    """Wrap `function` so that it adds an event to `events` when it returns."""
 
     @functools.wraps(function)
     def noted(*args: Any, **kwargs: Any) -> Any:
@@ -68,7 +68,7 @@ def noting(name: str, function: Callable[..., Any], events: list[Event]) -> Call
 
 
 def noted_parts(events: list[Event], parts: Parts = FAST) -> Parts:
-    """The parts of a run that add an event to `events` for every call named in EVENTS."""
+    """Return parts of a run that add an event to `events` for every call named in EVENTS."""
 
     def train_run(init: Weights, model: Any, loss_of: Any, T: int, *, watch: Watch, **settings: Any) -> Weights:
         loss_of = noting("loss", loss_of, events)
@@ -86,11 +86,11 @@ def noted_parts(events: list[Event], parts: Parts = FAST) -> Parts:
 
 
 def phases(events: list[Event]) -> dict[str, float]:
-    """Seconds of each phase of one step.
+    """Return the seconds of each phase of one step.
 
     prefill: from the beginning of sampling to the first token drawn; decode: the rest of sampling. forward: the
     policy's logits and log-probabilities, which autograd records; anchor: the anchor's, and the KL between the two.
-    backward: from the loss to the update. optimizer: from there to the EMA, so with the gradient's norm.
+    backward: from the loss to the update. optimizer: from there to the EMA, including the gradient's norm.
 
     Raises:
         ValueError: one of EVENTS is missing: a step no longer calls that function.
@@ -114,5 +114,5 @@ def phases(events: list[Event]) -> dict[str, float]:
 
 
 def with_rest(parts: dict[str, float], step: float) -> dict[str, float]:
-    """The phases, what no phase explains (tokenising, the reward's call, checks), and the whole step."""
+    """Return the phases, the rest of the step (tokenising, the reward's call, checks), and the whole step."""
     return parts | {REST: step - sum(parts.values()), "step": step}

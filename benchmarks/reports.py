@@ -13,7 +13,7 @@ from benchmarks.sides import fresh
 
 
 def run(say: Callable[[str], None], task: str, target: float) -> Figure:
-    """One whole run into a folder that is thrown away; the embedded parts come from the cache."""
+    """Time one whole run into a temporary folder; the embedded parts come from the cache."""
     with tempfile.TemporaryDirectory() as folder:
         say("this takes many minutes")
         found = fresh(sys.executable, "-m", "warp_nb", "report", "--task", task, "--out", folder)

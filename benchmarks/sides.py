@@ -1,7 +1,7 @@
-"""A side of a comparison: a process of its own that does one unit of work whenever it is asked.
+"""A side of a comparison: a separate process that does one unit of work on request.
 
-Both sides live at once and work in turns, so pairs are interleaved, the peak memory of each is
-its own, and neither pays for the other's imports. `python -m benchmarks.sides MODULE:FUNCTION
+Both sides are alive at the same time and work in turns, so pairs are interleaved, the peak memory of
+each is separate, and neither pays for the other's imports. `python -m benchmarks.sides MODULE:FUNCTION
 SETTINGS` is the child: it calls the function with `Turns` and the settings (JSON). The function
 prepares, warms up, and calls `turns.next()` after the warm-up and after every unit.
 """
@@ -31,7 +31,7 @@ class Over(Exception):
 
 
 class Turns:
-    """A side's end: tells what the last unit took and waits to be asked for the next."""
+    """The side's end of the connection: it reports the last unit and waits for the request of the next."""
 
     def __init__(self, source: TextIO, sink: TextIO) -> None:
         self.source, self.sink = source, sink
@@ -47,7 +47,7 @@ class Turns:
         self.begin()
 
     def begin(self) -> None:
-        """Start the clock of the unit anew: what came before it was work that settles."""
+        """Restart the clock of the unit: the work before it was a warm-up."""
         self.started = time.perf_counter()
 
     def at_step(self, step: int, *, warmup: int, settle: int, steps: int, **figures: Any) -> None:
@@ -66,7 +66,7 @@ class Turns:
 
 
 class Side:
-    """The parent's end. `warmup` is the first answer, given when the side is ready."""
+    """The parent's end of the connection. `warmup` is the first answer, sent when the side is ready."""
 
     def __init__(self, function: str, **settings: Any) -> None:
         self.function, self.errors = function, tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by close()
@@ -83,7 +83,7 @@ class Side:
             raise
 
     def unit(self) -> dict[str, Any]:
-        """Have one unit done: its seconds, the peak memory since the start, the side's own figures."""
+        """Request one unit; return its seconds, the peak memory since the start, and the side's figures."""
         self.questions.write("\n")
         self.questions.flush()
         return self._answer()
@@ -98,7 +98,7 @@ class Side:
         return answer
 
     def close(self) -> None:
-        """Tell the side that it is over and wait for its end."""
+        """Tell the side to stop and wait until it ends."""
         with suppress(BrokenPipeError):
             self.questions.close()
         self.process.wait()
@@ -119,7 +119,7 @@ class Side:
 def interleave(
     ours: Side, theirs: Side, count: int, say: Callable[[str], None], title: str = "pair"
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """`count` pairs of units: ours, theirs, ours, theirs …; `say` is told of every pair under `title`."""
+    """Run `count` pairs of units: ours, theirs, ours, theirs …; call `say` for every pair, with `title`."""
     mine, other = [], []
     for pair in range(1, count + 1):
         mine.append(ours.unit())
@@ -129,13 +129,13 @@ def interleave(
 
 
 def once(function: str, **settings: Any) -> dict[str, Any]:
-    """What a side answers when it is ready: for work that is no pair."""
+    """Return a side's first answer, for work that is not a pair."""
     with Side(function, **settings) as side:
         return side.warmup
 
 
 def fresh(*command: str) -> dict[str, float]:
-    """Seconds and peak memory (bytes, of the largest process it waited for) of a program run to its end.
+    """Run a program; return seconds and peak memory (bytes, of the largest process that it waited for).
 
     Linux counts this process's own peak as the program's, so it must stay small: sides import torch, it does not.
     Raises RuntimeError with the end of the program's output when it fails.
@@ -153,9 +153,9 @@ def fresh(*command: str) -> dict[str, float]:
 
 
 def peak_rss() -> int:
-    """Largest resident memory of this process so far, bytes.
+    """Return the largest resident memory of this process so far, bytes.
 
-    Linux hands a parent's `ru_maxrss` on to its children, so VmHWM is read where there is one.
+    On Linux children inherit `ru_maxrss`, so VmHWM is read where it exists.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -165,13 +165,13 @@ def peak_rss() -> int:
 
 
 def forget_peak() -> None:
-    """Let `peak_rss` begin anew at what is resident now, where the system can (Linux)."""
+    """Reset `peak_rss` to the current resident memory, where the system can (Linux)."""
     if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> None:
-    """The child: standard output is kept for the answers, whatever else is printed goes to standard error."""
+    """Run the child: standard output is reserved for the answers, all other output goes to standard error."""
     name, settings = sys.argv[1], json.loads(sys.argv[2])
     sink = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

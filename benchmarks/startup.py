@@ -1,4 +1,4 @@
-"""Part startup: what a fresh process needs to import the package, and to finish its first step."""
+"""Part startup: the time of a fresh process to import the package, and to finish its first step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIRST_STEP = {
 
 
 def run(say: Callable[[str], None], rounds: int, step_rounds: int, target: float, threads: int) -> Figure:
-    """Every command in turn, `rounds` times; the first in each table is ours, the others are its peers."""
+    """Time every command in turn, `rounds` times; the first in each table is ours, the others are its peers."""
     found, own = [], []
     for commands, count in ((IMPORTS, rounds), (FIRST_STEP, step_rounds)):
         times: dict[str, list[float]] = {title: [] for title in commands}
@@ -37,7 +37,7 @@ def run(say: Callable[[str], None], rounds: int, step_rounds: int, target: float
 
 
 def first_step() -> None:
-    """What a reader's first step costs: task small with its own reward, loaded from the cache."""
+    """Run a user's first step: task small with its reward model, loaded from the cache."""
     from warp_nb import WarpConfig, load_task, warp
 
     warp(WarpConfig(I=1, M=1, T=1, batch_size=32), load_task("small"), progress=False)

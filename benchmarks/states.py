@@ -1,4 +1,4 @@
-"""Part states-*: what it costs to save a checkpoint of a run between two steps (`save_every`)."""
+"""Part states-*: the cost of a checkpoint between two steps of a run (`save_every`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run(say: Callable[[str], None], **settings: Any) -> Figure:
-    """Seconds of a save, and the share of a step that this is."""
+    """Measure the seconds of a save, and their share of a step."""
     say("steps, each with a save after it")
     found = once("benchmarks.states:measure", **settings)
     share = median(found["saves"]) / median(found["steps"])
@@ -27,7 +27,7 @@ def run(say: Callable[[str], None], **settings: Any) -> Figure:
 
 
 def measure(turns: Turns, *, steps: int, warmup: int, **shape: Any) -> None:
-    """The side: a checkpoint after every step of a run is written, fsynced and renamed into place."""
+    """Run the side: a checkpoint after every step of a run is written, fsynced and renamed into place."""
     from benchmarks import work
     from warp_nb.runs.checkpoint import Checkpoints
 

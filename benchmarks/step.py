@@ -1,7 +1,7 @@
 """Part step-*: a policy-gradient step against TRL's RLOOTrainer on the same work.
 
 Sampling, a free reward call, log-probabilities, anchor, backward, Adam, EMA; the same policy, prompts, number and
-length of completions, temperature, dtype, optimizer steps a batch (one). TRL keeps its own way: two completions a
+length of completions, temperature, dtype, optimizer steps per batch (one). TRL keeps its defaults: two completions per
 prompt, a second forward for the log-probabilities of the weights that sampled. Neither clips gradients, logs or saves.
 """
 
@@ -21,7 +21,7 @@ PEER = "TRL RLOOTrainer"
 def run(
     say: Callable[[str], None], pairs: int, checkpointing_pairs: int, targets: dict[str, float], **settings: Any
 ) -> Figure:
-    """Interleaved pairs against the trainer without gradient checkpointing, then some with it (TRL's default)."""
+    """Measure interleaved pairs against the trainer without gradient checkpointing, then with it (TRL's default)."""
     found: list[Figure] = []
     with Side("benchmarks.step:ours", **settings) as ours:
         for checkpointing in [False, True] if checkpointing_pairs else [False]:
@@ -36,14 +36,14 @@ def run(
 
 
 def same_work(mine: Figure, other: Figure, tolerance: float = 0.05) -> None:
-    """Raise RuntimeError when prompts or completions of the two sides differ in length, tokens a row."""
+    """Raise RuntimeError if prompts or completions of the two sides differ in length, tokens per row."""
     for name in ("prompt_tokens", "tokens"):
         if abs(mine[name] - other[name]) > tolerance * other[name]:
             raise RuntimeError(f"{name}: {mine[name]} on our side, {other[name]} on the peer's; not the same work")
 
 
 def ours(turns: Turns, *, settle: int, steps: int, warmup: int, **shape: Any) -> None:
-    """The side: a run as `warp` does it, in units of `settle` + `steps` steps."""
+    """Run the side: a run as in `warp`, in units of `settle` + `steps` steps."""
     from benchmarks import work
 
     setup = work.setup(**shape)
@@ -58,7 +58,7 @@ def ours(turns: Turns, *, settle: int, steps: int, warmup: int, **shape: Any) ->
 
 
 def trl(turns: Turns, *, settle: int, steps: int, warmup: int, checkpointing: bool, **shape: Any) -> None:
-    """The side: the same run by RLOOTrainer, whose reference model is the EMA anchor."""
+    """Run the side: the same run by RLOOTrainer, whose reference model is the EMA anchor."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import RLOOConfig, RLOOTrainer

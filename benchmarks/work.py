@@ -18,12 +18,12 @@ BETA, MU, LR = 0.1, 0.01, 1e-6
 
 
 def free_reward(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-    """The length of each completion's last word: it costs nothing and differs between completions."""
+    """Return the length of each completion's last word, which costs nothing and differs between completions."""
     return [float(len(text.rpartition(" ")[2])) for text in completions]
 
 
 def load_task(name: str) -> Task:
-    """Load a prepared task with the free reward and the beginnings of PROMPTS reviews as prompts."""
+    """Load a prepared task with the free reward and the first tokens of PROMPTS reviews as prompts."""
     policy, tokenizer, source, _ = LOADERS[name]("cpu")
     train_prompts = beginnings(tokenizer, "prompts", source, PROMPTS)
     known = set(train_prompts)
@@ -42,11 +42,11 @@ class Setup:
     def run(self, **settings: Any) -> RunResult:
         """Train run (1, 1) from the task's policy, as `warp` does; `settings` are keywords of `train`."""
         start = weights_of(self.task.policy)
-        return train(self.config, self.task, start, 1, 1, parts=self.parts, **settings)
+        return train(self.config, self.task, start, i=1, m=1, parts=self.parts, **settings)
 
 
 def setup(*, task: str, batch: int, completion: int, dtype: str, threads: int, steps: int = ENDLESS) -> Setup:
-    """The run that is measured, with `threads` torch threads from here on."""
+    """Set up the run that is measured, with `threads` torch threads from here on."""
     torch.set_num_threads(threads)
     config = WarpConfig(T=steps, lr=LR, warmup_steps=0, beta=BETA, mu=MU)
     config = config.replace(batch_size=batch, max_new_tokens=completion, dtype=dtype)

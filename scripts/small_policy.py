@@ -221,7 +221,7 @@ def compare(out: Path) -> dict[str, float]:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
     found = {
         "reviews": CURVE_REVIEWS,
-        "words_of_each": sft.WORDS,
+        "words_of_each": sft.PERPLEXITY_WORDS,
         "parameters": mine.num_parameters(),
         "small": sft.word_perplexity(mine, tokenizer, held_out),
     }

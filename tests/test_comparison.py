@@ -23,7 +23,7 @@ from warp_nb.studies.comparison import (
     ARMS,
     ETAS,
     KL_TOLERANCE,
-    PLAIN,
+    REINFORCE,
     SEARCH_STEPS,
     SINGLE,
     WARP,
@@ -48,9 +48,9 @@ def found() -> Comparison:
 
 @pytest.mark.slow
 def test_every_arm_has_its_steps(found: Comparison) -> None:
-    assert {name: len(arm.history) for name, arm in found.arms.items()} == {WARP: 16, SINGLE: 8, PLAIN: 16}
-    assert {name: arm.steps for name, arm in found.arms.items()} == {WARP: 8, SINGLE: 4, PLAIN: 8}
-    assert arm_config(CONFIG, PLAIN).model_dump(include={"I", "M", "T"}) == {"I": 1, "M": 1, "T": 8}
+    assert {name: len(arm.history) for name, arm in found.arms.items()} == {WARP: 16, SINGLE: 8, REINFORCE: 16}
+    assert {name: arm.steps for name, arm in found.arms.items()} == {WARP: 8, SINGLE: 4, REINFORCE: 8}
+    assert arm_config(CONFIG, REINFORCE).model_dump(include={"I", "M", "T"}) == {"I": 1, "M": 1, "T": 8}
     assert all(len(measured.front) == len(ETAS) for arm in found.arms.values() for measured in arm.measured)
 
 
@@ -61,7 +61,7 @@ def test_the_first_run_is_shared_and_made_once(found: Comparison) -> None:
     assert first.to_numpy().tolist() == single.to_numpy().tolist()
     loaded = found.arms[SINGLE].runs.set_index(["seed", "iteration"]).loaded
     assert loaded.to_dict() == {(0, 1): 1.0, (0, 2): 0.0, (1, 1): 1.0, (1, 2): 0.0}
-    assert not found.arms[WARP].runs.loaded.any() and not found.arms[PLAIN].runs.loaded.any()
+    assert not found.arms[WARP].runs.loaded.any() and not found.arms[REINFORCE].runs.loaded.any()
 
 
 @pytest.mark.slow
@@ -114,11 +114,11 @@ def test_a_second_call_resumes(gate: Any, tmp_path: Path) -> None:
 def test_the_record_is_plain_json(found: Comparison) -> None:
     record = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert record["status"] == "ok" and set(record["summary"]) == set(ARMS)
-    assert len(record["arms"][PLAIN]["history"]) == 16
+    assert len(record["arms"][REINFORCE]["history"]) == 16
     runs = {(row["arm"], row["seed"], row["iteration"], row["run"]) for row in record["runs"]}
     first = {(WARP, seed, i, m) for seed in (0, 1) for i in (1, 2) for m in (1, 2)} | {
-        (PLAIN, 0, 1, 1),
-        (PLAIN, 1, 1, 1),
+        (REINFORCE, 0, 1, 1),
+        (REINFORCE, 1, 1, 1),
     }
     assert runs == first | {(SINGLE, 0, 2, 1), (SINGLE, 1, 2, 1)} and len(record["runs"]) == 12, "the shared is WARP's"
     kept = record["arms"][WARP]["measured"]
@@ -172,7 +172,7 @@ def test_the_common_kl_is_the_largest_with_text_that_reads() -> None:
 
 def test_an_advantage_is_paired_by_seed() -> None:
     ahead = comparison(warp=[DOUBLE] * 3, single=[LINE] * 3, plain=[LINE] * 3)
-    assert ahead.advantage(WARP, PLAIN) == mean_interval([2.0] * 3)
+    assert ahead.advantage(WARP, REINFORCE) == mean_interval([2.0] * 3)
     shifted: list[Any] = [[(gain + lift, kl) for gain, kl in LINE] for lift in (0.0, 5.0, -3.0)]
     paired = comparison(warp=[[(g + 1, kl) for g, kl in front] for front in shifted], single=shifted, plain=shifted)
     assert paired.advantage(WARP, SINGLE) == mean_interval([1.0] * 3), "what the seeds share is no noise"
@@ -181,12 +181,12 @@ def test_an_advantage_is_paired_by_seed() -> None:
 
 def test_an_advantage_of_one_training_is_paired_by_prompt() -> None:
     alone = comparison(warp=[DOUBLE], single=[LINE], plain=[LINE])
-    advantage = alone.advantage(WARP, PLAIN)
+    advantage = alone.advantage(WARP, REINFORCE)
     assert advantage.value == pytest.approx(2.0) and 0 <= advantage.high - advantage.low < 1e-9
 
 
 def test_without_a_common_kl_in_every_seed_nothing_is_compared() -> None:
     mixed = comparison(warp=[DOUBLE] * 2, single=[LINE] * 2, plain=[LINE] * 2)
-    mixed.arms[PLAIN].measured[1].matched = None
-    assert mixed.matched(PLAIN) is None and math.isnan(mixed.advantage(WARP, PLAIN).value)
-    assert math.isnan(mixed.gain_at_equal_kl(PLAIN).value) and mixed.advantage(WARP, SINGLE).value == 2.0
+    mixed.arms[REINFORCE].measured[1].matched = None
+    assert mixed.matched(REINFORCE) is None and math.isnan(mixed.advantage(WARP, REINFORCE).value)
+    assert math.isnan(mixed.gain_at_equal_kl(REINFORCE).value) and mixed.advantage(WARP, SINGLE).value == 2.0

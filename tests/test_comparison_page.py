@@ -15,14 +15,14 @@ from synthetic import result
 from warp_nb.notebook import comparison_page
 from warp_nb.notebook.conclusions import conclude
 from warp_nb.notebook.experiment_page import save
-from warp_nb.studies.comparison import ARMS, ETAS, PLAIN, SINGLE, WARP, Comparison
+from warp_nb.studies.comparison import ARMS, ETAS, REINFORCE, SINGLE, WARP, Comparison
 
 LATE = [*LINE[:2], *SALAD[2:]]
 ALIKE: Front = [*LINE[:-1], (2.0, 4.0, 50.0, 0.1)]
 TITLES = {
     WARP: "WARP, 4 прогона по 2, всего 8 шагов",
     SINGLE: "M = 1, 2 прогона по 2, всего 4 шага",
-    PLAIN: "REINFORCE, один прогон, 8 шагов",
+    REINFORCE: "REINFORCE, один прогон, 8 шагов",
 }
 
 
@@ -55,7 +55,7 @@ def test_the_front_table_has_every_point_of_every_arm() -> None:
 def test_the_table_at_equal_kl_has_a_row_an_arm_and_seed() -> None:
     rows = records(comparison_page.equal_kl_table(comparison([DOUBLE, LINE], [LINE] * 2, [LINE] * 2)).data)
     assert [(row["Способ"], row["Сид"], row["Шагов"]) for row in rows] == [
-        (arm, seed, steps) for arm, steps in ((WARP, "8"), (SINGLE, "4"), (PLAIN, "8")) for seed in "01"
+        (arm, seed, steps) for arm, steps in ((WARP, "8"), (SINGLE, "4"), (REINFORCE, "8")) for seed in "01"
     ]
     assert [row["Прирост награды"][:5] for row in rows[:3]] == ["+4,00", "+2,00", "+2,00"]
     assert {row["η"] for row in rows} == {"1"} and {row["KL(политика‖sft), нат"] for row in rows} == {"4"}
@@ -80,7 +80,7 @@ def test_the_plane_shows_every_front_and_the_end() -> None:
 def test_curves_of_an_arm_are_its_runs() -> None:
     found = comparison([LINE], [LINE], [LINE])
     counts = {arm: [len(ax.lines) for ax in comparison_page.arm_curves(found, arm).axes] for arm in ARMS}
-    assert counts == {WARP: [4] * 3, SINGLE: [2] * 3, PLAIN: [1] * 3}
+    assert counts == {WARP: [4] * 3, SINGLE: [2] * 3, REINFORCE: [1] * 3}
 
 
 def test_the_result_is_saved_with_its_conclusion(tmp_path: Path) -> None:
@@ -105,8 +105,8 @@ def test_the_result_is_saved_with_its_conclusion(tmp_path: Path) -> None:
 )
 def test_who_is_ahead_is_said_only_where_the_seeds_agree(warp: list[Front], plain: list[Front], words: str) -> None:
     told = said(comparison(warp, [LINE] * len(warp), plain), "При одной и той же KL, 4 ната (у каждого сида своя)")
-    against = [part for part in told.split("WARP против ") if part.startswith(f"«{TITLES[PLAIN]}»: ")]
-    assert len(against) == 1 and against[0].startswith(f"«{TITLES[PLAIN]}»: {words}")
+    against = [part for part in told.split("WARP против ") if part.startswith(f"«{TITLES[REINFORCE]}»: ")]
+    assert len(against) == 1 and against[0].startswith(f"«{TITLES[REINFORCE]}»: {words}")
     assert f"WARP против «{TITLES[SINGLE]}»: " in told
 
 
@@ -127,7 +127,7 @@ def test_without_a_common_kl_nobody_is_ahead() -> None:
     assert (
         said(mixed, comparison_page.NO_COMMON_KL) == f"{comparison_page.NO_COMMON_KL} Сравнить награды поэтому нельзя."
     )
-    for shown in (comparison_page.arm_samples(mixed, PLAIN), comparison_page.equal_kl_table(mixed)):
+    for shown in (comparison_page.arm_samples(mixed, REINFORCE), comparison_page.equal_kl_table(mixed)):
         assert comparison_page.NO_COMMON_KL in shown.data
 
 
@@ -144,8 +144,8 @@ def test_a_failed_check_stands_first() -> None:
 
 
 def test_a_gain_is_told_where_the_text_still_reads() -> None:
-    told = of_arm(comparison([SALAD], [LINE], [LATE]), PLAIN)
-    assert told.startswith(f"**{TITLES[PLAIN]}**: награда выше, чем у SFT, а текст ещё похож на отзыв. ")
+    told = of_arm(comparison([SALAD], [LINE], [LATE]), REINFORCE)
+    assert told.startswith(f"**{TITLES[REINFORCE]}**: награда выше, чем у SFT, а текст ещё похож на отзыв. ")
     assert "При η = 0,25 прирост +0,50 (" in told and "KL 1 ната, перплексия 50 против 50 у самой θ_sft." in told
     assert (
         "Дальше по фронту текст на отзыв не похож: при η = 1 перплексия изменилась больше чем в 2 раза, 500 против 50 "
@@ -168,7 +168,7 @@ def test_the_sign_of_a_gain_is_said() -> None:
     assert words == {
         WARP: "прирост награды неотличим от нуля",
         SINGLE: "награда ниже, чем у SFT",
-        PLAIN: "награда выше, чем у SFT, а текст ещё похож на отзыв",
+        REINFORCE: "награда выше, чем у SFT, а текст ещё похож на отзыв",
     }
 
 

@@ -143,7 +143,7 @@ def test_names_that_were_not_injected_are_the_notebooks_own() -> None:
         ("", ""),
         ("r.json", ""),
         ("gone/r.json", "result_file = '.*gone/r.json' refused: its folder must exist"),
-        (".", "result_file = '.*' refused: its folder must exist, and it must be no folder itself"),
+        (".", "result_file = '.*' refused: its folder must exist, and it must not be a folder itself"),
         (3, "result_file = 3 refused: must be the path of a file; pass e.g. -p result_file r.json"),
     ],
 )

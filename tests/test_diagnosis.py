@@ -6,7 +6,7 @@ import json
 import math
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -156,7 +156,14 @@ def test_the_command_measures_only_what_is_missing(
     path.parent.mkdir()
     path.write_text(text, encoding="utf-8")
     assert main([]) == main(["exp2", "--table", str(path)]) == 0
-    assert path.read_text(encoding="utf-8") == text and capsys.readouterr() == ("", "")
+    said = f"the report of this table: warp-nb report diagnosis -p table_file {path}\n"
+    assert path.read_text(encoding="utf-8") == text and capsys.readouterr() == (2 * said, "")
+
+
+def test_a_new_table_begins_with_what_the_package_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["exp2"]) == 0, "nothing had to be measured"
+    assert read_table(tmp_path / "reports" / "diagnosis.json") == read_table()
 
 
 def test_words_that_name_no_cell_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,10 +207,10 @@ def departures(again: dict[str, Any], kept: dict[str, Any], *, same_prompts: boo
         "equal-runs": verdicts.same_curves(again) == verdicts.same_curves(kept),
         "still": stands_still(again) == stands_still(kept),
         "failed": set(again["failed"]) - SAMPLED == set(kept["failed"]) - SAMPLED,
-        "norms": all(map(lambda a, b: near(a, b, rel_tol=NORM), again["delta_norms"], kept["delta_norms"])),
+        "norms": alike(again["delta_norms"], kept["delta_norms"], lambda a, b: near(a, b, rel_tol=NORM)),
         "moved": near(again["moved"], kept["moved"], rel_tol=MOVED),
-        "unmoved": all(map(lambda a, b: abs(a - b) <= UNMOVED, again["unmoved"], kept["unmoved"])),
-        "angles": all(map(same_angle, again["omega"], kept["omega"])),
+        "unmoved": alike(again["unmoved"], kept["unmoved"], lambda a, b: abs(a - b) <= UNMOVED),
+        "angles": alike(again["omega"], kept["omega"], same_angle),
         "kl": again["kl"].keys() == kept["kl"].keys() and all(same_kl(again, kept, name) for name in kept["kl"]),
     }
     if same_prompts:
@@ -214,6 +221,11 @@ def departures(again: dict[str, Any], kept: dict[str, Any], *, same_prompts: boo
         same_arithmetic = all(one == other for one, other in values.values())
         found["bits"] = not same_arithmetic or first_iteration(again) == first_iteration(kept)
     return {name for name, holds in found.items() if not holds}
+
+
+def alike(again: list[Any], kept: list[Any], near: Callable[[Any, Any], bool]) -> bool:
+    """Whether the figures are as many and each is near its own."""
+    return len(again) == len(kept) and all(near(one, other) for one, other in zip(again, kept, strict=True))
 
 
 def steps_of(record: dict[str, Any]) -> list[int]:
@@ -249,6 +261,8 @@ TRAININGS = [cell for cell in cells() if isinstance(cell, Cell)]
 
 def test_the_committed_table_is_whole() -> None:
     assert list(TABLE) == [cell.name for cell in cells()]
+    records = [TABLE[cell.name] for cell in TRAININGS]
+    assert all(len(one["delta_norms"]) == len(one["unmoved"]) == len(steps_of(one)) > 0 for one in records)
 
 
 def test_a_record_departs_in_nothing_from_itself() -> None:
@@ -330,6 +344,16 @@ def test_a_figure_beyond_its_tolerance_departs_alone(change: dict[str, float], t
     else:
         again["curves"][name][0][0] += by
     assert departures(again, kept) == set(told)
+
+
+@pytest.mark.parametrize("left", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("name", "told"), [("delta_norms", {"norms"}), ("unmoved", {"unmoved"}), ("omega", {"runs", "angles"})]
+)
+def test_a_figure_that_is_missing_departs(name: str, told: set[str], left: int) -> None:
+    kept = TABLE[Cell(4).name]
+    short = kept | {name: kept[name][:left]}
+    assert departures(short, kept) == departures(kept, short) == told
 
 
 # Measured again

@@ -100,11 +100,11 @@ def test_a_checkpoint_is_all_that_the_next_step_depends_on(optimizer: str, ancho
         return weights
 
     settings = {"parts": replace(FAST, train_run=remembering)}
-    whole = train(config, task, init, 1, 1, **settings)
+    whole = train(config, task, init, i=1, m=1, **settings)
     with pytest.raises(RuntimeError):
         checkpoints = Checkpoints(tmp_path / STATE, "start")
-        train(config, tiny.task(reward=Opinion(3, fail)), init, 1, 1, checkpoints=checkpoints, **settings)
-    found = train(config, task, init, 1, 1, checkpoints=Checkpoints(tmp_path / STATE, "start"), **settings)
+        train(config, tiny.task(reward=Opinion(3, fail)), init, i=1, m=1, checkpoints=checkpoints, **settings)
+    found = train(config, task, init, i=1, m=1, checkpoints=Checkpoints(tmp_path / STATE, "start"), **settings)
     assert len(ends) == 2 and ends[0] == ends[1]
     assert fingerprint(found.weights) == fingerprint(whole.weights)
     assert [row | {"seconds": 0} for row in found.history] == [row | {"seconds": 0} for row in whole.history]
@@ -127,11 +127,11 @@ def test_how_often_checkpoints_are_saved_may_change(tmp_path: Path) -> None:
 def test_checkpoints_of_another_start_are_left_out(tmp_path: Path) -> None:
     task, path = tiny.task(), tmp_path / STATE
     init = weights_of(task.policy)
-    train(CONFIG.replace(T=1, save_every=1), task, init, 1, 1, checkpoints=Checkpoints(path, "start"))
-    with pytest.warns(UserWarning, match=r"run_1_1\.state\.safetensors belongs to a run of another start"):
-        found = train(CONFIG, task, init, 1, 1, checkpoints=Checkpoints(path, "other"))
+    train(CONFIG.replace(T=1, save_every=1), task, init, i=1, m=1, checkpoints=Checkpoints(path, "start"))
+    with pytest.warns(UserWarning, match=r"run_1_1\.state\.safetensors belongs to a run from another θ_init"):
+        found = train(CONFIG, task, init, i=1, m=1, checkpoints=Checkpoints(path, "other"))
     assert found.facts["loaded"] == 0
-    assert fingerprint(found.weights) == fingerprint(train(CONFIG, task, init, 1, 1).weights)
+    assert fingerprint(found.weights) == fingerprint(train(CONFIG, task, init, i=1, m=1).weights)
 
 
 def test_saving_checkpoints_changes_no_bit_and_warns_of_nothing(tmp_path: Path) -> None:
@@ -214,24 +214,39 @@ def test_a_resumed_run_has_all_its_snapshots(after: int, save_every: int, tmp_pa
     assert everything(again) == whole(SNAPSHOTS)
 
 
-def test_a_snapshot_that_could_not_be_written_is_written_on_resuming(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("at", "loaded"), [(3, 0.75), ("anchor", 1.0)])
+def test_a_snapshot_that_could_not_be_written_is_written_on_resuming(
+    at: int | str, loaded: float, tmp_path: Path
+) -> None:
     """The step was whole, so its state is saved; only its snapshot is missing, and the next call makes it up."""
     task, init = tiny.task(), weights_of(tiny.task().policy)
     found: dict[Any, Any] = {}
 
-    def full(at: int | str, weights: Any) -> None:
-        if at == 3:
+    def full(place: int | str, weights: Any) -> None:
+        if place == at:
             raise OSError("no space left")
-        found[at] = weights
+        found[place] = weights
+
+    def resumed(keep: Any) -> Any:
+        checkpoints = Checkpoints(tmp_path / STATE, "start")
+        return train(SNAPSHOTS, task, init, i=1, m=1, keep=keep, checkpoints=checkpoints)
 
     with torch_threads(SNAPSHOTS.threads):
         with pytest.raises(OSError, match="no space left"):
-            train(SNAPSHOTS, task, init, 1, 1, keep=full, checkpoints=Checkpoints(tmp_path / STATE, "start"))
-        checkpoints = Checkpoints(tmp_path / STATE, "start")
-        resumed = train(SNAPSHOTS, task, init, 1, 1, keep=found.__setitem__, checkpoints=checkpoints)
-    assert resumed.facts["loaded"] == 0.75
+            resumed(full)
+        assert resumed(found.__setitem__).facts["loaded"] == loaded
     memory = quick(SNAPSHOTS).snapshots
     assert {at: fingerprint(found[at]) for at in found} == {at: fingerprint(memory[1, 1, at]) for *_, at in EVERY}
+
+
+def test_steps_are_saved_when_their_result_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / RESULT).mkdir()  # no file can take the name of a folder
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(OSError) as caught:
+        quick(out_dir=tmp_path)
+    assert f"The state after step {CONFIG.T} is saved" in caught.value.__notes__[0]
+    (tmp_path / RESULT).rmdir()
+    again = quick(CONFIG, tiny.task(reward=never), out_dir=tmp_path)
+    assert again.runs.loaded.tolist() == [1] and everything(again) == whole()
 
 
 # damage

@@ -104,7 +104,7 @@ def test_evaluation_repeats_and_follows_its_seed() -> None:
 
 @pytest.mark.parametrize("count", [1, 65])
 def test_a_number_of_prompts_that_the_task_lacks_is_refused(count: int) -> None:
-    told = rf"n_eval_prompts must be 2 to 64, the held-out prompts of task tiny, got {count}; pass e.g. -p n_eval_p"
+    told = rf"^n_prompts must be 2 to 64, the held-out prompts of task tiny, got {count}; pass e.g. n_prompts = 64$"
     with pytest.raises(ValueError, match=told):
         evaluate(TASK.policy, TASK.policy, TASK, **SETTINGS | {"n_prompts": count})
 

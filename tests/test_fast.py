@@ -18,7 +18,7 @@ from warp_nb.fast import decoding, scoring
 from warp_nb.fast.averages import ema_update_
 from warp_nb.fast.decoding import CachedForward, LlamaDecoder, cached
 from warp_nb.fast.devices import arithmetic
-from warp_nb.fast.optimizers import KINDS, optimizer_of
+from warp_nb.fast.optimizers import OPTIMIZERS, optimizer_of
 from warp_nb.fast.scoring import token_kl, token_log_probs
 from warp_nb.runs.training import FAST, PLAIN
 
@@ -151,11 +151,11 @@ def test_a_bf16_anchor_and_another_architecture_are_refused() -> None:
         ema_update_(tiny.gpt2(20, layers=1), model, 0.01)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_fused_optimizer_is_the_librarys_own(name: str) -> None:
     """On the CPU fused, elsewhere as the library chooses; the same moves."""
     ends = []
-    for make in (optimizer_of(name, torch.device("cpu")), KINDS[name]):
+    for make in (optimizer_of(name, torch.device("cpu")), OPTIMIZERS[name]):
         model = tiny.gpt2(20).double()  # in fp32 Adam makes steps of the rounding of gradients that are zero
         optimizer = make(list(model.parameters()), lr=0.01)
         for ids in torch.arange(12).view(3, 1, 4):

@@ -48,20 +48,20 @@ def online(tmp_path: Path, monkeypatch: Patch) -> Any:
 def test_exactly_the_named_files_are_fetched_once(part: hub.HubPart, folders: dict[str, Path], online: Any) -> None:
     with hub_miniature.server(folders) as (address, asked):
         online(address)
-        folder = hub.fetch(part)
+        folder = hub.fetch_from_hub(part)
         found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         assert found == set(part.files)
         assert not [path for path in asked if path.endswith((".bin", "unsupervised-00000-of-00001.parquet"))]
         asked.clear()
-        assert hub.fetch(part) == folder and not asked
+        assert hub.fetch_from_hub(part) == folder and not asked
 
 
 def test_a_prepared_machine_needs_no_network(folders: dict[str, Path], online: Any, monkeypatch: Patch) -> None:
     with hub_miniature.server(folders) as (address, _):
         online(address)
-        folder = hub.fetch(hub.GPT2_IMDB)
+        folder = hub.fetch_from_hub(hub.GPT2_IMDB)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert hub.fetch(hub.GPT2_IMDB) == folder
+    assert hub.fetch_from_hub(hub.GPT2_IMDB) == folder
 
 
 def test_another_commit_under_the_name_is_refused(folders: dict[str, Path], online: Any) -> None:
@@ -69,7 +69,7 @@ def test_another_commit_under_the_name_is_refused(folders: dict[str, Path], onli
     with hub_miniature.server(folders, moved) as (address, _):
         online(address)
         with pytest.raises(RuntimeError, match=r"is commit aaaa.*, expected f0c412a6.*-p task smollm"):
-            hub.fetch(hub.GPT2_IMDB)
+            hub.fetch_from_hub(hub.GPT2_IMDB)
 
 
 def test_a_repository_without_safetensors_is_refused(folders: dict[str, Path], online: Any) -> None:
@@ -77,14 +77,14 @@ def test_a_repository_without_safetensors_is_refused(folders: dict[str, Path], o
     with hub_miniature.server(folders) as (address, _):
         online(address)
         with pytest.raises(RuntimeError, match=r"lacks other.safetensors; run another task: -p task smollm"):
-            hub.fetch(part)
+            hub.fetch_from_hub(part)
 
 
 def test_an_absent_repository_is_a_clear_error(folders: dict[str, Path], online: Any) -> None:
     with hub_miniature.server(folders) as (address, _):
         online(address)
         with pytest.raises(RuntimeError, match=r"could not fetch nobody/nothing .*-p task smollm"):
-            hub.fetch(replace(hub.GPT2_IMDB, repo="nobody/nothing"))
+            hub.fetch_from_hub(replace(hub.GPT2_IMDB, repo="nobody/nothing"))
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_offline_mode_is_a_clear_error(online: Any, monkeypatch: Patch) -> None:
     online("http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(RuntimeError, match=r"could not fetch stanfordnlp/imdb .*Offline.*-p task smollm"):
-        hub.fetch(hub.IMDB)
+        hub.fetch_from_hub(hub.IMDB)
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pd.Data
     monkeypatch.setattr(wheels, "imdb_csv", lambda: tmp_path / "reviews.csv")
     (tmp_path / hub.IMDB.files[0]).parent.mkdir()
     frame[frame["source"] == "imdb"][["text", "label"]].to_parquet(tmp_path / hub.IMDB.files[0])
-    monkeypatch.setattr(hub, "fetch", lambda part: tmp_path)
+    monkeypatch.setattr(hub, "fetch_from_hub", lambda part: tmp_path)
     imdb._reviews.cache_clear()
     yield frame
     imdb._reviews.cache_clear()

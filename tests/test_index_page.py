@@ -17,7 +17,7 @@ from warp_nb.notebook.numbers import fixed
 from warp_nb.report.catalogue import EXPERIMENTS, Experiment
 from warp_nb.report.guide import Step
 from warp_nb.report.index_page import index
-from warp_nb.report.page import CONTENT_POLICY, ENVIRONMENT
+from warp_nb.report.page import CONTENT_POLICY, PAGE_ENVIRONMENT
 from warp_nb.studies.original import ASSUMED_TASK, ROWS
 
 MISSING = {"status": "missing"}
@@ -51,7 +51,7 @@ def main_rows(html: str) -> list[list[str]]:
 def templates(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Templates beside those of the package."""
     more: dict[str, str] = {}
-    monkeypatch.setattr(ENVIRONMENT, "loader", ChoiceLoader([ENVIRONMENT.loader, DictLoader(more)]))
+    monkeypatch.setattr(PAGE_ENVIRONMENT, "loader", ChoiceLoader([PAGE_ENVIRONMENT.loader, DictLoader(more)]))
     return more
 
 

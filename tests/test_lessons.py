@@ -28,8 +28,6 @@ matplotlib.use("agg")
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NUMBERS = range(1, 7)
 HOW_MANY = {2: "Пропусков два", 3: "три пропуска", 4: "Пропусков четыре"}
-SECONDS = 120
-"""Most a lesson may have taken when it was run for its outputs."""
 
 
 def lesson(number: int) -> NotebookNode:
@@ -97,11 +95,13 @@ def test_a_lesson_installs_as_every_notebook_does_and_its_cells_are_short(number
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_committed_lesson_was_run_from_top_to_bottom_in_time(number: int) -> None:
+def test_a_committed_lesson_was_run_from_top_to_bottom_and_timed(number: int) -> None:
     notebook = lesson(number)
     assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
     assert not [o for cell in code(notebook) for o in cell.outputs if o.output_type == "error"]
-    assert 0 < notebook.metadata["warp_nb"]["seconds"] < SECONDS
+    seconds, cores = (notebook.metadata["warp_nb"].get(name) for name in ("seconds", "cores"))
+    assert isinstance(seconds, float) and 0 < seconds < math.inf
+    assert type(cores) is int and cores > 0
 
 
 @pytest.mark.parametrize("number", NUMBERS[:-1])

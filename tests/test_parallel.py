@@ -242,7 +242,7 @@ def test_a_result_that_does_not_arrive_is_an_error(tmp_path: Path) -> None:
             shutil.copytree(tmp_path / "here", tmp_path / "there", dirs_exist_ok=True)
             return super().submit(function, replace(job, folder=str(tmp_path / "there")))
 
-    with pytest.raises(RuntimeError, match=r"run \d of iteration 1 was reported done, but .* is not here or not whole"):
+    with pytest.raises(RuntimeError, match=r"run \d of iteration 1 was reported done, but .* is missing or damaged"):
         run(ONE, remote.opinion("cpu"), tmp_path / "here", executor=Elsewhere())
 
 

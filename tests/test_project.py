@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
 from importlib import import_module, util
 from pathlib import Path
 
@@ -19,11 +21,18 @@ from packaging.utils import canonicalize_name
 
 from warp_nb import cli
 from warp_nb.report import command as report
+from warp_nb.runs.training import PLAIN
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REQUIRED = [Requirement(line) for line in PROJECT["dependencies"]]
 DEVELOPERS = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
+MODULES = {
+    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted((ROOT / "warp_nb").rglob("*.py"))
+}
+SIGNATURES_OF_OTHERS = {("warp_nb/fast/devices.py", "_attention_in_fp32")}
+"""Functions that a library calls by position: transformers calls an attention function so."""
 
 
 def pins(path: str) -> dict[str, str]:
@@ -76,6 +85,66 @@ def test_every_import_of_the_package_is_required() -> None:
     assert "torch" in outside and outside <= known
 
 
+def imported(tree: ast.Module) -> set[str]:
+    """The modules that are imported anywhere in a module, in full."""
+    nodes = list(ast.walk(tree))
+    plain = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    return plain | {"." * node.level + (node.module or "") for node in nodes if isinstance(node, ast.ImportFrom)}
+
+
+def test_algorithm_1_imports_torch_and_the_standard_library_only() -> None:
+    allowed = {"torch", *sys.stdlib_module_names}
+    found = set()
+    for path, tree in MODULES.items():
+        if path.startswith("warp_nb/algorithm/"):
+            found |= imported(tree)
+    own = {name for name in found if name.startswith("warp_nb.algorithm.")}
+    assert "torch" in found and "warp_nb.algorithm.merge" in own
+    assert [name for name in sorted(found - own) if name.partition(".")[0] not in allowed] == []
+
+
+def top_functions(body: list[ast.stmt]) -> list[ast.FunctionDef]:
+    """Functions and methods; not the functions inside them, which are called where they are defined."""
+    inside = [one for node in body if isinstance(node, ast.ClassDef) for one in top_functions(node.body)]
+    return [node for node in body if isinstance(node, ast.FunctionDef)] + inside
+
+
+def positional(function: ast.FunctionDef) -> list[str]:
+    """Parameters that may be given by position, without the instance or the class."""
+    names = [one.arg for one in function.args.posonlyargs + function.args.args]
+    return [name for name in names if name not in ("self", "cls")]
+
+
+def test_more_than_four_parameters_are_keyword_only() -> None:
+    found = {
+        (path, function.name)
+        for path, tree in MODULES.items()
+        for function in top_functions(tree.body)
+        if len(positional(function)) > 4
+    }
+    assert found == SIGNATURES_OF_OTHERS
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Public functions, classes and constants of a module; `main` is what a command calls."""
+    found = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    several = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    for target in several + [node.target for node in tree.body if isinstance(node, ast.AnnAssign)]:
+        names = [node for node in ast.walk(target) if isinstance(node, ast.Name)]
+        found |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    return {name for name in found if not name.startswith("_") and name != "main"}
+
+
+def test_a_name_has_one_home_but_for_the_fast_twins() -> None:
+    homes = defaultdict(list)
+    for path, tree in MODULES.items():
+        for name in defined(tree):
+            homes[name].append(path)
+    shared = {name: [path.split("/")[1] for path in paths] for name, paths in homes.items() if len(paths) > 1}
+    twins = {name: ["algorithm", "fast"] for name in PLAIN.replaced()}
+    assert shared == twins, {name: homes[name] for name in shared.keys() ^ twins.keys()}
+
+
 def test_the_readme_tree_holds_every_room_and_nothing_else() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     tree = readme.partition("## The tree")[2].partition("warp_nb/\n")[2].partition("\nnotebooks/")[0]
@@ -93,8 +162,8 @@ def test_every_command_that_is_named_is_one() -> None:
         for path in ROOT.glob(kind)
         if path.name != "CHANGELOG.md"  # tells of the past
     ]
-    commands = {name for text in texts for name in re.findall(r"(?:-m warp_nb|warp-nb) ([a-z]+)\b", text)}
-    assert {"report", "diagnosis", "guide", "job"} == commands & cli.COMMANDS.keys() == cli.COMMANDS.keys()
+    command = r"(?m)(?:-m warp_nb|(?:^[ \t]*|[`'(/]|prog=\")warp-nb) ([a-z][\w-]*)"  # no class of HTML, no prose
+    assert {name for text in texts for name in re.findall(command, text)} == cli.COMMANDS.keys()
     modules = {name for text in texts for name in re.findall(r"-m (warp_nb(?:\.\w+)+)", text)}
     assert "warp_nb.report" in modules
     for name in modules:

@@ -12,7 +12,7 @@ from synthetic import comparison_record, diagnosis_record, results
 from warp_nb.files import write_json
 from warp_nb.report.catalogue import EXPERIMENTS, Experiment
 from warp_nb.report.command import main
-from warp_nb.report.readme import MARKS, filled
+from warp_nb.report.readme import MARKS, filled_readme
 from warp_nb.studies.original import ASSUMED_TASK, ROWS
 from warp_nb.studies.result_files import reports_of, result_path
 
@@ -37,7 +37,8 @@ def table(tmp_path: Path) -> Any:
             folder = tmp_path if name in once else reports_of("small", tmp_path)
             folder.mkdir(exist_ok=True)
             write_json(result_path(folder, name), result)
-        before, *lines, after = filled(f"<!-- {kind} small -->\nstale\n<!-- /{kind} -->\n", tmp_path).splitlines()
+        stale = f"<!-- {kind} small -->\nstale\n<!-- /{kind} -->\n"
+        before, *lines, after = filled_readme(stale, tmp_path).splitlines()
         assert (before, after) == (f"<!-- {kind} small -->", f"<!-- /{kind} -->")
         return lines
 
@@ -98,7 +99,7 @@ def test_the_committed_tables_are_those_of_the_committed_result_files(tmp_path: 
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    again = filled(text, tmp_path / "reports")
+    again = filled_readme(text, tmp_path / "reports")
     assert {found[2] for found in MARKS.finditer(text)} == {*KINDS} and NOT_RUN not in again
     assert [*map(cells, again.splitlines())] == [*map(cells, text.splitlines())], "run `make readme`"
 

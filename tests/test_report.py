@@ -21,7 +21,7 @@ from warp_nb.files import write_json
 from warp_nb.report.catalogue import EXPERIMENTS, Experiment, rows_of
 from warp_nb.report.command import main, summarise
 from warp_nb.report.execution import link_back_
-from warp_nb.report.page import ENVIRONMENT, footer
+from warp_nb.report.page import PAGE_ENVIRONMENT, footer
 from warp_nb.studies.result_files import read_result
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def test_an_experiment_is_an_entry_and_a_notebook(tmp_path: Path, monkeypatch: p
     write_notebook(Path("notebooks"), "exp6", saving(record()))
     write_notebook(Path("notebooks"), "tally", saving({"status": "ok", "film": 3}))
     template = {"tally.html.j2": "<table><tr><td>film</td><td>{{ result.film }}</td></tr></table>"}
-    monkeypatch.setattr(ENVIRONMENT, "loader", ChoiceLoader([ENVIRONMENT.loader, DictLoader(template)]))
+    monkeypatch.setattr(PAGE_ENVIRONMENT, "loader", ChoiceLoader([PAGE_ENVIRONMENT.loader, DictLoader(template)]))
     more = (Experiment("exp6", "6", "lr = 1e-5"), Experiment("tally", "Подсчёт", section="tally"))
     assert main(["exp6", "tally", "--task", "small"], experiments=(*EXPERIMENTS, *more)) == 0
     index = Path("reports/small/index.html").read_text()

@@ -255,13 +255,13 @@ def test_describe_is_plain(trained: rm.RewardModel) -> None:
 def test_every_setting_is_part_of_the_cache_key(name: str) -> None:
     value: Any = getattr(TINY, name)
     other: Any = (not value) if isinstance(value, bool) else value[:1] if isinstance(value, tuple) else value + 1
-    assert rm.cache_key(replace(TINY, **{name: other})) != rm.cache_key(TINY)
+    assert rm.reward_key(replace(TINY, **{name: other})) != rm.reward_key(TINY)
 
 
 OTHER = {
     "embedded": [
         (wheels, "MINILM", replace(wheels.MINILM, sha256="0" * 64)),
-        (wheels, "IMDB", replace(wheels.IMDB, sha256="0" * 64)),
+        (wheels, "REVIEWS", replace(wheels.REVIEWS, sha256="0" * 64)),
     ],
     "hub": [
         (hub, "DISTILBERT", replace(hub.DISTILBERT, commit="0" * 40)),
@@ -275,7 +275,7 @@ OTHER = {
 def test_parts_split_and_libraries_are_part_of_the_cache_key(
     source: imdb.Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = [rm.cache_key(TINY, source)]
+    keys = [rm.reward_key(TINY, source)]
     for owner, name, value in [
         *OTHER[source],
         (rm, "SCORED_WORDS", (24, 41)),
@@ -286,11 +286,11 @@ def test_parts_split_and_libraries_are_part_of_the_cache_key(
     ]:
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, value)
-            keys.append(rm.cache_key(TINY, source))
+            keys.append(rm.reward_key(TINY, source))
     assert len(set(keys)) == 8
     for owner, name, value in OTHER["hub" if source == "embedded" else "embedded"]:
         monkeypatch.setattr(owner, name, value)
-    assert rm.cache_key(TINY, source) == keys[0]
+    assert rm.reward_key(TINY, source) == keys[0]
 
 
 @pytest.mark.slow
@@ -301,7 +301,7 @@ def test_load_reward_trains_once(base: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(wheels, "minilm_folder", lambda: base)
     monkeypatch.setattr(imdb, "reviews", lambda part, source: invented_reviews(40, seed=0))
 
-    def small(folder: Path, given: Path, frame: pd.DataFrame, *_: Any) -> rm.RewardModel:
+    def small(folder: Path, given: Path, frame: pd.DataFrame, *_: Any, **settings: Any) -> rm.RewardModel:
         assert given == base and len(frame) == 40
         calls.append(folder)
         return train(folder, base, invented_reviews(40, seed=0), replace(TINY, pairs=32))

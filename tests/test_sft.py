@@ -25,12 +25,13 @@ TEXTS = ["the film was wonderful and the story was superb with my plot scene"] *
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     words = tiny.tokenizer(begin=True)
     folder = tmp_path_factory.mktemp("sft") / "policy"
-    return folder, sft.train_sft(folder, tiny.llama(len(words), spread=0.02), words, TEXTS, TEXTS[:5], RECIPE)
+    model = tiny.llama(len(words), spread=0.02)
+    return folder, sft.train_sft(folder, model, words, TEXTS, held_out=TEXTS[:5], recipe=RECIPE)
 
 
 def test_texts_become_begin_token_and_their_first_tokens() -> None:
     words = tiny.tokenizer(begin=True)
-    rows = sft.beginnings(words, TEXTS, 10)["input_ids"]
+    rows = sft.tokenised_beginnings(words, TEXTS, 10)["input_ids"]
     assert len(rows) == 40 and {len(row) for row in rows} == {10}
     assert words.decode(rows[0]) == "<begin> the film was wonderful and the story was superb"
 
@@ -56,7 +57,7 @@ def test_the_callers_state_comes_back_and_a_bar_is_drawn(tmp_path: Path, capfd: 
     words = tiny.tokenizer(begin=True)
     before = torch.get_rng_state().tolist(), random.getstate(), torch.get_num_threads()
     short = sft.SftRecipe(steps=1, batch_size=2, tokens=8)
-    sft.train_sft(tmp_path / "p", tiny.llama(len(words)), words, TEXTS, TEXTS[:2], short)
+    sft.train_sft(tmp_path / "p", tiny.llama(len(words)), words, TEXTS, held_out=TEXTS[:2], recipe=short)
     assert before == (torch.get_rng_state().tolist(), random.getstate(), torch.get_num_threads())
     out, bar = capfd.readouterr()
     assert out == "" and "SFT: " in bar
@@ -65,28 +66,28 @@ def test_the_callers_state_comes_back_and_a_bar_is_drawn(tmp_path: Path, capfd: 
 def test_texts_that_are_all_too_short_are_refused(tmp_path: Path) -> None:
     words = tiny.tokenizer(begin=True)
     with pytest.raises(ValueError, match="none of 2 texts has 10 tokens; pass longer texts or fewer tokens"):
-        sft.train_sft(tmp_path, tiny.llama(len(words)), words, ["too short"] * 2, TEXTS[:2], RECIPE)
+        sft.train_sft(tmp_path, tiny.llama(len(words)), words, ["too short"] * 2, held_out=TEXTS[:2], recipe=RECIPE)
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(sft.SftRecipe)])
 def test_every_setting_is_part_of_the_cache_key(name: str) -> None:
     value: Any = getattr(RECIPE, name)
     other = (not value) if isinstance(value, bool) else value + 1
-    assert sft.cache_key(replace(RECIPE, **{name: other})) != sft.cache_key(RECIPE)
+    assert sft.sft_key(replace(RECIPE, **{name: other})) != sft.sft_key(RECIPE)
 
 
 def test_parts_split_and_libraries_are_part_of_the_cache_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = [sft.cache_key(RECIPE)]
+    keys = [sft.sft_key(RECIPE)]
     for owner, name, value in [
         (wheels, "SMOLLM2", replace(wheels.SMOLLM2, sha256="0" * 64)),
-        (wheels, "IMDB", replace(wheels.IMDB, sha256="0" * 64)),
+        (wheels, "REVIEWS", replace(wheels.REVIEWS, sha256="0" * 64)),
         (imdb, "SIZES", imdb.SIZES | {"eval": 999}),
         (sft, "trainer_versions", lambda: {"trl": "0"}),
     ]:
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, value)
-            keys.append(sft.cache_key(RECIPE))
-    assert len(set(keys)) == 5 and sft.cache_key(RECIPE) == keys[0]
+            keys.append(sft.sft_key(RECIPE))
+    assert len(set(keys)) == 5 and sft.sft_key(RECIPE) == keys[0]
 
 
 @pytest.mark.slow

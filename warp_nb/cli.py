@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Call the sub-command with the rest of the arguments; its exit code."""
+    """Call the sub-command with the remaining arguments and return its exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="warp-nb", description="WARP in notebooks (arXiv 2406.16768).")
     choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -1,4 +1,4 @@
-"""Every parameter of an experiment: symbol, unit, range. All of them are checked before anything expensive."""
+"""Every parameter of an experiment: symbol, unit, range. All of them are validated before any expensive work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESERVED = {"result_file"}
 
 
 def _number(value: Any) -> Any:
-    """Read a number that YAML 1.1 left as text ("1e-4"); refuse truth values, which are no numbers."""
+    """Read a number that YAML 1.1 left as text ("1e-4"); refuse booleans, which pydantic would take as 0 and 1."""
     if isinstance(value, bool):
         raise ValueError("must be a number")
     if isinstance(value, str):
@@ -33,36 +33,36 @@ class WarpConfig(BaseModel):
     """The symbols of Algorithm 1 and the choices that the paper leaves open; frozen and validated.
 
     Raises:
-        ValueError: names every bad parameter with its value, the rule and a remedy.
+        ValueError: a value is invalid; the message gives each such parameter with its value, the rule and a remedy.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     I: Int = Field(2, ge=1, description="iterations of the outer loop (line 2)")  # noqa: E741
-    M: Int = Field(2, ge=1, description="independent RL runs an iteration (line 3)")
-    T: Int = Field(10, ge=1, description="training steps a run (line 5)")
+    M: Int = Field(2, ge=1, description="independent RL runs per iteration (line 3)")
+    T: Int = Field(10, ge=1, description="training steps per run (line 5)")
     lr: Float = Field(1e-6, gt=0, lt=1, description="peak learning rate of the optimizer (line 8)")
     warmup_steps: Int = Field(100, ge=0, description="linear warm-up: lr * min(1, t / warmup_steps); 0 is none")
     beta: Float = Field(0.1, ge=0, description="strength of the KL penalty (line 7)")
     mu: Float = Field(0.01, ge=0, le=1, description="EMA update rate of the anchor (line 9)")
     eta: Float = Field(0.5, ge=0, le=1, description="LITI update rate (line 13)")
-    lam: Float = Field(0.5, ge=0, le=1, description="place between the two runs of M = 2 in the merge (line 12)")
-    batch_size: Int = Field(16, ge=1, description="completions a step")
+    lam: Float = Field(0.5, ge=0, le=1, description="weight of run 2 in the merge of M = 2 (line 12)")
+    batch_size: Int = Field(16, ge=1, description="completions per step")
     samples_per_prompt: Int = Field(1, ge=1, description="completions of one prompt in a batch")
-    max_new_tokens: Int = Field(24, ge=1, description="longest completion, tokens")
+    max_new_tokens: Int = Field(24, ge=1, description="largest length of a completion, tokens")
     temperature: Float = Field(1.0, gt=0, description="of sampling and of every log-probability")
     baseline: Literal["none", "mean", "batch_loo", "rloo"] = Field("none", description="subtracted from r_beta")
-    anchor: Literal["ema", "sft"] = Field("ema", description="what the KL penalty is measured against")
+    anchor: Literal["ema", "sft"] = Field("ema", description="the model that the KL penalty is measured against")
     merge: Literal["slerp", "lerp", "slerp_weights"] = Field("slerp", description="how runs are merged (line 12)")
-    merge_by: Literal["layer", "tensor", "global"] = Field("layer", description="block that shares one angle")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="Opt of line 8")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of training (evaluation is fp32)")
+    merge_by: Literal["layer", "tensor", "global"] = Field("layer", description="weights that share one angle")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="Opt in line 8")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype of training; evaluation: fp32")
     seed: Int = Field(0, ge=0, description="all randomness of the experiment derives from it")
-    save_every: Int = Field(0, ge=0, description="steps between checkpoints of a run; 0: one when it is stopped")
-    snapshot_every: Int = Field(0, ge=0, description="steps between snapshots of a run's weights; 0 is none")
-    keep_anchors: bool = Field(False, description="whether the final anchors are kept")
+    save_every: Int = Field(0, ge=0, description="steps between checkpoints of a run; 0: only when it stops early")
+    snapshot_every: Int = Field(0, ge=0, description="steps between snapshots of a run's weights; 0: none")
+    keep_anchors: bool = Field(False, description="whether the final anchors are saved as snapshots")
     threads: Int = Field(
-        0, ge=0, le=1024, description="CPU threads of a run (they change bits); 0 is torch's own number"
+        0, ge=0, le=1024, description="CPU threads of a run (their number changes bits); 0: torch's default"
     )
 
     @model_validator(mode="after")
@@ -86,15 +86,15 @@ class WarpConfig(BaseModel):
             raise ValueError(explain(type(self), error, values)) from None
 
     def replace(self, **changes: Any) -> Self:
-        """The same configuration with some fields changed, validated again."""
+        """Return a copy with some fields changed, validated again."""
         return type(self)(**(self.model_dump() | changes))
 
     @classmethod
     def from_notebook(cls, names: dict[str, Any]) -> Self:
-        """Read the parameters cell, and what papermill injected, out of a notebook's globals.
+        """Read the parameters cell and the values that papermill injected from `names`, a notebook's `globals()`.
 
         Raises:
-            ValueError: an injected name is no parameter, or a value is out of range.
+            ValueError: an injected name is not a parameter, or a value is invalid.
         """
         unknown = injected(names) - set(cls.model_fields) - RESERVED
         if unknown:
@@ -104,16 +104,16 @@ class WarpConfig(BaseModel):
 
 
 class ExperimentConfig(WarpConfig):
-    """A `WarpConfig` and what an experiment's notebook adds around it."""
+    """A `WarpConfig` with the parameters that an experiment adds: task, device, seeds, evaluation, folder."""
 
     task: str = Field("auto", min_length=1, description="auto, small, smollm or gpt2")
-    device: str = Field("", description="cpu, cuda, mps; empty chooses")
+    device: str = Field("", description="cpu, cuda, mps; empty: the fastest one here")
     n_seeds: Int = Field(1, ge=1, description="repetitions of the whole training")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(  # type: ignore[assignment]
-        "auto", description="arithmetic of training; auto: bfloat16 for a large policy if the device is good at it"
+        "auto", description="compute dtype of training; auto: bfloat16 for a large policy on a device with native bf16"
     )
     n_eval_prompts: Int = Field(256, ge=8, description="held-out prompts of the evaluation")
-    out_dir: str = Field("", description="folder of a resumable run; empty runs afresh")
+    out_dir: str = Field("", description="folder of a resumable run; empty: nothing is saved")
 
 
 def check_result_file(path: Any) -> None:
@@ -121,15 +121,15 @@ def check_result_file(path: Any) -> None:
     if not isinstance(path, str):
         raise ValueError(f"result_file = {path!r} refused: must be the path of a file; pass e.g. -p result_file r.json")
     if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
-        raise ValueError(f"result_file = {path!r} refused: its folder must exist, and it must be no folder itself")
+        raise ValueError(f"result_file = {path!r} refused: its folder must exist, and it must not be a folder itself")
 
 
 def injected(names: dict[str, Any]) -> set[str]:
-    """Names that papermill's injected cell assigns, found in IPython's input history."""
+    """Return the names that papermill's injected cell assigns, found in IPython's input history."""
     found: set[str] = set()
     for source in names.get("In", []):
         if source.lstrip().startswith("# Parameters"):
-            with suppress(SyntaxError):  # a reader's own cell with a magic; papermill writes plain Python
+            with suppress(SyntaxError):  # a user's cell with a magic; papermill writes plain Python
                 for node in ast.walk(ast.parse(source)):
                     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                         found.add(node.id)
@@ -137,7 +137,7 @@ def injected(names: dict[str, Any]) -> set[str]:
 
 
 def explain(cls: type[BaseModel], error: ValidationError, given: dict[str, Any]) -> str:
-    """One line a fault: name, value as it was given, rule, remedy."""
+    """Describe each fault in one line: name, value as given, rule, remedy."""
     lines = []
     for fault in error.errors():
         if not fault["loc"]:
@@ -154,7 +154,7 @@ def explain(cls: type[BaseModel], error: ValidationError, given: dict[str, Any])
 
 
 def say_unknown(names: Iterable[str], known: Collection[str]) -> str:
-    """Name the parameters that do not exist, each with the closest one that does, and list those that do."""
+    """Name the unknown parameters, each with its closest match, and list the known ones."""
     spelled, said = {name.lower(): name for name in known}, []
     for name in names:
         closest = get_close_matches(name.lower(), spelled, n=1)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: JSON, text, sealed tensors, folders; the cache folder; fingerprints."""
+"""Atomic writes of JSON, text, tensors with a checksum, and folders; the cache folder; fingerprints of tensors."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half a character of UTF-16, which UTF-8 cannot hold."""
+"""A lone surrogate of UTF-16, which UTF-8 cannot encode."""
 
 
 class DamagedFile(RuntimeError):
-    """A file exists and does not hold what was written."""
+    """A file exists but does not hold what was written."""
 
 
 def cache_dir() -> Path:
-    """The folder of prepared parts: `$WARP_NB_CACHE`, else the user's cache folder."""
+    """Return the folder of prepared parts: `$WARP_NB_CACHE`, else the user's cache folder."""
     named = os.environ.get("WARP_NB_CACHE")
     return Path(named).expanduser().resolve() if named else Path(platformdirs.user_cache_dir("warp_nb"))
 
@@ -42,7 +42,7 @@ def cache_dir() -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`, then fsync it and rename it to `path`; delete it after an error.
 
-    The name belongs to this writer alone, so two writers of one file cannot mix: the last one's file stays, whole.
+    Every writer has a unique temporary name, so two writers of one file cannot mix: the last to finish wins.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.new")
     try:
@@ -66,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically that every reader accepts: NaN and infinities are null, lone surrogates are escaped."""
+    """Write standard JSON atomically: NaN and infinities become null, lone surrogates are escaped."""
     text = json.dumps(json_values(value), ensure_ascii=False, indent=1, allow_nan=False)
     text = SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     write_bytes(path, text.encode("utf-8"))
@@ -83,7 +83,7 @@ def json_values(value: Any) -> Any:
 
 @contextmanager
 def building(target: Path) -> Iterator[Path | None]:
-    """Build the folder `target` once, atomically, also when two processes try.
+    """Build the folder `target` once and atomically, even if two processes try.
 
     Yields None when `target` is complete. Otherwise yields an empty temporary folder beside it, which is renamed to
     `target` when the block ends and deleted when the block raises.
@@ -105,13 +105,13 @@ def building(target: Path) -> Iterator[Path | None]:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
+    """Return the hex sha256 of a file."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hex sha256 of tensors: equal for equal names, dtypes, shapes and bits, in any order."""
+    """Return the hex sha256 of tensors: equal for equal names, dtypes, shapes and bits, in any order."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -125,10 +125,10 @@ def seal(
 ) -> None:
     """Write distinct tensors and a JSON record to one safetensors file, atomically and with a sha256 of both.
 
-    `before_rename` is called when all bytes are written under a temporary name.
+    `before_rename` is called after all bytes are written under a temporary name.
 
     Raises:
-        OSError: the disk does not take the file.
+        OSError: the file could not be written.
     """
     text = json.dumps(record, allow_nan=False)
     with replacing(path) as temporary:
@@ -141,7 +141,7 @@ def seal(
 
 
 def unseal(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
-    """Read (tensors, record) as `seal` wrote them.
+    """Read the (tensors, record) that `seal` wrote, and verify their sha256.
 
     Raises:
         FileNotFoundError: there is no file.

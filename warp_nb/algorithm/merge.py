@@ -1,7 +1,7 @@
 """Averages of weights: the anchor (line 9), the merge (line 12), LITI (line 13) and the front (output).
 
 The paper merges each layer "independently" and is silent on the other tensors. Here a layer is a transformer block (the
-name up to its number, `model.layers.3`), and every tensor outside the layers is a block of its own.
+name up to its number, `model.layers.3`), and every tensor outside the layers forms a separate block.
 """
 
 import re
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 Weights = dict[str, Tensor]
-"""The parameters of a model by name, tied ones once, as `named_parameters` gives them."""
+"""The parameters of a model by name, as `named_parameters` returns them: a tied parameter appears once."""
 Merge = Callable[[Sequence[Tensor], Tensor, float], Tensor]
 """(M task vectors of a block, each [N]; theta_init of the block [N]; lambda for M = 2) -> merged task vector [N]."""
 
@@ -33,7 +33,7 @@ def slerp(d1: Tensor, d2: Tensor, lam: float) -> Tensor:
 
 
 def in_turn(deltas: Sequence[Tensor], start: Tensor, lam: float, between: Callable[..., Tensor] = slerp) -> Tensor:
-    """Merge two task vectors at lambda; of more, the m-th into the merge of those before it at 1/m (eq. 26)."""
+    """Merge two task vectors at lambda; for M > 2 merge the m-th into the result so far at 1/m (eq. 26)."""
     total = deltas[0]
     for m, delta in enumerate(deltas[1:], start=2):
         total = between(total, delta, lam if len(deltas) == 2 else 1 / m)
@@ -41,7 +41,7 @@ def in_turn(deltas: Sequence[Tensor], start: Tensor, lam: float, between: Callab
 
 
 def slerp_weights(deltas: Sequence[Tensor], start: Tensor, lam: float) -> Tensor:
-    """SLERP of the full weights, which are nearly parallel: close to LERP (figure 10c)."""
+    """Apply SLERP to the full weights; they are nearly parallel, so the result is close to LERP (figure 10c)."""
     return in_turn([start + delta for delta in deltas], start, lam) - start
 
 
@@ -55,10 +55,10 @@ def merge(
     """Merge theta^1 ... theta^M around theta_init, each block with its own angle (line 12), in fp32 or better.
 
     Args:
-        init: weights where all policies began; the result has their names and dtypes.
+        init: weights that all policies started from; the result has their names and dtypes.
         policies: weights of the M policies; their order matters for M > 2.
         method: a name in `MERGES`; `by` is what shares one angle: layer, tensor or global.
-        lam: place between the two policies of M = 2.
+        lam: weight of the second policy if M = 2.
 
     Raises:
         ValueError: there is no policy, `method` or `by` is unknown, or names or shapes differ.
@@ -106,7 +106,7 @@ def ema_update_(anchor: torch.nn.Module, policy: torch.nn.Module, mu: float) -> 
 
 
 def blocks(weights: Weights, by: str = "layer") -> dict[str, list[str]]:
-    """Group the names by what shares an angle: layer, tensor or global."""
+    """Group names into blocks that share an angle; raise ValueError unless `by` is layer, tensor or global."""
     if by not in ("layer", "tensor", "global"):
         raise ValueError(f"by must be layer, tensor or global, got {by!r}")
     grouped: dict[str, list[str]] = {}
@@ -118,30 +118,30 @@ def blocks(weights: Weights, by: str = "layer") -> dict[str, list[str]]:
 
 
 def weights_of(model: torch.nn.Module) -> Weights:
-    """A copy of the parameters of a model, on the CPU."""
+    """Copy the parameters of a model to the CPU."""
     return {name: value.detach().cpu().clone() for name, value in model.named_parameters()}
 
 
 @torch.no_grad()
 def load_(model: torch.nn.Module, weights: Weights) -> None:
-    """Copy weights into the parameters of a model, in place."""
+    """Copy weights into the parameters of a model, in place; raise ValueError if names or shapes differ."""
     check_same(dict(model.named_parameters()), weights)
     for name, value in model.named_parameters():
         value.copy_(weights[name])
 
 
 def wide(value: Tensor) -> Tensor:
-    """The tensor in fp32, or in fp64 where it is fp64."""
+    """Cast a tensor to fp32; fp64 stays fp64."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def flat(weights: Weights) -> Tensor:
-    """All tensors as one vector [N]."""
+    """Concatenate all tensors into one vector [N]."""
     return torch.cat([value.flatten() for value in weights.values()])
 
 
 def check_same(left: Weights, right: Weights) -> None:
-    """Raise ValueError unless both hold the same names and shapes; the first five differences are listed."""
+    """Raise ValueError, with the first five differences, unless both hold the same names and shapes."""
     shapes = [{name: tuple(value.shape) for name, value in side.items()} for side in (left, right)]
     pairs = {name: [side.get(name, "missing") for side in shapes] for name in sorted({**left, **right})}
     faults = [f"{name} {mine} against {other}" for name, (mine, other) in pairs.items() if mine != other]

@@ -1,4 +1,4 @@
-"""A step: completions (line 6), r_beta (line 7) and the loss whose gradient is line 8's. Token ids only, no text."""
+"""One step on token ids: sampling (line 6), r_beta (line 7) and the loss, whose gradient is that of line 8."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from warp_nb.algorithm.merge import wide
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn: longest length in tokens, temperature, ids that end one, the id that pads."""
+    """Settings of the sampler: largest number of new tokens, temperature, ids of the end tokens, id of the padding."""
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -26,8 +26,8 @@ class Rollout:
 
     ids: Tensor  # int64 [B, P + C]: prompt, completion, padding on either side
     attention_mask: Tensor  # int64 [B, P + C]: 0 on padding
-    completion_mask: Tensor  # bool [B, C]: the sampled tokens, the end token among them
-    sampled_log_probs: Tensor  # fp32 [B, C]: of each token when it was sampled, nats; 0 off the mask
+    completion_mask: Tensor  # bool [B, C]: the sampled tokens, including the end token
+    sampled_log_probs: Tensor  # fp32 [B, C]: log pi of each token at sampling time, nats; 0 off the mask
     temperature: float
 
     @property
@@ -37,19 +37,19 @@ class Rollout:
 
 
 def draw(log_probs: Tensor, generator: Generator) -> Tensor:
-    """Draw a token a row by inverting the cumulative distribution: [B, V] -> int64 [B]. The generator is a CPU one."""
+    """Draw one token per row by inverting the cumulative distribution: [B, V] -> int64 [B], with a CPU generator."""
     cumulative = log_probs.exp().cumsum(1)
     uniform = torch.rand(len(log_probs), 1, generator=generator).to(log_probs.device)
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:])[:, 0].clamp_max(log_probs.shape[1] - 1)
 
 
 def inputs(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Arguments of a causal model for left-padded ids [B, L]; positions do not count the padding."""
+    """Return the arguments of a causal LM for left-padded ids [B, L]; positions do not count the padding."""
     return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
 
 
 def uncached(policy: Any, batch: int, length: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """The plain decoder: a function of ids and mask [B, L] so far that gives the next token's logits [B, V]."""
+    """Return the plain decoder: a function from the ids and mask so far, [B, L], to the next token's logits [B, V]."""
     return lambda ids, mask: policy(**inputs(ids, mask), use_cache=False, logits_to_keep=1).logits[:, -1]
 
 
@@ -58,7 +58,7 @@ def sample(
     policy: Any, ids: Tensor, mask: Tensor, sampling: Sampling, *, generator: Generator,
     draw: Callable[[Tensor, Generator], Tensor] = draw, decoder: Callable[..., Any] = uncached,
 ) -> Rollout:  # fmt: skip
-    """Draw y ~ pi(. | x) for left-padded prompts int64 [B, P], over the whole vocabulary (line 6)."""
+    """Sample y ~ pi(. | x) for left-padded prompts, int64 [B, P], from the whole vocabulary (line 6)."""
     next_logits = decoder(policy, len(ids), ids.shape[1] + sampling.max_new_tokens)
     masks: list[Tensor] = []
     log_probs: list[Tensor] = []
@@ -74,7 +74,7 @@ def sample(
 
 
 def completion_logits(policy: Any, rollout: Rollout) -> Tensor:
-    """Logits that predict every completion token: [B, C, V] in the dtype of the arithmetic."""
+    """Return the logits that predict each completion token: [B, C, V], in the dtype that the policy computes in."""
     before = inputs(rollout.ids[:, :-1], rollout.attention_mask[:, :-1])
     return policy(**before, use_cache=False, logits_to_keep=rollout.tokens.shape[1]).logits
 
@@ -101,13 +101,13 @@ def regularised_reward(rewards: Tensor, log_probs: Tensor, anchor_log_probs: Ten
 
 
 def leave_one_out(objective: Tensor, size: int) -> Tensor:
-    """The mean of the others in every group of `size` neighbours: [B] -> [B]."""
+    """Return for each value the mean of the others in its group of `size` neighbours: [B] -> [B]."""
     groups = objective.view(-1, size)
     return ((groups.sum(1, keepdim=True) - groups) / (size - 1)).flatten()
 
 
 BASELINES: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "none": lambda objective, K: torch.zeros_like(objective),  # Algorithm 1 writes none
+    "none": lambda objective, K: torch.zeros_like(objective),  # as in Algorithm 1
     "mean": lambda objective, K: objective.mean().expand_as(objective),
     "batch_loo": lambda objective, K: leave_one_out(objective, len(objective)),
     "rloo": leave_one_out,  # over the K completions of a prompt, which are neighbours (Ahmadian et al. 2024)

@@ -1,4 +1,4 @@
-"""One run: lines 4 to 9."""
+"""One RL run: lines 4 to 9 of Algorithm 1."""
 
 import copy
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from warp_nb.algorithm.merge import Weights, ema_update_, load_, weights_of
 
 @dataclass
 class Run:
-    """theta^m, its anchor and its optimizer after `step` steps; `whole` is False while lines 8 and 9 change them."""
+    """State of a run after `step` steps: theta^m, anchor, optimizer. `whole` is False while lines 8 and 9 change it."""
 
     policy: Any
     anchor: Any
@@ -23,7 +23,7 @@ class Run:
 
 
 class Watch:
-    """Called after line 4 (may load a checkpoint), before line 8 (may set lr, may raise) and after line 9."""
+    """Hooks of a run: after line 4 (may load a checkpoint), before line 8 (may set lr or raise) and after line 9."""
 
     def begin(self, run: Run) -> None: ...
     def before_update(self, run: Run, loss: Tensor) -> None: ...
@@ -35,9 +35,9 @@ def train_run(
     anchor: Any = None, optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     ema_update_: Callable[[Any, Any, float], None] = ema_update_, watch: Watch | None = None,
 ) -> Weights:  # fmt: skip
-    """Train theta^m from theta_init for T steps (lines 4 to 9); `model` is a template and is not changed.
+    """Train theta^m from theta_init for T steps (lines 4 to 9) and return it; `model`, a template, is not changed.
 
-    `loss_of(policy, anchor)` is the loss of a step (lines 6 and 7). The anchor starts at theta_init, or as `anchor`.
+    `loss_of(policy, anchor)` returns a step's loss (lines 6 and 7). The anchor is a copy of theta_init, or of `anchor`.
     """
     policy = copy.deepcopy(model)
     load_(policy, init)  # line 4

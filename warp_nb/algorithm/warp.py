@@ -1,4 +1,4 @@
-"""The loop around the runs: lines 1 to 3 and 10 to 14."""
+"""The outer loop of Algorithm 1: lines 1 to 3 and 10 to 14."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,10 +9,10 @@ def algorithm_1(
     sft: Weights, run: Callable[[Weights, int, int], Weights], *, I: int, M: int, eta: float,
     merge: Callable[[Weights, Sequence[Weights]], Weights] = merge, seen: Callable[..., None] = lambda *iteration: None,
 ) -> tuple[Weights, Weights]:  # fmt: skip
-    """WARP: (theta_init after the last line 13, theta_slerp of the last iteration); theta_sft is not changed.
+    """Run WARP; return (theta_init after the last line 13, theta_slerp of the last iteration).
 
-    `run(theta_init, i, m)` returns theta^m (lines 4 to 9). After every iteration
-    `seen(i, theta_init, [theta^1 ... theta^M], theta_slerp, next theta_init)` is called.
+    `run(theta_init, i, m)` returns theta^m (lines 4 to 9); `eta` is that of line 13. After every iteration
+    `seen(i, theta_init, [theta^1 ... theta^M], theta_slerp, next theta_init)` is called. theta_sft is not changed.
     """
     init = merged = sft  # line 1
     for i in range(1, I + 1):  # line 2

@@ -1,4 +1,4 @@
-"""The inputs that a gap's function is tried on; small, exact, the same every time."""
+"""Inputs that a reader's function is tested on: small, exact, the same every time."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ Arguments = tuple[Any, ...]
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Normal numbers, the same every time."""
+    """Draw normal numbers, the same every time."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def weights(seed: int) -> Weights:
-    """Weights of two layers and of a norm outside them."""
+    """Make the weights of two layers and of a norm outside them."""
     names = {"layers.0.w": (2, 3), "layers.0.b": (3,), "layers.1.w": (3, 2), "norm.weight": (2,)}
     return {name: randn(*shape, seed=10 * seed + i) for i, (name, shape) in enumerate(names.items())}
 
 
 def near(init: Weights, seed: int) -> Weights:
-    """Weights at a short way from `init`."""
+    """Make weights at a short distance from `init`."""
     return {
         name: value + 0.1 * randn(*value.shape, seed=100 * seed + i) for i, (name, value) in enumerate(init.items())
     }
 
 
 def two_layers(seed: int) -> torch.nn.Sequential:
-    """A module with four parameters."""
+    """Make a module with four parameters."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
     for index, parameter in enumerate(model.parameters()):
         parameter.data = randn(*parameter.shape, seed=10 * seed + index)
@@ -39,7 +39,7 @@ def two_layers(seed: int) -> torch.nn.Sequential:
 
 
 def pull(policy: torch.nn.Module, anchor: torch.nn.Module) -> torch.Tensor:
-    """A loss for `train_run` without sampling: weights go to 1, the anchor holds them back."""
+    """Compute a loss for `train_run` without sampling: it pulls the weights to 1 and to the anchor."""
     pairs = list(zip(policy.parameters(), anchor.parameters(), strict=True))
     return sum(
         (((new - 1) ** 2).sum() + 2 * ((new - old.detach()) ** 2).sum() for new, old in pairs), start=torch.tensor(0.0)
@@ -47,7 +47,7 @@ def pull(policy: torch.nn.Module, anchor: torch.nn.Module) -> torch.Tensor:
 
 
 def fake_run(init: Weights, i: int, m: int) -> Weights:
-    """A run for `warp` without training: a step that depends on where it starts, on i and on m."""
+    """Replace a run of `algorithm_1` by a step that depends on its start, on i and on m."""
     return {
         name: value + 0.2 * randn(*value.shape, seed=7 * i + m) - 0.1 * value**2 * math.copysign(1, m - 1.5)
         for name, value in init.items()
@@ -55,14 +55,14 @@ def fake_run(init: Weights, i: int, m: int) -> Weights:
 
 
 def masked_case(seed: int, batch: int, width: int, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(logits, tokens, mask) whose completions end at different places; padding is token 0."""
+    """Make (logits, tokens, mask) of completions with different lengths; padding is token 0."""
     tokens = torch.randint(vocabulary, (batch, width), generator=torch.Generator().manual_seed(seed))
     mask = torch.arange(width) < torch.arange(1, batch + 1)[:, None].clamp_max(width)
     return 2 * randn(batch, width, vocabulary, seed=seed), tokens.masked_fill(~mask, 0), mask
 
 
 def log_probs_case(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log-probabilities that want a gradient, those of the anchor), [3, 4], 0 after the end."""
+    """Make (log-probabilities that require a gradient, those of the anchor), [3, 4], 0 after the end."""
     mask = masked_case(seed, 3, 4, 5)[2]
     mine, anchor = (-randn(3, 4, seed=seed + k).abs() * mask for k in (0, 1))
     return mine.requires_grad_(True), anchor

@@ -1,7 +1,7 @@
-"""What a lesson's cells call about a gap: `check`, `solution`, `mine`; the reader's right functions are saved.
+"""Functions that a lesson calls for a gap: `check`, `solution`, `mine`. The reader's correct functions are saved.
 
-They are saved as text in the reader's own cache folder, `lessons/<name>.py` (WARP_NB_LESSONS moves them), and are run
-again from there.
+They are saved as text in the user's cache folder, `lessons/<name>.py` (WARP_NB_LESSONS moves them), and are executed
+from there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import re
 import textwrap
 from collections.abc import Callable
 from html import escape
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,34 +31,34 @@ from warp_nb.course.gaps import GAPS, Function, Gap, call, defined, mistaken
 from warp_nb.files import cache_dir, write_text
 from warp_nb.notebook.numbers import counted, format_number
 from warp_nb.notebook.tables import table
-from warp_nb.runs.training import Parts, Training
+from warp_nb.runs.training import Parts, train
 from warp_nb.tasks.task import Task
 
 SHOWN = 160
-"""Characters of a value in a message."""
+"""Largest number of characters of a value in a message."""
 DIGITS = (3, 5, 7)
-"""Of the numbers in a message: as few as tell two values apart."""
+"""Significant digits in a message: as few as distinguish two values."""
 KEPT = "WARP_NB_LESSONS"
-"""Variable of the environment that names another folder for what the reader filled in."""
+"""Environment variable that names another folder for the reader's functions."""
 PIECES = "warp_nb.course.pieces"
-"""The module of the functions that `pieces` makes."""
+"""The `__module__` of the functions that `pieces` makes."""
 
 
 class Raised(str):
-    """What a function said instead of returning."""
+    """The error that a function raised instead of returning."""
 
 
 def gap_of(name: str) -> Gap:
-    """The gap. Raises ValueError for a name that is none."""
+    """Return the gap with this name; raise ValueError if there is none."""
     if name not in GAPS:
         raise ValueError(f"no gap is called {name!r}; the lessons have {', '.join(GAPS)}")
     return GAPS[name]
 
 
 def check(function: Function) -> None:
-    """Say whether the reader's function is right, and what is wrong if it is not; keep a right one for later lessons.
+    """Print whether the reader's function is correct, or what is wrong; save a correct one for later lessons.
 
-    Raises ValueError for a function whose name is no gap's.
+    Raises ValueError if no gap has the function's name.
     """
     gap = gap_of(function.__name__)
     if function.__module__ in (gap.solution.__module__, PIECES):
@@ -81,13 +80,13 @@ def check(function: Function) -> None:
 
 
 def unfilled(source: str) -> bool:
-    """Whether the function is still its stub: nothing after the docstring but `...`."""
+    """Return whether the function is still its stub: only `...` after the docstring."""
     head, *rest = ast.parse(source).body[0].body  # type: ignore[attr-defined]
     return all(isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) for one in (head, *rest))
 
 
 def diagnosis(gap: Gap, function: Function) -> str:
-    """What is wrong with the function, in Russian; empty when it does what the solution does in every case."""
+    """Say in Russian what is wrong with the function; empty if it agrees with the solution in every case."""
     cases = gap.cases()
     seen = [(observe(gap, gap.solution, case), observe(gap, function, case)) for case in cases]
     if all(same(*pair) for pair in seen):
@@ -101,7 +100,7 @@ def diagnosis(gap: Gap, function: Function) -> str:
 
 
 def observe(gap: Gap, function: Function, case: Arguments) -> Any:
-    """What a call does that can be seen: (result, gradients of the arguments, the arguments afterwards), or Raised."""
+    """Call a function and return (result, gradients of the arguments, the arguments afterwards), or Raised."""
     arguments = copy.deepcopy(case)
     try:
         result = call(function, gap.parameters, arguments)
@@ -114,7 +113,7 @@ def observe(gap: Gap, function: Function, case: Arguments) -> Any:
 
 
 def same(one: Any, two: Any) -> bool:
-    """Whether two observed values agree, numbers to 1e-4."""
+    """Return whether two observed values agree, numbers to 1e-4."""
     if isinstance(one, torch.nn.Module) and isinstance(two, torch.nn.Module):
         return same(list(one.parameters()), list(two.parameters()))
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
@@ -129,7 +128,7 @@ def same(one: Any, two: Any) -> bool:
 
 
 def difference(expected: Any, seen: Any) -> str:
-    """The first thing that tells two observations apart."""
+    """Describe the first difference between two observations."""
     if isinstance(seen, Raised):
         return f"ошибка {seen}"
     (result, gradients, arguments), (got, its_gradients, its_arguments) = expected, seen
@@ -144,7 +143,7 @@ def difference(expected: Any, seen: Any) -> str:
 
 
 def unlike(got: Any, wanted: Any) -> str:
-    """How a value differs from the one that is wanted: type, shape, else the numbers."""
+    """Describe how a value differs from the expected one: by type, shape, or else numbers."""
     if type(got) is not type(wanted):
         return f"тип {type(got).__name__}, а нужен {type(wanted).__name__}"
     if isinstance(got, torch.Tensor) and got.shape != wanted.shape:
@@ -154,7 +153,7 @@ def unlike(got: Any, wanted: Any) -> str:
 
 
 def shown(value: Any, digits: int = 3) -> str:
-    """A value in a message, numbers to `digits` significant ones, cut to SHOWN characters."""
+    """Format a value for a message: numbers to `digits` significant digits, cut to SHOWN characters."""
     text = _text(value, digits)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
@@ -174,14 +173,14 @@ def _text(value: Any, digits: int) -> str:
 
 
 def solution(name: str) -> HTML:
-    """The package's own function, folded."""
+    """Show the source of the package's function, folded."""
     function = gap_of(name).solution
     source = escape(inspect.getsource(function))
     return HTML(f"<details><summary>Решение: {function.__module__}.{name}</summary>\n<pre>{source}</pre></details>")
 
 
 def stub(name: str) -> str:
-    """The source of the gap's cell: the head of the solution, what is asked, `...`."""
+    """Return the source of the gap's cell: the solution's signature, the task, `...`."""
     gap = gap_of(name)
     arguments = ", ".join(gap.parameters)
     end = "\n    " if "\n" in gap.asks else ""
@@ -189,27 +188,27 @@ def stub(name: str) -> str:
 
 
 def kept(name: str) -> Path:
-    """Where the reader's right function of this name lies."""
+    """Return the file of the reader's correct function of this name."""
     return Path(os.environ.get(KEPT) or cache_dir() / "lessons") / f"{name}.py"
 
 
 def kept_function(gap: Gap) -> Function | None:
-    """The reader's function if one is saved and still right, with the names of its solution's module around it."""
+    """Load the reader's function if one is saved and still correct, in the namespace of the solution's module."""
     try:
         function = defined(kept(gap.name).read_text(encoding="utf-8"), gap.name, gap.namespace)
-    except Exception:  # no file, or one that no longer runs: whatever it says, it is not the reader's right function
+    except Exception:  # no file, or one that no longer runs: with any error it is not a correct function
         return None
     return None if diagnosis(gap, function) else function
 
 
 def mine(name: str) -> Function:
-    """The reader's function if it passed its check, else the package's."""
+    """Return the reader's function if it passed its check, else the package's."""
     gap = gap_of(name)
     return kept_function(gap) or gap.solution
 
 
 def pieces() -> SimpleNamespace:
-    """All of Algorithm 1 anew, with the reader's own functions in the place of the package's where they are right."""
+    """Rebuild Algorithm 1 with the reader's functions in the place of the package's where they are correct."""
     namespace: dict[str, Any] = {"__name__": PIECES}
     for module in (merge, objective, run, warp, solutions):
         source = inspect.getsource(module)
@@ -225,29 +224,17 @@ def pieces() -> SimpleNamespace:
 def run_of(
     task: Task, config: WarpConfig, own: SimpleNamespace, on_step: Callable[[dict[str, Any]], None]
 ) -> Callable[[Weights, int, int], Weights]:
-    """run(θ_init, i, m) for `algorithm_1` of these pieces, with the prompts and the noise of the package's run (i, m).
+    """Return run(θ_init, i, m) for `algorithm_1` of these pieces, with prompts and noise of the package's run (i, m).
 
-    `on_step` gets a row a step: iteration, run, step, reward, objective, kl (policy to anchor, nats a sequence).
+    `on_step` gets one row per step: iteration, run, step, reward, objective, kl (to the anchor, nats per sequence).
     """
     names = ("regularised_reward", "reinforce_loss", "ema_update_", "token_log_probs", "token_kl", "completion_logits")
-    functions = {name: getattr(own, name) for name in names}
-
-    def run(init: Weights, i: int, m: int) -> Weights:
-        training, steps = Training(config, task, i, m, parts=Parts(**functions)), count(1)
-
-        def loss_of(policy: Any, anchor: Any) -> torch.Tensor:
-            loss = training.loss_of(policy, anchor)
-            measured = {name: value.item() for name, value in training.measured.items()}
-            on_step({"iteration": i, "run": m, "step": next(steps)} | measured)
-            return loss
-
-        return own.train_run(init, task.policy, loss_of, T=config.T, lr=config.lr, mu=config.mu)
-
-    return run
+    parts = Parts(train_run=own.train_run, **{name: getattr(own, name) for name in names})
+    return lambda init, i, m: train(config, task, init, i=i, m=m, parts=parts, on_step=on_step).weights
 
 
 def whose() -> HTML:
-    """Which of the gaps are filled by the reader, which by the package."""
+    """Show which gaps are filled by the reader and which by the package."""
     rows = [
         {"Урок": gap.lesson, "Функция": name, "Чья": "ваша" if kept_function(gap) else "готовая"}
         for name, gap in GAPS.items()

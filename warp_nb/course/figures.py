@@ -21,12 +21,12 @@ from warp_nb.notebook.plots import OKABE_ITO, WIDTH, dressed, error_arms, panels
 from warp_nb.notebook.tables import table
 
 Between = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
-"""(d1, d2, lambda) -> the point between them."""
+"""(d1, d2, lambda) -> the interpolated point."""
 GAIN, ALONG = "прирост награды над θ_sft", "η, доля пути от $θ_{sft}$ к слитым весам"
 
 
 def chord_and_arc(omega: float, lams: Sequence[float]) -> Figure:
-    """Two unit vectors `omega` degrees apart; LERP's points on the chord, SLERP's on the arc, one for each lambda."""
+    """Plot two unit vectors `omega` degrees apart, with LERP's points on the chord and SLERP's on the arc."""
     angle = math.radians(omega)
     first, second = torch.tensor([1.0, 0.0]), torch.tensor([math.cos(angle), math.sin(angle)])
     way = torch.linspace(0, angle, 200)
@@ -47,16 +47,16 @@ def chord_and_arc(omega: float, lams: Sequence[float]) -> Figure:
 
 
 def tips(init: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Figure:
-    """theta^1 and theta^2 of a layer from zero, to scale, and their tips enlarged; vectors [N], angles as they are.
+    """Plot theta^1 and theta^2 of a layer from zero, to scale, and their enlarged tips; vectors [N], true angles.
 
-    The left picture lies in the plane of theta^1 and theta^2, the right one in that of their task vectors.
+    The left panel is the plane of theta^1 and theta^2, the right one that of their task vectors.
     """
     left, right = _in_plane(first, second), _in_plane(first - init, second - init)
     names = (("θ¹", "θ²"), ("δ¹", "δ²"))  # the first of a pair lies along x
     with panels(1, 3.9, width=1.35 * WIDTH, columns=2) as (figure, (whole, near)):
         for ax, ends, labels in ((whole, left, names[0]), (near, right, names[1])):
             for end, label, (color, line, _) in zip(ends, labels, styles(), strict=False):
-                arrow(ax, (0, 0), end, color, line)
+                arrow(ax, (0, 0), end, color, line=line)
                 ax.plot([], [], color=color, linestyle=line, label=f"{label}, длина {format_number(math.hypot(*end))}")
             axis_labels = {"xlabel": f"вдоль {labels[0]}", "ylabel": f"поперёк {labels[0]}"}
             dressed(ax, legend="upper left", aspect="equal", **axis_labels)
@@ -70,7 +70,7 @@ def tips(init: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Figur
 
 
 def _in_plane(first: torch.Tensor, second: torch.Tensor) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Two vectors [N] in their common plane, the first along x: lengths and the angle between them stay."""
+    """Rotate two vectors [N] into a plane, the first along x; lengths and the angle between them are kept."""
     first, second = first.double(), second.double()
     norm = first.norm()
     along = (second @ first / norm).item()
@@ -79,9 +79,9 @@ def _in_plane(first: torch.Tensor, second: torch.Tensor) -> tuple[tuple[float, f
 
 
 def arrow(
-    ax: Axes, start: tuple[float, float], end: tuple[float, float], color: str, line: str = "-", *, width: float = 1.8
+    ax: Axes, start: tuple[float, float], end: tuple[float, float], color: str, *, line: str = "-", width: float = 1.8
 ) -> None:
-    """An arrow in data coordinates."""
+    """Draw an arrow in data coordinates."""
     style = {"arrowstyle": "-|>", "color": color, "linestyle": line, "linewidth": width, "shrinkA": 0, "shrinkB": 0}
     ax.annotate("", end, xytext=start, arrowprops=style)
     ax.plot(*zip(start, end, strict=True), alpha=0)
@@ -89,13 +89,13 @@ def arrow(
 
 @torch.no_grad()
 def sequence_kl(model: torch.nn.Module, other: torch.nn.Module, rollout: Rollout) -> float:
-    """KL(model || other) along the sampled text, exact over the vocabulary: nats a sequence, the mean of the batch."""
+    """Return KL(model || other) along the sampled text, exact over the vocabulary: batch mean, nats per sequence."""
     logits, others = (completion_logits(side, rollout) for side in (model, other))
     return token_kl(logits, others, rollout.completion_mask, rollout.temperature).sum(1).mean().item()
 
 
 def kl_along(etas: Sequence[float], kls: Sequence[float]) -> Figure:
-    """KL over eta beside the straight line from the first point to the last."""
+    """Plot KL over eta and the straight line from the first point to the last."""
     with panels(1, 3.4) as (figure, (ax,)):
         ax.plot(etas, kls, color=OKABE_ITO[0], marker="o", label="измерено")
         ax.plot(*straight(etas, kls), color="0.5", linestyle="--", label="если бы росла по прямой")
@@ -104,7 +104,7 @@ def kl_along(etas: Sequence[float], kls: Sequence[float]) -> Figure:
 
 
 def collapse(losses: Mapping[str, Sequence[float]], scores: Mapping[str, Sequence[float]]) -> Figure:
-    """Loss of reward models over the steps beside ln 2; their scores of the same texts, less the mean, ascending."""
+    """Plot reward models: loss over the steps with ln 2, and the sorted scores of the same texts minus their mean."""
     apart = {name: sorted(value - fmean(values) for value in values) for name, values in scores.items()}
     with panels(2, 5.6, sharex=False) as (figure, axes):
         for ax, curves in zip(axes, (losses, apart), strict=True):
@@ -118,14 +118,14 @@ def collapse(losses: Mapping[str, Sequence[float]], scores: Mapping[str, Sequenc
 
 
 def finite_differences(function: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
-    """Gradient of a number by steps of 1e-4 both ways along each coordinate, in float64; the shape of `at`."""
+    """Return the gradient of a scalar function by central differences of 1e-4 in float64, in the shape of `at`."""
     start, h = at.detach().double(), 1e-4
     steps = h * torch.eye(start.numel(), dtype=torch.float64).view(-1, *start.shape)
     return torch.stack([(function(start + s) - function(start - s)) / (2 * h) for s in steps]).view_as(start)
 
 
 def gradient_errors(sizes: Sequence[int], errors: Mapping[str, Sequence[float]]) -> Figure:
-    """Relative error of sampled gradients over the number of samples, both axes logarithmic, beside 1/sqrt(n)."""
+    """Plot the relative error of sampled gradients over the number of samples, on log axes, with 1/sqrt(n)."""
     first = next(iter(errors.values()))[0]
     law = [first * math.sqrt(sizes[0] / n) for n in sizes]
     with panels(1, 3.8) as (figure, (ax,)):
@@ -141,7 +141,7 @@ def gradient_errors(sizes: Sequence[int], errors: Mapping[str, Sequence[float]])
 
 
 def pushed(objective: Sequence[float], change: Sequence[float]) -> Figure:
-    """Change of log pi of every completion of a batch by one step, nats, over its r_beta."""
+    """Plot the change of log pi of each completion of a batch in one step, nats, over its r_beta."""
     with panels(1, 3.6) as (figure, (ax,)):
         ax.plot(objective, change, color=OKABE_ITO[0], marker="o", linestyle="")
         ax.axhline(0, color="0.5", linewidth=1)
@@ -151,7 +151,7 @@ def pushed(objective: Sequence[float], change: Sequence[float]) -> Figure:
 
 
 def jump(mus: Sequence[float], steps: int) -> Figure:
-    """An anchor at 0 that follows a weight which has jumped to 1, a curve a mu; the half-way points are marked."""
+    """Plot an anchor at 0 that follows a weight after its jump to 1, one curve per mu; half-way points are marked."""
     with panels(1, 3.4) as (figure, (ax,)):
         ax.plot([0, 0, steps], [0, 1, 1], color="0.4", linestyle=":", label="вес политики")
         for mu, (color, line, marker) in zip(mus, styles(), strict=False):
@@ -166,7 +166,7 @@ def jump(mus: Sequence[float], steps: int) -> Figure:
 
 
 def three_anchors(curves: Mapping[str, Sequence[Mapping[str, float]]], limit: Mapping[str, float]) -> Figure:
-    """Reward and KL to theta_sft over the steps, a line an anchor; `limit` is the closed form of the fixed one."""
+    """Plot reward and KL to theta_sft over the steps, a line per anchor; `limit` is the closed form of a fixed one."""
     titles = {"reward": "средняя награда", "kl_sft": "KL(π‖$π_{sft}$), нат"}
     with panels(2, 5.6) as (figure, axes):
         for ax, (column, title) in zip(axes, titles.items(), strict=True):
@@ -179,9 +179,9 @@ def three_anchors(curves: Mapping[str, Sequence[Mapping[str, float]]], limit: Ma
 
 
 def path(track: Sequence[tuple[int, torch.Tensor, torch.Tensor]], end: torch.Tensor, goal: torch.Tensor) -> Figure:
-    """WARP over two weights: `track` has (i, theta_init [2], theta^m [2]) of every run, `end` follows the last line 13.
+    """Plot WARP on two weights: `track` has (i, theta_init [2], theta^m [2]) of each run, `end` is the last theta_init.
 
-    Thin arrows are runs, squares theta_slerp, a thick line goes from each theta_init to the next.
+    Thin arrows are runs, squares are theta_slerp, and a thick line goes from each theta_init to the next.
     """
     iterations = sorted({i for i, _, _ in track})
     starts = [next(init for i, init, _ in track if i == iteration) for iteration in iterations]
@@ -202,12 +202,12 @@ def path(track: Sequence[tuple[int, torch.Tensor, torch.Tensor]], end: torch.Ten
 
 
 def pair(point: torch.Tensor) -> tuple[float, float]:
-    """A point [2] as numbers."""
+    """Return a point [2] as two numbers."""
     return point[0].item(), point[1].item()
 
 
 def along_the_front(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Gain of reward and KL over eta, with intervals, beside straight lines from the first point to the last.
+    """Plot the gain of reward and the KL over eta, with intervals and straight lines from the first point to the last.
 
     Rows have eta and the Estimates gain (over theta_sft) and kl (to theta_sft, nats a sequence).
     """
@@ -226,7 +226,7 @@ def along_the_front(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def front_plane(rows: Sequence[Mapping[str, Any]], chosen: float | None = None) -> Figure:
-    """Gain of reward over KL, with intervals; a ring around the point at eta `chosen`. Rows as of `along_the_front`."""
+    """Plot the gain of reward over KL, with intervals and a ring at eta `chosen`. Rows as in `along_the_front`."""
     unnamed = {"name": ""}  # θ_sft, at zero: its name would stand on its neighbour's
     places = [{**row, "reward": row["gain"]} | (unnamed if row["eta"] == 0 else {}) for row in rows]
     with panels(1, 3.8) as (figure, (ax,)):
@@ -240,9 +240,9 @@ def front_plane(rows: Sequence[Mapping[str, Any]], chosen: float | None = None) 
 
 
 def explorer(rows: Sequence[Mapping[str, Any]]) -> VBox:
-    """A slider over eta that moves the ring of `front_plane`, the figures and the samples below it.
+    """Show a slider over eta that moves the ring of `front_plane` and changes the values and samples below it.
 
-    Rows as of `along_the_front`, with an Evaluation each. Every picture is drawn beforehand: the slider does not wait.
+    Rows are as in `along_the_front`, each with its `evaluation`. All plots are drawn beforehand.
     """
     pages = {row["eta"]: (png(front_plane(rows, row["eta"])), figures_of(row)) for row in rows}
     picture = Image(format="png", layout=Layout(width="100%", max_width="720px"))
@@ -258,7 +258,7 @@ def explorer(rows: Sequence[Mapping[str, Any]]) -> VBox:
 
 
 def figures_of(row: Mapping[str, Any]) -> str:
-    """HTML of a point of the front: gain, KL, perplexity, samples; the text of models is escaped."""
+    """Return HTML for a point of the front: gain, KL, perplexity, samples; the text of models is escaped."""
     found = row["evaluation"]
     values = {
         GAIN: format_estimate(row["gain"], signed=True),
@@ -274,12 +274,12 @@ def figures_of(row: Mapping[str, Any]) -> str:
 
 
 def straight(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
-    """The ends of the line from the first point to the last."""
+    """Return the ends of the line from the first point to the last."""
     return [x[0], x[-1]], [y[0], y[-1]]
 
 
 def two_kls(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """KL of the policy to its anchor and to theta_sft over the steps of a run; rows have kl_anchor, kl_sft."""
+    """Plot the KL of the policy to its anchor and to theta_sft over the steps of a run; rows have kl_anchor, kl_sft."""
     columns = {"kl_sft": "до $θ_{sft}$", "kl_anchor": "до якоря"}
     with panels(1, 3.6) as (figure, (ax,)):
         for (column, label), (color, line, marker) in zip(columns.items(), styles(), strict=False):

@@ -1,7 +1,7 @@
-"""The gaps of the lessons: what the reader writes, the cases that check it, the mistakes that readers make.
+"""The gaps of the lessons: what the reader writes, the cases that check it, and common mistakes.
 
-They are listed in `gaps.toml`. The solution of a gap is the package's own function. A mistake is an edit of the
-solution's source, so that it stays a mistake of the code as it is; a reader whose function behaves like it is told so.
+They are listed in `gaps.toml`. The solution of a gap is a function of the package. A mistake is an edit of the
+solution's source, so it follows the code; a reader whose function behaves in the same way gets its explanation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Mistake:
-    """`edits` (old, new) of the solution's source, each old text in it once; `says` is what the reader is told."""
+    """`edits` (old, new) of the solution's source, where each old text occurs once; `says` explains the mistake."""
 
     says: str
     edits: list[tuple[str, str]]
@@ -30,7 +30,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Gap:
-    """A function that the reader writes, the solution of which is in `module`; `asks` is the docstring of its stub."""
+    """A function that the reader writes; its solution is in `module`, and `asks` is the docstring of its stub."""
 
     name: str
     module: str
@@ -40,12 +40,12 @@ class Gap:
 
     @property
     def solution(self) -> Function:
-        """The package's own function."""
+        """The package's function."""
         return self.namespace[self.name]
 
     @property
     def namespace(self) -> dict[str, Any]:
-        """The names around the solution."""
+        """The namespace of the solution's module."""
         return dict(vars(import_module(self.module)))
 
     @property
@@ -55,12 +55,12 @@ class Gap:
         return [parameter.name for parameter in found if parameter.default is parameter.empty]
 
     def cases(self) -> list[Arguments]:
-        """The inputs that it is tried on."""
+        """Return the inputs that it is tested on."""
         return vars(cases)[f"{self.name.rstrip('_')}_cases"]()
 
 
 def call(function: Function, parameters: Sequence[str], arguments: Arguments) -> Any:
-    """Call with the arguments in order; by name what the function takes only by name."""
+    """Call with the arguments in order; keyword-only ones are passed by name."""
     given = dict(zip(parameters, arguments, strict=True))
     takes = inspect.signature(function).parameters.values()
     named = {one.name: given.pop(one.name) for one in takes if one.kind is one.KEYWORD_ONLY and one.name in given}
@@ -68,7 +68,7 @@ def call(function: Function, parameters: Sequence[str], arguments: Arguments) ->
 
 
 def mistaken(gap: Gap, mistake: Mistake) -> Function:
-    """The solution with the mistake made in it. Raises ValueError for an edit that does not fit the source."""
+    """Return the solution with the mistake in it; raise ValueError for an edit that does not fit the source."""
     source = inspect.getsource(gap.solution)
     for old, new in mistake.edits:
         if source.count(old) != 1:
@@ -78,14 +78,14 @@ def mistaken(gap: Gap, mistake: Mistake) -> Function:
 
 
 def defined(source: str, name: str, namespace: dict[str, Any]) -> Function:
-    """The function `name` that `source` defines in `namespace`."""
+    """Execute `source` in `namespace` and return the function `name` that it defines."""
     code = compile("from __future__ import annotations\n" + source, f"<{name}>", "exec")
     exec(code, namespace)
     return namespace[name]
 
 
 def read_gaps() -> dict[str, Gap]:
-    """The gaps of `gaps.toml` by name, in the order of the lessons."""
+    """Read the gaps of `gaps.toml` by name, in the order of the lessons."""
     found = tomllib.loads(files("warp_nb.course").joinpath("gaps.toml").read_text(encoding="utf-8"))
     return {
         name: Gap(name, **gap | {"mistakes": [Mistake(**mistake) for mistake in gap["mistakes"]]})

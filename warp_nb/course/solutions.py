@@ -1,4 +1,4 @@
-"""Functions that the lessons ask for and that are no part of Algorithm 1."""
+"""Functions that the lessons ask for and that are not part of Algorithm 1."""
 
 from __future__ import annotations
 

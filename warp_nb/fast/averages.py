@@ -1,4 +1,4 @@
-"""The moving average of the anchor in one launch instead of one a tensor."""
+"""The moving average of the anchor in one launch instead of one per tensor."""
 
 from __future__ import annotations
 

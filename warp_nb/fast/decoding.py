@@ -1,9 +1,9 @@
 """Decoding with a cache: by the model's own forward, or for Llama on the CPU by a layout made for it.
 
 A decode step of a small model multiplies a handful of rows with every weight once. There the model's own forward
-spends most of its time outside the products and in laying the weights out for them, token by token. The layout does
-that once a rollout: projections that share an input are one matrix, and weights are packed by oneDNN in the dtype of
-the arithmetic. The residual stream, norms and attention stay fp32.
+spends most of its time outside the products and in packing the weights for them, token by token. The layout does
+that once per rollout: projections that share an input are one matrix, and weights are packed by oneDNN in the dtype of
+the computation. The residual stream, norms and attention stay fp32.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ NextLogits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def cached(policy: PreTrainedModel, batch: int, length: int) -> NextLogits:
-    """A decoder for `batch` sequences of up to `length` tokens, with the policy's weights as they are now."""
+    """Return a decoder for `batch` sequences of up to `length` tokens, with the policy's current weights."""
     return LlamaDecoder(policy, batch, length) if LlamaDecoder.fits(policy) else CachedForward(policy)
 
 
 class CachedForward:
-    """The model's own forward with its own cache: only the tokens that are new go through it."""
+    """The model's own forward with its KV cache: only the new tokens go through it."""
 
     def __init__(self, policy: PreTrainedModel) -> None:
         self.policy, self.cache, self.filled = policy, None, 0
@@ -49,7 +49,7 @@ class LlamaDecoder:
 
     @staticmethod
     def fits(policy: PreTrainedModel) -> bool:
-        """Whether `policy` is a plain fp32 Llama on the CPU: no biases, no adapters, SiLU."""
+        """Return whether `policy` is a plain fp32 Llama on the CPU: no biases, no adapters, SiLU."""
         from transformers import LlamaForCausalLM
         from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
@@ -90,7 +90,7 @@ class LlamaDecoder:
         self.cache = torch.empty(2, len(self.layers), batch, length, self.kv_heads, self.width)
 
     def _pack(self, *weights: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """x [N, in] -> x @ [weights one under the other]^T, in the dtype of the arithmetic."""
+        """Return the function x [N, in] -> x @ [stacked weights]^T, computed in `self.dtype`."""
         cast = [weight.detach().to(self.dtype) for weight in weights]
         weight = torch.cat(cast) if len(cast) > 1 else cast[0]
         if not _can_pack(self.dtype):
@@ -136,7 +136,7 @@ class LlamaDecoder:
         return self.head(self._rms(last, self.norm))
 
     def _visible(self, mask: torch.Tensor, count: int) -> torch.Tensor:
-        """[B, 1, L, T]: 0 where a new position may look, else -inf; a padded one sees itself, so softmax is defined."""
+        """Return [B, 1, L, T]: 0 where a new position may attend, else -inf; padding attends to itself: no NaN."""
         total = mask.shape[1]
         own, every = torch.arange(total - count, total)[:, None], torch.arange(total)
         seen = ((every <= own) & mask[:, None, None].bool()) | (every == own)
@@ -144,7 +144,7 @@ class LlamaDecoder:
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
-    """Whether this build of torch has oneDNN's packed products for `dtype` on this processor."""
+    """Return whether this build of torch has oneDNN's packed products for `dtype` on this processor."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
     return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

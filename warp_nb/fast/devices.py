@@ -1,4 +1,4 @@
-"""Where a run computes and in which arithmetic: CUDA, MPS or CPU; bf16 where the hardware is good at it."""
+"""Device and dtype of a run's computation: CUDA, MPS or CPU; bf16 where the hardware has it natively."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-KINDS = ("cuda", "mps", "cpu")
+DEVICE_KINDS = ("cuda", "mps", "cpu")
 LARGE = 50_000_000
-"""Parameters from which bf16 pays: below, casting costs as much as it saves."""
+"""Number of parameters from which bf16 pays off: below it, casting costs as much as it saves."""
 
 
 def available() -> list[str]:
-    """The kinds of device this machine has, the fastest first."""
+    """Return the kinds of device that this machine has, the fastest first."""
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    return [kind for kind in KINDS if found[kind]]
+    return [kind for kind in DEVICE_KINDS if found[kind]]
 
 
 def choose_device(named: str = "") -> str:
-    """The device named (cuda, cuda:1, mps, cpu), or the fastest one where the name is empty.
+    """Return the named device (cuda, cuda:1, mps, cpu), or the fastest one if the name is empty.
 
-    Raises ValueError for another name and for a device this machine lacks.
+    Raises ValueError for another name and for a device that this machine lacks.
     """
     if not named:
         return available()[0]
     kind, _, number = named.partition(":")
-    if kind not in KINDS or (number and not (kind == "cuda" and number.isdigit())):
+    if kind not in DEVICE_KINDS or (number and not (kind == "cuda" and number.isdigit())):
         raise ValueError(f"device must be cuda, cuda:N, mps or cpu, got {named!r}; pass -p device cpu, or nothing")
     if kind not in available() or (number and int(number) >= torch.cuda.device_count()):
         raise ValueError(f"device {named!r} is not here, this machine has {', '.join(available())}; pass -p device cpu")
@@ -40,14 +40,14 @@ def choose_device(named: str = "") -> str:
 
 
 def bf16_is_fast(device: str | None = None) -> bool:
-    """Whether the device multiplies bf16 matrices natively (elsewhere it is slower than fp32)."""
+    """Return whether the device multiplies bf16 matrices natively (elsewhere bf16 is slower than fp32)."""
     if (device or "cpu").startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device in (None, "cpu") and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def training_dtype(asked: str, policy: PreTrainedModel) -> str:
-    """float32 or bfloat16: what was asked for, or for `auto` bf16 where it pays. Evaluation is always fp32."""
+    """Return float32 or bfloat16: as asked for, or for `auto` bfloat16 where it pays off. Evaluation is always fp32."""
     if asked != "auto":
         return asked
     pays = policy.num_parameters() >= LARGE and bf16_is_fast(str(policy.device))
@@ -56,20 +56,20 @@ def training_dtype(asked: str, policy: PreTrainedModel) -> str:
 
 @contextmanager
 def arithmetic(dtype: str, device: torch.device) -> Iterator[None]:
-    """Autocast to bf16 where asked for; weights, anchor and optimizer state stay fp32."""
+    """Autocast to bf16 if `dtype` is bfloat16; weights, anchor and optimizer state stay fp32."""
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         yield
 
 
 def prepare_attention(model: PreTrainedModel, dtype: str) -> None:
-    """On the CPU in bf16: attention in fp32, several times as fast as torch's bf16 kernel there, and more exact."""
+    """For bf16 on the CPU, compute attention in fp32: several times as fast as torch's bf16 kernel, and more exact."""
     if dtype == "bfloat16" and model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(_register_attention())
 
 
 @cache
 def _register_attention() -> str:
-    """The name under which transformers finds `_attention_in_fp32` and its masks."""
+    """Register `_attention_in_fp32` and its masks with transformers; return their name there."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -88,7 +88,7 @@ def _attention_in_fp32(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """softmax(query key^T) value in fp32; query [B, heads, L, width], key and value with grouped heads."""
+    """Compute softmax(query key^T) value in fp32; query [B, heads, L, width], key and value with grouped heads."""
     if kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None:
         raise ValueError("attention with a soft cap or position biases is not for bf16 on the CPU; use dtype float32")
     with torch.autocast(query.device.type, enabled=False):

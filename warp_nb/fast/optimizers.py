@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-KINDS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
@@ -15,5 +15,5 @@ KINDS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def optimizer_of(name: str, device: torch.device) -> Callable[..., torch.optim.Optimizer]:
-    """A function of parameters and `lr` that makes the optimizer with the library's other defaults (line 8)."""
-    return partial(KINDS[name], fused=device.type in ("cpu", "cuda"))
+    """Return a function of parameters and `lr` that makes the optimizer, otherwise with torch's defaults (line 8)."""
+    return partial(OPTIMIZERS[name], fused=device.type in ("cpu", "cuda"))

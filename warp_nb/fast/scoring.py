@@ -1,7 +1,7 @@
 """Log-probabilities and per-token KL of completions, in slices of the logits.
 
-The logits of a batch are the largest tensor of a step. They stay in the arithmetic's dtype and are read in slices that
-fit a processor's cache; only a slice at a time exists in fp32.
+The logits of a batch are the largest tensor of a step. They stay in the dtype of the computation and are read in
+slices that fit a processor's cache; only one slice at a time exists in fp32.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import torch
 from warp_nb.algorithm.merge import wide
 
 SLICE = {"cpu": 1 << 20}
-"""Logits in fp32 at a time, by kind of device: 4 MB on the CPU."""
+"""Number of logits in fp32 at a time, by kind of device: 4 MB on the CPU."""
 LARGE_SLICE = 1 << 26
 """The same elsewhere: 268 MB."""
 
 
 def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor, temperature: float) -> torch.Tensor:
-    """log pi of every completion token, as `algorithm.objective.token_log_probs`: [B, C], fp32 or better, nats."""
+    """Return log pi of every completion token, as `objective.token_log_probs` does: [B, C], fp32 or better, nats."""
     return _TokenLogProbs.apply(logits, tokens, temperature).masked_fill(~mask, 0.0)
 
 
 @torch.no_grad()
 def token_kl(logits_p: torch.Tensor, logits_q: torch.Tensor, mask: torch.Tensor, temperature: float) -> torch.Tensor:
-    """KL(p || q) of the next token, as `algorithm.objective.token_kl`: [B, C], fp32 or better, nats. No gradient.
+    """Return KL(p || q) of the next token, as `objective.token_kl` does: [B, C], fp32 or better, nats. No gradient.
 
     It is exact over the whole vocabulary at every token. Its sum over a completion drawn from p is an unbiased
     estimate of the sequence-level KL(p || q), with less variance than the log-ratio (Rao-Blackwell).
@@ -40,14 +40,14 @@ def token_kl(logits_p: torch.Tensor, logits_q: torch.Tensor, mask: torch.Tensor,
 
 
 def slices(rows: torch.Tensor) -> Iterator[slice]:
-    """Slices of [N, V] logits: what fits the cache on the CPU, enough for one launch on a GPU."""
+    """Yield slices of [N, V] logits: small enough for the cache of a CPU, large enough to fill a GPU."""
     step = max(1, SLICE.get(rows.device.type, LARGE_SLICE) // rows.shape[1])
     for start in range(0, len(rows), step):
         yield slice(start, start + step)
 
 
 def _scaled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Logits / temperature in fp32 or better."""
+    """Return logits / temperature in fp32 or better."""
     logits = wide(logits)
     return logits if temperature == 1.0 else logits / temperature
 
@@ -56,7 +56,7 @@ class _TokenLogProbs(torch.autograd.Function):
     """log softmax(logits / temperature)[token] for logits [B, C, V] and tokens [B, C].
 
     The gradient of sum(g * log_prob) is g * (onehot - softmax) / temperature, made slice by slice in the
-    dtype of the logits: neither the softmax nor a copy of the logits is kept in between.
+    dtype of the logits: neither the softmax nor a copy of the logits is stored in between.
     """
 
     @staticmethod

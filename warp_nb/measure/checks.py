@@ -1,7 +1,7 @@
-"""Checks that make a silent failure loud. Every experiment runs all of them; what they say is in `notebook`.
+"""Checks for silent failures. Every experiment runs all of them; their texts are in `notebook`.
 
-A failed check does not stop a report: it is its first line. A check that has nothing to look at (one run, one step, no
-gate) says why and counts as neither passed nor failed.
+A failed check does not stop a report: it is named in the first line. A check that does not apply (one run, one step,
+no gate) gives the reason and counts as neither passed nor failed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PAIR_ACCURACY = 0.7
 """A word list reaches 0.70 on IMDb pairs; a model below it has learnt nothing."""
 SPREAD = 0.01
 """A collapsed reward model spread by 3e-6 and an untrained head by 2e-3."""
-SENTENCES = 0.75
+SENTENCE_ACCURACY = 0.75
 """Half-way between guessing and always right."""
 SWAP_OF_SPREAD = 0.1
 """A reward that reads completions moves by about its own spread; one that reads the prompt, by 0."""
@@ -48,7 +48,7 @@ VARIETY_RATIO = 0.5
 PERPLEXITY_RATIO = 2.0
 """Every token half as likely under the reference as its own text is, or twice as likely."""
 SAMPLING_GAP = {"float32": 0.01, "bfloat16": 0.5}
-"""Nats a token: a temperature of 0.9 against 1.0 shifts rare tokens by 0.5 and more; bf16 rounds logits by 0.1.
+"""Nats per token: a temperature of 0.9 against 1.0 shifts rare tokens by 0.5 and more; bf16 rounds logits by 0.1.
 
 The worst token of a step counts, and the median step of a run: a fault acts in every step, while in bf16 single
 tokens of a wrecked policy go apart by many nats in some."""
@@ -58,13 +58,13 @@ OF_THE_TEXT = ("completions-nonempty", "completions-diverse", "completions-varie
 
 @dataclass(frozen=True)
 class Check:
-    """One check.
+    """Result of one check.
 
     Args:
         name: what is checked.
-        passed: whether the rule holds; says nothing where the check does not apply.
+        passed: whether the rule holds; meaningless if the check does not apply.
         figures: what was measured, plain JSON values.
-        reason: why the check does not apply; empty where it does.
+        reason: why the check does not apply; empty if it does.
     """
 
     name: str
@@ -74,16 +74,16 @@ class Check:
 
     @property
     def applies(self) -> bool:
-        """Whether it had something to look at."""
+        """Whether the check had data to look at."""
         return not self.reason
 
     @property
     def failed(self) -> bool:
-        """Whether it looked at something and found a fault."""
+        """Whether the check applies and its rule does not hold."""
         return self.applies and not self.passed
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self) | {"applies": self.applies}
 
 
@@ -112,7 +112,7 @@ def run_checks(
 
 
 def check_reward(gate: RewardGate | None) -> list[Check]:
-    """The reward's gate: accuracy, spread, sentences, swapped completions. A task without a gate has none of them."""
+    """Check the reward's gate: accuracy, spread, sentences, swapped completions. Without a gate none applies."""
     names = [f"reward-gate-{name}" for name in ("accuracy", "spread", "sentences", "swap")]
     if gate is None:
         return [_silent(name, "no-gate") for name in names]
@@ -120,17 +120,15 @@ def check_reward(gate: RewardGate | None) -> list[Check]:
     return [
         Check(accuracy, gate.pair_accuracy > PAIR_ACCURACY, {"share": gate.pair_accuracy, "pairs": gate.n_pairs}),
         Check(spread, gate.spread > SPREAD, {"spread": gate.spread}),
-        Check(sentences, gate.good_above_bad >= SENTENCES, {"share": gate.good_above_bad}),
+        Check(sentences, gate.good_above_bad >= SENTENCE_ACCURACY, {"share": gate.good_above_bad}),
         Check(
-            swap,
-            gate.swap_change > SWAP_OF_SPREAD * gate.spread,
-            {"change": gate.swap_change, "spread": gate.spread},
+            swap, gate.swap_change > SWAP_OF_SPREAD * gate.spread, {"change": gate.swap_change, "spread": gate.spread}
         ),
     ]
 
 
 def check_runs_differ(history: pd.DataFrame, merges: pd.DataFrame, config: WarpConfig) -> Check:
-    """Cosine of the task vectors and bit-equality of the curves of one iteration's runs."""
+    """Check that the runs of an iteration differ: the cosine of their task vectors, and their curves bit by bit."""
     if config.M == 1:
         return _silent("runs-differ", "one-run")
     cosine = float(merges["delta_cosine"].max())
@@ -139,14 +137,14 @@ def check_runs_differ(history: pd.DataFrame, merges: pd.DataFrame, config: WarpC
 
 
 def check_deltas(runs: pd.DataFrame) -> Check:
-    """Every task vector is non-zero; weights that did not move at all are counted."""
+    """Check that every task vector is non-zero, and count the weights that did not move at all."""
     least, unmoved = float(runs["delta_norm"].min(skipna=False)), runs["unmoved"]
     figures = {"least": least, "unmoved": float(unmoved.mean()), "unmoved_most": float(unmoved.max())}
     return Check("deltas-nonzero", least > 0, figures)
 
 
 def check_anchor(runs: pd.DataFrame, config: WarpConfig) -> Check:
-    """The EMA anchor against its closed form; an anchor that must stand still against standing still."""
+    """Check the EMA anchor against its closed form, or that a fixed anchor did not move."""
     moved, error = runs["anchor_moved"], runs["anchor_error"].dropna()
     if config.anchor == "sft" or config.mu == 0:
         farthest = float(moved.max(skipna=False))
@@ -158,7 +156,7 @@ def check_anchor(runs: pd.DataFrame, config: WarpConfig) -> Check:
 
 
 def check_liti(merges: pd.DataFrame, config: WarpConfig) -> Check:
-    """The measured share of the way from the initialisation to the merged weights."""
+    """Check that LITI moved by the share eta from the initialisation to the merged weights."""
     ratio = merges["liti_ratio"].dropna()
     if ratio.empty:
         return _silent("liti-formula", "nothing-merged")
@@ -167,7 +165,7 @@ def check_liti(merges: pd.DataFrame, config: WarpConfig) -> Check:
 
 
 def check_kl(history: pd.DataFrame, evaluations: Sequence[Evaluation]) -> Check:
-    """Every KL of training and of evaluation is finite and not negative."""
+    """Check that every KL of training and evaluation is finite and not negative."""
     found = [*history["kl"], *(e.kl_reference_policy.value for e in evaluations)]
     found += [e.kl_policy_reference.value for e in evaluations]
     wild = sum(not math.isfinite(value) for value in found)
@@ -176,7 +174,7 @@ def check_kl(history: pd.DataFrame, evaluations: Sequence[Evaluation]) -> Check:
 
 
 def check_objective(history: pd.DataFrame) -> Check:
-    """The objective's rise is carried by its reward part, not by its KL part."""
+    """Check that a rise of the objective comes from its reward part and not from its KL part."""
     slopes = {column: slope(history, column) for column in ("objective", "reward", "penalty")}
     total, reward = slopes["objective"], slopes["reward"]
     if total is None or reward is None:
@@ -187,13 +185,13 @@ def check_objective(history: pd.DataFrame) -> Check:
 
 
 def check_completions(runs: pd.DataFrame, evaluations: Sequence[Evaluation]) -> list[Check]:
-    """Completions are not empty, not a loop, and still text to the reference."""
+    """Check that completions are not empty and still read like the reference's (see `check_texts`)."""
     empty = float(runs["empty_completions"].max(skipna=False))
     return [Check("completions-nonempty", empty <= EMPTY_SHARE, {"share": empty}), *check_texts(evaluations)]
 
 
 def check_texts(evaluations: Sequence[Evaluation]) -> list[Check]:
-    """The policy's texts are as diverse, as varied and as likely as the reference's; measured where it is worst."""
+    """Check that the policy's texts are as diverse, varied and likely as the reference's, in the worst evaluation."""
     looped, alike = min(evaluations, key=diversity), min(evaluations, key=variety)
     garbled = max(evaluations, key=perplexity_factor)
 
@@ -220,45 +218,45 @@ def check_texts(evaluations: Sequence[Evaluation]) -> list[Check]:
 
 
 def reads_like_reference(evaluation: Evaluation) -> bool:
-    """Whether the policy's text passes `check_texts`."""
+    """Return whether the policy's text passes `check_texts`."""
     return not any(check.failed for check in check_texts([evaluation]))
 
 
 def diversity(evaluation: Evaluation) -> float:
-    """Distinct bigrams within a completion, the policy's share over the reference's."""
+    """Return the ratio of the policy's share of distinct bigrams within a completion to the reference's."""
     return _ratio(evaluation.distinct_policy, evaluation.distinct_reference, unknown=-math.inf)
 
 
 def variety(evaluation: Evaluation) -> float:
-    """Distinct bigrams in all completions together, the policy's share over the reference's."""
+    """Return the ratio of the policy's share of distinct bigrams in all completions to the reference's."""
     return evaluation.variety_policy / evaluation.variety_reference
 
 
 def perplexity_factor(evaluation: Evaluation) -> float:
-    """How many times the policy's perplexity is larger or smaller than the reference's; at least 1."""
+    """Return the factor, at least 1, by which the policy's perplexity is above or below the reference's."""
     ratio = _ratio(evaluation.perplexity_policy, evaluation.perplexity_reference, unknown=math.inf)
     return max(ratio, 1 / ratio)
 
 
 def check_sampling(runs: pd.DataFrame, config: WarpConfig) -> Check:
-    """The log-probability of a token when it was drawn and when it was scored."""
+    """Check that tokens had the same log-probability when they were sampled and when they were scored."""
     gap = float(runs["sampling_gap"].max(skipna=False))
     return Check("sampling-scoring", gap <= SAMPLING_GAP[config.dtype], {"gap": gap, "dtype": config.dtype})
 
 
 def check_end(runs: pd.DataFrame) -> Check:
-    """No completion token is scored after the end of the text."""
+    """Check that no completion token is scored after the end token."""
     count = float(runs["scored_after_end"].max(skipna=False))
     return Check("nothing-scored-after-end", count == 0, {"tokens": count})
 
 
 def broken_instrument(checks: Sequence[Check]) -> list[Check]:
-    """Failed checks that leave the measurement itself in doubt."""
+    """Return the failed checks that put the measurement itself in doubt."""
     return [check for check in checks if check.failed and check.name not in OF_THE_TEXT]
 
 
 def broken_text(checks: Sequence[Check]) -> list[Check]:
-    """Failed checks of what the policy writes: it is empty, looped, all alike or no longer text."""
+    """Return the failed checks of what the policy writes: it is empty, looped, all alike or no longer text."""
     return [check for check in checks if check.failed and check.name in OF_THE_TEXT]
 
 
@@ -267,13 +265,13 @@ def _silent(name: str, reason: str) -> Check:
 
 
 def _equal_curves(iteration: pd.DataFrame) -> int:
-    """Pairs of runs whose recorded curves are equal to the last bit."""
+    """Count the pairs of runs whose recorded curves are bit-identical."""
     columns = [name for name in ("reward", "kl", "objective", "grad_norm") if name in iteration]
     curves = [run.sort_values("step")[columns].to_numpy() for _, run in iteration.groupby("run")]
     return sum(a.shape == b.shape and bool((a == b).all()) for a, b in combinations(curves, 2))
 
 
 def _ratio(policy: Estimate, reference: Estimate, unknown: float) -> float:
-    """policy / reference; `unknown` where that is not a number."""
+    """Return policy / reference, or `unknown` if that is not a number."""
     ratio = policy.value / reference.value if reference.value else math.nan
     return unknown if math.isnan(ratio) else ratio

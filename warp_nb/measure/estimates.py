@@ -33,7 +33,7 @@ class Estimate:
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
-    """Mean of independent values with the t interval of n - 1 degrees of freedom; unknown for a single value."""
+    """Return the mean of independent values with its t interval (n - 1 degrees of freedom), unknown for one value."""
     from scipy.stats import t
 
     array = np.asarray(values, dtype=np.float64)
@@ -45,14 +45,14 @@ def mean_interval(values: Sequence[float]) -> Estimate:
 
 
 def exponential(estimate: Estimate) -> Estimate:
-    """exp of a mean and of the ends of its interval."""
+    """Apply exp to a mean and to both ends of its interval."""
     return Estimate(*(math.exp(min(value, 700.0)) for value in astuple(estimate)))
 
 
 def slope(history: pd.DataFrame, column: str) -> Estimate | None:
-    """Change of `column` a step by least squares: one slope for all runs, an intercept each.
+    """Fit the change of `column` per step by least squares: one slope for all runs, an intercept for each.
 
-    None where it cannot be estimated: one step a run, or as many unknowns as points.
+    None if it cannot be estimated: one step per run, or as many unknowns as points.
     """
     from scipy.stats import t
 
@@ -68,7 +68,7 @@ def slope(history: pd.DataFrame, column: str) -> Estimate | None:
 
 
 def between_iterations(history: pd.DataFrame) -> Estimate | None:
-    """Mean objective of iteration 2 minus iteration 1, with a Welch interval over the runs' means.
+    """Return the mean objective of iteration 2 minus that of iteration 1, with a Welch interval over the runs' means.
 
     None with fewer than two runs in either iteration.
     """

@@ -35,24 +35,24 @@ MEASURES = (
     "distinct_policy",
 )
 CHUNK = 32
-"""Prompts of a batch."""
+"""Prompts per batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A policy beside its reference on the same held-out prompts; intervals over prompts.
+    """A policy compared with its reference on the same held-out prompts; intervals are over prompts.
 
     Args:
         reward_reference, reward_policy: mean rewards of their completions.
         reward_difference: policy minus reference, paired by prompt.
-        kl_reference_policy: KL(reference || policy) along the reference's samples, nats a sequence.
-        kl_policy_reference: KL(policy || reference) along the policy's samples, nats a sequence.
+        kl_reference_policy: KL(reference || policy) along the reference's samples, nats per sequence.
+        kl_policy_reference: KL(policy || reference) along the policy's samples, nats per sequence.
         perplexity_reference, perplexity_policy: of their completions under the reference, per token.
         distinct_reference, distinct_policy: share of distinct bigrams in a completion.
         variety_reference, variety_policy: share of distinct bigrams in all completions together; low where every
             prompt gets the same text.
         samples: prompts with both completions and rewards.
-        rewards_policy: of every prompt, to pair two policies that were evaluated with the same seed.
+        rewards_policy: the reward on every prompt, to pair two policies that were evaluated with the same seed.
     """
 
     reward_reference: Estimate
@@ -70,13 +70,13 @@ class Evaluation:
     rewards_policy: list[float] = field(default_factory=list)
 
     def measures(self) -> dict[str, Estimate]:
-        """The estimates by name."""
+        """Return the estimates by name."""
         return {name: getattr(self, name) for name in MEASURES}
 
 
 @dataclass
 class Side:
-    """What one of the two models wrote, and figures of each completion."""
+    """Completions of one of the two models, with measurements of each."""
 
     texts: list[str] = field(default_factory=list)
     kl: list[float] = field(default_factory=list)
@@ -95,12 +95,12 @@ def over_trainings(evaluations: Sequence[Evaluation], measure: str) -> Estimate:
     return mean_interval(values)
 
 
-def check_eval_prompts(count: int, task: Task) -> None:
-    """Raise ValueError unless the task has `count` held-out prompts, two at least."""
+def check_eval_prompts(count: int, task: Task, name: str = "n_eval_prompts") -> None:
+    """Raise ValueError unless `count` is at least 2 and the task has that many held-out prompts."""
     if not 2 <= count <= len(task.eval_prompts):
         raise ValueError(
-            f"n_eval_prompts must be 2 to {len(task.eval_prompts)}, the held-out prompts of task {task.name}, "
-            f"got {count}; pass e.g. -p n_eval_prompts {len(task.eval_prompts)}"
+            f"{name} must be 2 to {len(task.eval_prompts)}, the held-out prompts of task {task.name}, "
+            f"got {count}; pass e.g. {name} = {len(task.eval_prompts)}"
         )
 
 
@@ -117,24 +117,24 @@ def evaluate(
 ) -> Evaluation:
     """Compare a policy with its reference on held-out prompts, in fp32.
 
-    Both sample with the same noise. KL is exact per token over the whole vocabulary, along sampled text.
+    Both sample with the same noise. KL is exact per token over the whole vocabulary, along the sampled text.
 
     Args:
         policy, reference: models of one vocabulary in fp32; the reference is usually θ_sft.
-        task: whose held-out prompts, tokenizer and reward are used.
-        sampling: how both draw completions, e.g. `task.sampling(24, temperature=1.0)`.
-        n_prompts: held-out prompts, drawn by `seed`.
-        seed: of the prompts and the noise.
-        n_samples: prompts whose texts are kept.
+        task: its held-out prompts, tokenizer and reward are used.
+        sampling: settings of both samplers, e.g. `task.sampling(24, temperature=1.0)`.
+        n_prompts: number of held-out prompts, drawn by `seed`.
+        seed: seed of the prompts and the noise.
+        n_samples: number of prompts whose texts are in `Evaluation.samples`.
 
     Raises:
-        ValueError: the task has fewer held-out prompts, or a model is not in fp32.
+        ValueError: n_prompts is below 2 or above the number of held-out prompts, or a model is below fp32.
 
     Example:
         found = evaluate(result.policy, task.policy, task, sampling=task.sampling(24))
         print(found.reward_difference, found.kl_policy_reference)
     """
-    check_eval_prompts(n_prompts, task)
+    check_eval_prompts(n_prompts, task, "n_prompts")
     for model in (policy, reference):
         if any(value.dtype.itemsize < 4 for value in model.parameters()):
             raise ValueError("evaluation is always in fp32; call model.float() first")
@@ -145,30 +145,30 @@ def evaluate(
     for start in range(0, n_prompts, CHUNK):
         chunk, noise = prompts[start : start + CHUNK], derive_seed(seed, start)
         rollout, logits = reference_side.rollout(chunk, noise)
-        record(theirs, task, rollout, logits, completion_logits(policy, rollout), under=logits)
+        add_batch_(theirs, task, rollout, logits, others=completion_logits(policy, rollout), under=logits)
         generator = torch.Generator().manual_seed(noise)
         rollout = sample(policy, *task.encode(chunk, sampling), sampling, generator=generator)
         others = completion_logits(reference, rollout)
-        record(mine, task, rollout, completion_logits(policy, rollout), others, under=others)
+        add_batch_(mine, task, rollout, completion_logits(policy, rollout), others=others, under=others)
     rewards = [
         task.score(prompts, side.texts, f"evaluation of the {name}")
         for side, name in ((theirs, "reference"), (mine, "policy"))
     ]
-    return compared(prompts, theirs, mine, rewards, n_samples)
+    return compared(prompts, theirs, mine, rewards, n_samples=n_samples)
 
 
-def record(
-    side: Side, task: Task, rollout: Rollout, logits: torch.Tensor, others: torch.Tensor, *, under: torch.Tensor
+def add_batch_(
+    side: Side, task: Task, rollout: Rollout, logits: torch.Tensor, *, others: torch.Tensor, under: torch.Tensor
 ) -> None:
-    """Add a batch to a side: KL of `logits` to `others` along its text, likelihood by the reference's logits."""
+    """Add a batch to a side: KL(logits || others) along its text, its likelihood by the reference's logits `under`."""
     side.kl += token_kl(logits, others, rollout.completion_mask, rollout.temperature).sum(1).tolist()
     side.nll += token_nll(under, rollout)
     side.bigrams += completion_bigrams(rollout)
     side.texts += task.decode(rollout)
 
 
-def compared(prompts: list[str], theirs: Side, mine: Side, rewards: list[list[float]], n_samples: int) -> Evaluation:
-    """The evaluation of what the reference and the policy wrote, with the rewards of both."""
+def compared(prompts: list[str], theirs: Side, mine: Side, rewards: list[list[float]], *, n_samples: int) -> Evaluation:
+    """Build the evaluation from the completions of the reference and the policy and the rewards of both."""
     before, after = rewards
     return Evaluation(
         reward_reference=mean_interval(before),
@@ -199,12 +199,12 @@ def compared(prompts: list[str], theirs: Side, mine: Side, rewards: list[list[fl
 def pareto_front(
     sft: PreTrainedModel, merged: Weights, etas: Sequence[float], task: Task, **settings: Any
 ) -> list[dict[str, Any]]:
-    """Evaluate the front {(1 - eta) θ_sft + eta θ_slerp^I}: a row an eta.
+    """Evaluate the front {(1 - eta) θ_sft + eta θ_slerp^I}: one row per eta.
 
     Args:
         sft: θ_sft.
         merged: θ_slerp of the last iteration, `WarpResult.merged`.
-        etas: places on the front, in [0, 1]; up to 2 extrapolates (figure 10b).
+        etas: points of the front, in [0, 1]; up to 2 extrapolates (figure 10b).
         task, settings: as for `evaluate`.
 
     Returns:
@@ -238,24 +238,24 @@ def trajectory(
 
 
 def evaluate_weights(weights: Weights, reference: PreTrainedModel, task: Task, **settings: Any) -> Evaluation:
-    """`evaluate` a copy of the reference that has these weights."""
+    """Evaluate a copy of the reference with these weights (see `evaluate`)."""
     policy = copy.deepcopy(reference).eval()
     load_(policy, weights)
     return evaluate(policy, reference, task, **settings)
 
 
 def token_nll(logits: torch.Tensor, rollout: Rollout) -> list[float]:
-    """Mean negative log-likelihood a token of each completion at temperature 1, nats."""
+    """Return the mean negative log-likelihood per token of each completion, at temperature 1, nats."""
     totals = -token_log_probs(logits, rollout.tokens, rollout.completion_mask, 1.0).sum(1)
     return (totals / rollout.completion_mask.sum(1)).tolist()
 
 
 def completion_bigrams(rollout: Rollout) -> list[list[tuple[int, int]]]:
-    """The token bigrams of each completion."""
+    """Return the token bigrams of each completion."""
     rows = zip(rollout.tokens, rollout.completion_mask, strict=True)
     return [list(pairwise(row[keep].tolist())) for row, keep in rows]
 
 
 def distinct_share(bigrams: list[tuple[int, int]]) -> float:
-    """Share of distinct bigrams; 1 where there is none."""
+    """Return the share of distinct bigrams; 1 if there are none."""
     return len(set(bigrams)) / len(bigrams) if bigrams else 1.0

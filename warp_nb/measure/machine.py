@@ -1,4 +1,4 @@
-"""What a result was measured on."""
+"""The machine that a result was measured on."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ PACKAGES = ("torch", "transformers", "trl", "datasets", "numpy", "papermill")
 
 
 def peak_rss_mb() -> float:
-    """Peak resident memory of this process, MB."""
+    """Return the peak resident memory of this process, MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
 
 def machine() -> dict[str, Any]:
-    """Versions and hardware, recorded with every result."""
+    """Return versions and hardware, which are recorded with every result."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -1,8 +1,8 @@
 """The reference's side of an evaluation, computed once for all policies that are compared with it.
 
 For a large policy it is saved in the cache folder: the completions, and the hidden states that the output head read
-when it scored them. From these the head gives the logits again, to the bit. Where it does not (a model that does more
-than multiply), nothing is saved and everything is computed as ever.
+when it scored them. From these the head reproduces the logits bit-identically. If it does not (a head that does more
+than multiply), nothing is saved and everything is computed each time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ReferenceSide:
-    """Rollouts of `reference` in fp32 and its own logits on them, a batch of prompts at a time."""
+    """Rollouts of `reference` in fp32 and its logits on them, one batch of prompts at a time."""
 
     def __init__(self, reference: PreTrainedModel, task: Task, sampling: Sampling, large: int = LARGE) -> None:
         self.reference, self.task, self.sampling = reference, task, sampling
@@ -35,7 +35,7 @@ class ReferenceSide:
 
     @torch.no_grad()
     def rollout(self, prompts: list[str], seed: int) -> tuple[Rollout, torch.Tensor]:
-        """(completions drawn with the noise of `seed`, the reference's logits of them [B, C, V])."""
+        """Return completions sampled with the noise of `seed`, and the reference's logits on them [B, C, V]."""
         ids, mask = self.task.encode(prompts, self.sampling)
         path = self._path(ids, mask, seed) if self.weights else None
         if path is not None and path.exists():
@@ -50,7 +50,7 @@ class ReferenceSide:
         return rollout, self._score_and_save(path, rollout)
 
     def _score_and_save(self, path: Path, rollout: Rollout) -> torch.Tensor:
-        """The logits; saved to `path` when the head gives them again from the hidden states."""
+        """Return the logits; save the rollout to `path` if the head reproduces them from the hidden states."""
         width = rollout.tokens.shape[1]
         before = inputs(rollout.ids[:, :-1], rollout.attention_mask[:, :-1])
         out = self.reference(**before, use_cache=False, logits_to_keep=width, output_hidden_states=True)
@@ -62,7 +62,7 @@ class ReferenceSide:
         return out.logits
 
     def _load(self, path: Path) -> tuple[Rollout, torch.Tensor]:
-        """What `_score_and_save` wrote, on the reference's device."""
+        """Load what `_score_and_save` wrote, on the reference's device."""
         saved = {name: tensor.to(self.reference.device) for name, tensor in unseal(path)[0].items()}
         hidden = saved.pop("hidden")
         rollout = Rollout(**saved, temperature=self.sampling.temperature)
@@ -72,7 +72,7 @@ class ReferenceSide:
         return self.reference.get_output_embeddings()(hidden[:, -width:, :])
 
     def _path(self, ids: torch.Tensor, mask: torch.Tensor, seed: int) -> Path:
-        """A file for all that the bits depend on: weights, tokens, noise, sampling, torch, processor, threads."""
+        """Return the file for all that the bits depend on: weights, tokens, noise, sampling, torch, CPU, threads."""
         facts: dict[str, Any] = {
             "layout": 3,
             "weights": self.weights,

@@ -1,4 +1,4 @@
-"""What notebooks show, in Russian: numbers, tables, figures, conclusions. All of it is made from measurements."""
+"""What notebooks show, in Russian: numbers, tables, figures, conclusions. All of it comes from measurements."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What the checks say, in Russian: titles, rules, what a failure means, what was measured (`templates/checks.toml`)."""
+"""Texts of the checks in Russian: title, rule, meaning of a failure, what was measured (`templates/checks.toml`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REASONS: dict[str, str] = SAID.pop("reasons")
 
 
 class Words(NamedTuple):
-    """A check in words: title, rule, what a failure means, and templates of what was measured and what is wrong."""
+    """Texts of a check: title, rule, meaning of a failure, and templates for what was measured and what is wrong."""
 
     title: str
     rule: str
@@ -27,21 +27,21 @@ WORDS = {
     name: Words(**said | {key: filled(said[key], vars(rules)) for key in said.keys() & {"rule", "fault"}})
     for name, said in SAID.items()
 }
-"""Check -> its words, with the thresholds filled in."""
+"""Check -> its texts, with the thresholds filled in."""
 
 
 def measured(check: Check) -> str:
-    """What the check measured, or why it does not apply."""
+    """Say what the check measured, or why it does not apply."""
     if not check.applies:
         return f"не применимо: {REASONS[check.reason]}"
     return filled(WORDS[check.name].measured, check.figures)
 
 
 def headline(checks: Sequence[Check]) -> str:
-    """The first line of a report: all checks passed, or which failed."""
+    """Write the first line of a report: all checks passed, or which ones failed."""
     return paragraphs("headline", checks=checks, words=WORDS)[0]
 
 
 def say_faults(checks: Sequence[Check]) -> str:
-    """What is wrong with the policy's texts, with figures; empty where nothing is."""
+    """Say what is wrong with the policy's texts, with numbers; empty if nothing is."""
     return "; ".join(f"{WORDS[check.name].fault} {measured(check)}" for check in broken_text(checks))

@@ -1,8 +1,8 @@
-"""The conclusion of an experiment in Russian, derived from what was measured and from nothing else.
+"""The conclusion of an experiment in Russian, derived from the measurements alone.
 
-The words stand in `templates/experiment.md.j2` and depend on intervals and on the checks; where the data contradict
-what the original report concluded for these settings, they say so. While a check of the instrument fails, nothing is
-said about the original's claims.
+The text is in `templates/experiment.md.j2` and depends on intervals and on the checks; if the data contradict what
+the original report concluded for these settings, it says so. While a check of the measurement fails, it says nothing
+about the original's claims.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ BORDERS = {"KL_TINY": KL_TINY, "KL_FAR": KL_FAR, "RIGHT_ANGLE": RIGHT_ANGLE, "PE
 
 @singledispatch
 def conclude(result: Any) -> list[str]:
-    """The paragraphs of a conclusion, by the kind of result: of an experiment, a comparison, the diagnosis."""
+    """Write the paragraphs of a conclusion, by the type of result: an experiment, a comparison, the diagnosis."""
     raise TypeError(f"nothing concludes from {type(result).__name__}; register a function with conclude.register")
 
 
 @conclude.register
 def conclude_experiment(result: ExperimentResult) -> list[str]:
-    """Paragraphs: checks, reward, KL, text, curves, runs, geometry, the original's claim, the interval's meaning."""
+    """Write paragraphs: checks, reward, KL, text, curves, runs, geometry, the original's claim, the intervals."""
     config, checks, change = result.config, {check.name: check for check in result.checks}, believable_change(result)
     slopes = {column: slope(result.history, column) for column in ("objective", "reward", "penalty")}
     steps = range(1, config.T + 1)
@@ -69,10 +69,10 @@ def conclude_experiment(result: ExperimentResult) -> list[str]:
 
 
 def reward_bound(result: ExperimentResult) -> float:
-    """How far the mean reward can be from θ_sft's at the measured KL, to first order.
+    """Bound the difference of the mean reward from θ_sft's at the measured KL, to first order.
 
-    |E_p r - E_q r| <= sd(r) * sqrt(chi²(p, q)), and chi² is 2 KL for near p and q; sd(r) is the gate's spread, or
-    without a gate that of θ_sft's rewards, by their interval.
+    |E_p r - E_q r| <= sd(r) * sqrt(chi²(p, q)), and chi² is about 2 KL for close p and q; sd(r) is the gate's
+    spread, or without a gate that of θ_sft's rewards, from their interval.
     """
     sft, count = result.summary["reward_reference"], result.config.n_eval_prompts
     spread = result.gate.spread if result.gate else (sft.high - sft.low) / 4 * math.sqrt(count)
@@ -80,7 +80,7 @@ def reward_bound(result: ExperimentResult) -> float:
 
 
 def believable_change(result: ExperimentResult) -> Estimate:
-    """The change of the reward; an interval around zero where it is more than twice what the KL allows."""
+    """Return the change of the reward; its interval includes zero if it exceeds twice the bound by the KL."""
     change = result.summary["reward_difference"]
     if change.excludes_zero and abs(change.value) > 2 * reward_bound(result):
         return Estimate(change.value, -abs(change.value), abs(change.value))
@@ -88,13 +88,13 @@ def believable_change(result: ExperimentResult) -> Estimate:
 
 
 def farther(result: ExperimentResult) -> float:
-    """The larger of the two KLs, nats; infinite where one of them is unknown."""
+    """Return the larger of the two KLs, nats; infinite if one of them is unknown."""
     both = [result.summary[name].value for name in ("kl_reference_policy", "kl_policy_reference")]
     return max(both) if all(map(math.isfinite, both)) else math.inf
 
 
 def angle_range(result: ExperimentResult) -> dict[str, float] | None:
-    """Median and ends of the angles between task vectors, degrees; empty where none is defined, None for one run."""
+    """Return median, least and largest angle between task vectors, degrees; empty if undefined, None for M = 1."""
     if result.geometry.empty:
         return None
     omega = result.geometry["omega"].dropna()

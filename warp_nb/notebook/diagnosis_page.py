@@ -1,4 +1,4 @@
-"""What the notebook of the diagnosis shows: verdicts, figures, the original's rows beside ours."""
+"""Contents of the notebook of the diagnosis: verdicts, figures, the original's rows and ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from warp_nb.measure.estimates import Estimate
-from warp_nb.notebook.check_words import WORDS as CHECKS
+from warp_nb.notebook.check_words import WORDS
 from warp_nb.notebook.conclusions import conclude
 from warp_nb.notebook.experiment_page import record
 from warp_nb.notebook.numbers import format_number
@@ -36,30 +36,30 @@ from warp_nb.studies.diagnosis import (
 from warp_nb.studies.original import ROWS
 from warp_nb.studies.verdicts import Combination, Table, Verdict, combinations_tried, kl
 
-WORDS = words("verdicts")
+VERDICT_WORDS = words("verdicts")
 DRIFTS = [(reward, baseline) for reward in ("sound", "constant") for baseline in ("none", "mean")]
 
 
 def told(verdict: Verdict) -> dict[str, Any]:
-    """A verdict in words: name, english, prediction, measured, verdict, verdict_english, and its outcomes."""
+    """Put a verdict into words: name, english, prediction, measured, verdict, verdict_english, and its outcomes."""
     facts = vars(verdicts) | verdict.figures
-    said = {key: filled(text.replace("\n", " "), facts) for key, text in WORDS[verdict.hypothesis].items()}
-    said |= {"verdict": WORDS["verdicts"][verdict.verdict], "verdict_english": verdict.verdict}
+    said = {key: filled(text.replace("\n", " "), facts) for key, text in VERDICT_WORDS[verdict.hypothesis].items()}
+    said |= {"verdict": VERDICT_WORDS["verdicts"][verdict.verdict], "verdict_english": verdict.verdict}
     return said | {"outcomes": list(verdict.outcomes)}
 
 
 def trait(name: str) -> str:
-    """A trait of the original's table and pictures in words."""
-    return filled(WORDS["traits"][name], vars(verdicts))
+    """Describe a trait of the original's table and plots."""
+    return filled(VERDICT_WORDS["traits"][name], vars(verdicts))
 
 
 def choices(combination: Combination) -> dict[str, str]:
-    """The choices of a combination in words: reward, seeds, warm_up, scoring."""
-    return {name: said[getattr(combination, name)] for name, said in WORDS["choices"].items()}
+    """Describe the choices of a combination: reward, seeds, warm_up, scoring."""
+    return {name: said[getattr(combination, name)] for name, said in VERDICT_WORDS["choices"].items()}
 
 
 def verdict_table(found: Sequence[Verdict]) -> HTML:
-    """The prediction that these hypotheses share, and a row for each: verdict, seeds, what was measured."""
+    """Show the prediction that these hypotheses share, and one row each: verdict, seeds, what was measured."""
     rows = [told(verdict) for verdict in found]
     predictions = dict.fromkeys(row["prediction"] for row in rows)
     first = "".join(f"<p>Предсказание: {escape(prediction)}.</p>" for prediction in predictions)
@@ -67,7 +67,7 @@ def verdict_table(found: Sequence[Verdict]) -> HTML:
 
 
 def sweep(cells: Table) -> Figure:
-    """Spread of the scores and pair accuracy over the learning rate of RewardTrainer."""
+    """Plot the spread of the scores and the pair accuracy over the learning rate of RewardTrainer."""
     titles = {"spread": "стандартное отклонение оценок", "pair_accuracy": "доля верно упорядоченных пар"}
     with panels(2, 5.6) as (figure, axes):
         for ax, (column, title), (color, _, marker) in zip(axes, titles.items(), styles(), strict=False):
@@ -81,7 +81,7 @@ def sweep(cells: Table) -> Figure:
 
 
 def twin_curves(cells: Table) -> Figure:
-    """The functional of the two runs of iteration 1, experiment 2: independent seeds, and one seed for both."""
+    """Plot the functional of the two runs of iteration 1, experiment 2: independent seeds, and one seed for both."""
     titles, names = {(): "у каждого прогона свой сид", ONE_SEED: "сид один на все"}, ("theta1_1", "theta2_1")
     with panels(2, 5.6) as (figure, axes):
         for ax, (faults, title) in zip(axes, titles.items(), strict=True):
@@ -94,20 +94,20 @@ def twin_curves(cells: Table) -> Figure:
 
 
 def precision_table(cells: Table) -> HTML:
-    """Experiments 1 and 2: how far the weights went, and the KL that each arithmetic makes of it; medians of seeds."""
+    """Show for experiments 1 and 2 how far the weights moved, and the KL in each precision; medians over seeds."""
     rows = []
     for task, seeds in PRECISION_SEEDS.items():
         for number in (1, 2):
             records = [cells[Cell(number, seed=seed, task=task).name] for seed in seeds]
             moved = median(record["moved"] for record in records)
             each = moved / records[0]["parameters"] ** 0.5 / ROWS[number].settings["lr"]
-            kls = {name: median(kl(record, name) for record in records) for name in WORDS["choices"]["scoring"]}
+            kls = {name: median(kl(record, name) for record in records) for name in VERDICT_WORDS["choices"]["scoring"]}
             rows.append({"task": task, "number": number, "moved": moved, "each": each, "kl": kls})
     return filled_table("precision", rows)
 
 
 def split_figure(cells: Table) -> Figure:
-    """Experiment 3, the functional in its two parts, as means of all runs less their first step."""
+    """Plot the functional of experiment 3 and its two parts, as means over all runs minus their first step."""
     parts = {"objective": "r_β целиком", "reward": "награда", "penalty": "−β·log(π/π_ema)"}
     with panels(2, 6.0) as (figure, axes):
         for ax, reward in zip(axes, ("sound", "collapsed"), strict=True):
@@ -115,14 +115,14 @@ def split_figure(cells: Table) -> Figure:
             means = rows.groupby("step")[list(parts)].mean()
             for (column, name), (color, line, _) in zip(parts.items(), styles(), strict=False):
                 ax.plot(means.index, means[column] - means[column].iloc[0], color=color, linestyle=line, label=name)
-            title = f"изменение с первого шага: награда {WORDS['choices']['reward'][reward]}"
+            title = f"изменение с первого шага: награда {VERDICT_WORDS['choices']['reward'][reward]}"
             dressed(ax, title, legend="best")
         axes[1].set_xlabel("шаг t")
     return figure
 
 
 def drift_figure(cells: Table) -> Figure:
-    """‖δ‖ and KL over lr with a constant and with the sound reward, with and without a baseline; one run, ten steps."""
+    """Plot ‖δ‖ and KL over lr for a constant and the sound reward, with and without a baseline; one run, ten steps."""
     measures = {"длина вектора задачи ‖δ‖": drift_norm, "бо́льшая из двух KL, нат": kl}
     with panels(2, 8.0) as (figure, axes):
         for ax, (title, read) in zip(axes, measures.items(), strict=True):
@@ -138,17 +138,17 @@ def drift_figure(cells: Table) -> Figure:
 
 
 def drift_words(reward: str, baseline: str) -> str:
-    """An arm of the drift in words."""
-    return f"награда {WORDS['choices']['reward'][reward]}, {WORDS['baselines'][baseline]}"
+    """Describe an arm of the drift."""
+    return f"награда {VERDICT_WORDS['choices']['reward'][reward]}, {VERDICT_WORDS['baselines'][baseline]}"
 
 
 def drift_norm(record: dict[str, Any]) -> float:
-    """The norm of the one run's task vector."""
+    """Return the norm of the task vector of the only run."""
     return float(record["delta_norms"][0])
 
 
 def displacement_table(cells: Table) -> HTML:
-    """How far one run moves a weight, root mean square in units of lr; medians of the seeds."""
+    """Show how far one run moves a weight, root mean square in units of lr; medians over seeds."""
     rows = []
     for reward, baseline in DRIFTS:
         columns = {"Прогон": drift_words(reward, baseline)}
@@ -161,18 +161,18 @@ def displacement_table(cells: Table) -> HTML:
 
 
 def final_rows(cells: Table) -> HTML:
-    """The original's four rows, those of the best-fitting combination, and the sound ones."""
+    """Show the original's four rows, those of the best-fitting combination, and those without a fault."""
     kinds = row_kinds(cells)
     rows = [
         {"number": number, "kind": said, "row": kinds[kind][number]}
         for number in ROWS
-        for kind, said in WORDS["rows"].items()
+        for kind, said in VERDICT_WORDS["rows"].items()
     ]
     return filled_table("final", rows)
 
 
 def row_kinds(cells: Table) -> dict[str, dict[int, dict[str, float]]]:
-    """Kind of row -> experiment -> measures."""
+    """Return kind of row -> experiment -> measures."""
     sound = {number: [cells[Cell(number, seed=seed).name] for seed in SEEDS] for number in ROWS}
     return {
         "original": {number: found.measures() for number, found in ROWS.items()},
@@ -182,12 +182,12 @@ def row_kinds(cells: Table) -> dict[str, dict[int, dict[str, float]]]:
 
 
 def best_text(cells: Table) -> str:
-    """The best-fitting combination in words, with how many were tried and what it leaves unexplained."""
+    """Describe the best-fitting combination, how many were tried, and what it leaves unexplained."""
     return paragraphs("diagnosis", **best_facts(cells), causes={})[0]
 
 
 def best_facts(cells: Table) -> dict[str, Any]:
-    """The best-fitting combination: its choices and what it lacks in words, how many were tried and are as good."""
+    """Return facts about the best-fitting combination: choices, missing traits, how many were tried and are as good."""
     tried = combinations_tried(cells)
     best = tried[0]
     return {
@@ -201,12 +201,13 @@ def best_facts(cells: Table) -> dict[str, Any]:
 
 @conclude.register
 def conclude_diagnosis(table: CellTable) -> list[str]:
-    """The best-fitting combination, and what each oddity of the report can come from, by the verdicts."""
+    """Write the best-fitting combination, and the possible causes of each oddity of the report by the verdicts."""
     found = verdicts.verdicts(table.cells)
     causes: dict[str, dict[str, list[str]]] = {}
+    oddities, kinds = VERDICT_WORDS["oddities"], VERDICT_WORDS["verdicts"]
     for verdict in found:
         if verdict.figures.get("fault") != "none":  # the control of independent runs
-            names = causes.setdefault(WORDS["oddities"][verdict.hypothesis], {word: [] for word in WORDS["verdicts"]})
+            names = causes.setdefault(oddities[verdict.hypothesis], {word: [] for word in kinds})
             names[verdict.verdict].append(told(verdict)["name"].removeprefix("четыре кривые: "))
     enough = [verdict for verdict in found if verdict.verdict == verdicts.SUFFICIENT]
     return paragraphs(
@@ -220,7 +221,7 @@ def conclude_diagnosis(table: CellTable) -> list[str]:
 
 
 def rounded_beside_zero(cells: Table) -> list[float]:
-    """KLs of experiment 1 in the arithmetics that make the KL of experiment 2; none where one of them is 0.00000."""
+    """Return KLs of experiment 1 in the precisions that give the KL of experiment 2; empty if one prints as 0.00000."""
     seen = [
         kl(cells[Cell(1, seed=seed, task=task).name], scoring)
         for task, seeds in PRECISION_SEEDS.items()
@@ -232,29 +233,30 @@ def rounded_beside_zero(cells: Table) -> list[float]:
 
 
 def traits_table(cells: Table, count: int = 6) -> HTML:
-    """The combinations that fit best, with the traits each of them shows."""
+    """Show the best-fitting combinations with the traits that each reproduces."""
     rows = []
     for one in combinations_tried(cells)[:count]:
-        chosen = {WORDS["headings"][name]: said for name, said in choices(one).items()}
+        chosen = {VERDICT_WORDS["headings"][name]: said for name, said in choices(one).items()}
         rows.append(chosen | {trait(name): "да" if shown else "нет" for name, shown in one.traits.items()})
     return table(rows)
 
 
 def step_one(cells: Table) -> HTML:
-    """Which line of «Проверки» sees each fault after a single step a run."""
-    rows = [{"suspect": WORDS["suspects"][one], "failed": cells[at_step_one(one).name]["failed"]} for one in SUSPECTS]
-    return filled_table("step-one", rows, checks=CHECKS)
+    """Show which line of «Проверки» detects each fault after a single step per run."""
+    said = VERDICT_WORDS["suspects"]
+    rows = [{"suspect": said[one], "failed": cells[at_step_one(one).name]["failed"]} for one in SUSPECTS]
+    return filled_table("step-one", rows, checks=WORDS)
 
 
 def gate_table(cells: Table) -> HTML:
-    """The reward models of the sweep."""
+    """Show the reward models of the sweep."""
     rows = [{"lr": lr, "models": [cells[RewardCell(lr, seed).name] for seed in SEEDS]} for lr in SWEEP_LR]
     return filled_table("gate", rows)
 
 
 @record.register
 def diagnosis_record(table: CellTable) -> dict[str, Any]:
-    """What the reports take from here: verdicts, the three kinds of rows, what «Проверки» see; plain JSON values."""
+    """Return what the reports use: verdicts, the three kinds of rows, the failed «Проверки»; plain JSON values."""
     cells, found = table.cells, best_facts(table.cells)
     shown = ("reward", "seeds", "warm_up", "scoring", "traits", "matched")
     return {

@@ -1,4 +1,4 @@
-"""What the cells of an experiment's notebook call: banner, figures, conclusion, facts, limits, record."""
+"""Functions that the cells of an experiment's notebook call: banner, figures, conclusion, facts, limits, record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from warp_nb.measure.machine import machine
 from warp_nb.notebook.conclusions import believable_change, conclude
 from warp_nb.notebook.plots import BLOCK_INCHES, geometry, panels, summary_forest, training_curves
 from warp_nb.notebook.prose import filled, paragraphs
-from warp_nb.notebook.tables import TABLES, table
+from warp_nb.notebook.tables import TABLE_WORDS, table
 from warp_nb.studies.comparison import Arm
 from warp_nb.studies.experiment import ExperimentResult
 from warp_nb.studies.result_files import OK, read_result, reports_of
@@ -27,15 +27,15 @@ from warp_nb.tasks.prepared import LOADERS, resolve
 from warp_nb.tasks.task import Task, describe
 
 SHIFTS = {"почти нет": 0.01, "умеренный": 3.0}
-"""Nats: borders of the coarse verdict on the policy's shift."""
+"""Nats: upper bounds of the ranges of the policy's shift."""
 LENGTHS = ("batch_size", "max_new_tokens", "n_eval_prompts")
 """Parameters on which the duration of a step and of the evaluation depends."""
 MARGIN = 3.0
-"""Standard errors that a verdict must lie away from its border to count as a fact."""
+"""A verdict counts as a fact if it is more than this many standard errors from a border."""
 
 
 def banner(config: ExperimentConfig, task: Task, steps: int = 0) -> HTML:
-    """Task and why, device, versions, cost: a table of two columns; `steps` where they are not n_seeds * I * M * T."""
+    """Show the task and why, device, versions and cost as a table; `steps` replaces n_seeds * I * M * T."""
     steps = steps or config.n_seeds * config.I * config.M * config.T
     facts = {
         "about": describe(task),
@@ -47,16 +47,16 @@ def banner(config: ExperimentConfig, task: Task, steps: int = 0) -> HTML:
         "steps": steps,
         "time": time_elsewhere(config, task.name, steps),
     }
-    rows = {name: filled(value, facts) for name, value in TABLES["banner"].items()}
+    rows = {name: filled(value, facts) for name, value in TABLE_WORDS["banner"].items()}
     return table([{"Что": name, "Значение": value} for name, value in rows.items() if value])
 
 
 def time_elsewhere(
     config: ExperimentConfig, task: str, steps: int, near: Path | None = None
 ) -> tuple[float, str] | None:
-    """Estimate the duration by a result of this task and length of text: (seconds, processor); None without one.
+    """Estimate the duration from a result with this task and text length: (seconds, processor); None without one.
 
-    Results are looked for in the folder `reports` beside or above `near`, the current folder by default.
+    It searches the folder `reports` in `near` (default: the current folder) and in the folders above it.
     """
     start = (near or Path.cwd()).absolute()
     folders = [reports_of(task, folder / "reports") for folder in (start, *start.parents)]
@@ -72,9 +72,9 @@ def time_elsewhere(
 
 
 def curves(result: ExperimentResult | Arm) -> Figure:
-    """The maximised functional, the reward and the KL over the steps, one curve a run.
+    """Plot the maximised functional, the reward and the KL over the steps, one curve per run.
 
-    The panels stand one under another and are narrow, so that the letters stay readable on a phone.
+    The panels are narrow and one below another, so that labels stay readable on a phone.
     """
     with panels(3, 8.4, sharex=False) as (figure, axes):
         for ax, column in zip(axes, ("objective", "reward", "kl"), strict=True):
@@ -83,7 +83,7 @@ def curves(result: ExperimentResult | Arm) -> Figure:
 
 
 def outcome(result: ExperimentResult) -> Figure:
-    """Held-out rewards with intervals, and the angles between the runs' task vectors."""
+    """Plot held-out rewards with intervals, and the angles between the runs' task vectors."""
     blocks = result.geometry["block"].nunique() if len(result.geometry) else 0
     heights = [3.0, max(3.0, 0.5 + BLOCK_INCHES * blocks)]
     with panels(2, sum(heights), sharex=False, height_ratios=heights) as (figure, axes):
@@ -94,13 +94,13 @@ def outcome(result: ExperimentResult) -> Figure:
 
 
 def conclusion(result: Any) -> Markdown:
-    """The paragraphs of `conclude` as Markdown."""
+    """Return the paragraphs of `conclude` as Markdown."""
     return Markdown("\n\n".join(conclude(result)))
 
 
 @singledispatch
 def record(result: Any) -> dict[str, Any]:
-    """What a result file holds beside the conclusion, plain JSON values."""
+    """Return the contents of a result file without the conclusion, plain JSON values."""
     return result.to_json()
 
 
@@ -111,17 +111,17 @@ def save(result: Any, path: str) -> None:
 
 
 def limits(result: ExperimentResult) -> Markdown:
-    """What the conclusion does not reach, from the parameters and the task."""
+    """Write what the conclusion does not cover, from the parameters and the task."""
     kl, middle = result.summary["kl_policy_reference"].value, float(result.history["kl"].median())
     points = paragraphs("limits", config=result.config, about=result.about, kl=kl, kl_on_curves=middle)
     return Markdown("\n".join(points))
 
 
 def facts(result: ExperimentResult) -> dict[str, Any]:
-    """What must repeat on any machine: structure, and verdicts far from their borders.
+    """Return what must be equal on any machine: structure, and verdicts far from their borders.
 
-    A verdict less than three standard errors from a border is «у границы». «Не пройдены» are the checks of the
-    instrument: those of the text depend on what was sampled.
+    A verdict within MARGIN standard errors of a border is «у границы». «Не пройдены» lists checks of the measurement
+    only, because those of the text depend on the samples.
     """
     kl, change = result.summary["kl_policy_reference"], believable_change(result)
     return {
@@ -135,12 +135,12 @@ def facts(result: ExperimentResult) -> dict[str, Any]:
 
 
 def standard_error(estimate: Estimate) -> float:
-    """The standard error that a 95 % interval implies, half its half-width."""
+    """Return the standard error that a 95 % interval implies, about half its half-width."""
     return (estimate.high - estimate.low) / 4
 
 
 def against(value: float, error: float, borders: dict[str, float], above: str) -> str:
-    """Name of the range `value` lies in, or «у границы» within MARGIN standard errors of a border."""
+    """Return the name of the range of `value`, or «у границы» within MARGIN standard errors of a border."""
     for name, border in borders.items():
         if abs(value - border) <= MARGIN * error:
             return "у границы"

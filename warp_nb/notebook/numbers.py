@@ -21,7 +21,7 @@ DECIMALS_AT_MOST = 6
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """`value` with up to `digits` significant digits: 1,56 or −0,3 or 12 346 or 3,1·10⁻⁶; None, as of JSON, is NaN."""
+    """Format up to `digits` significant digits: 1,56 or −0,3 or 12 346 or 3,1·10⁻⁶; None, as in JSON, is NaN."""
     if value is None or math.isnan(value):
         return UNKNOWN
     if math.isinf(value):
@@ -37,9 +37,9 @@ def format_number(value: float | None, digits: int = 3) -> str:
 
 
 def format_estimate(estimate: Estimate, signed: bool = False) -> str:
-    """1,56 (95 % интервал от 1,42 до 1,70): two significant digits of the interval's half-width.
+    """Format 1,56 (95 % интервал от 1,42 до 1,70), to two significant digits of the half-width.
 
-    `signed` writes the plus of a positive change.
+    `signed` writes a plus before a positive change.
     """
     half = (estimate.high - estimate.low) / 2
     if not math.isfinite(half):
@@ -53,56 +53,56 @@ def format_estimate(estimate: Estimate, signed: bool = False) -> str:
 
 
 def format_interval(estimate: Estimate) -> str:
-    """1,56 [1,42; 1,70], three significant digits each."""
+    """Format 1,56 [1,42; 1,70], three significant digits each."""
     value, low, high = (format_number(x) for x in (estimate.value, estimate.low, estimate.high))
     return f"{value} [{low}; {high}]"
 
 
 def format_share(share: float) -> str:
-    """A share between 0 and 1 in per cent."""
+    """Format a share between 0 and 1 in per cent."""
     return UNKNOWN if math.isnan(share) else f"{format_number(100 * share)}{NO_BREAK}%"
 
 
 def format_duration(seconds: float) -> str:
-    """17 с or 2,5 мин: two digits."""
+    """Format 17 с or 2,5 мин, two significant digits."""
     if seconds < 60:
         return f"{format_number(seconds, 2)} с"
     return f"{format_number(seconds / 60, 2)} мин"
 
 
 def format_range(values: list[float]) -> str:
-    """The smallest and the largest value, or the one number that both are shown as."""
+    """Format the smallest and the largest value, or one number if both look the same."""
     low, high = format_number(min(values)), format_number(max(values))
     return low if low == high else f"от {low} до {high}"
 
 
 def fixed(value: float, decimals: int) -> str:
-    """`value` with a fixed number of decimals; thousands are set apart from 10 000 on."""
+    """Format with a fixed number of decimals; thousands are separated from 10 000 on."""
     return _decimal(value, decimals, "0")
 
 
 def reported(value: float, measure: str) -> str:
-    """A figure as the original report printed it: five decimals of a KL, seven of a reward."""
+    """Format as the original report did: five decimals for a KL, seven for a reward."""
     return fixed(value, 5 if measure.startswith("kl") else 7)
 
 
 def decimals_for(value: float, digits: int) -> int:
-    """Decimals that show `digits` significant digits of a non-zero `value`; never negative."""
+    """Return the decimals that show `digits` significant digits of a non-zero `value`; never negative."""
     return max(0, digits - 1 - math.floor(math.log10(abs(value))))
 
 
 def plural(count: int, one: str, few: str, many: str) -> str:
-    """The Russian form of a noun after a number: 1 шаг, 2 шага, 5 шагов."""
+    """Return the Russian form of a noun after a number: 1 шаг, 2 шага, 5 шагов."""
     return {"one": one, "few": few}.get(RUSSIAN.plural_form(count), many)
 
 
 def counted(count: int, one: str, few: str, many: str) -> str:
-    """A number and the noun after it: 2 шага."""
+    """Return a number and the noun after it: 2 шага."""
     return f"{count} {plural(count, one, few, many)}"
 
 
 def _decimal(value: float, decimals: int, digit: str) -> str:
-    """`value` rounded to `decimals`; `digit` is "0" to write all of them, "#" to leave zeros at the end out."""
+    """Round `value` to `decimals`; `digit` is "0" to write all of them, "#" to omit trailing zeros."""
     pattern = ("#,##0" if abs(value) >= 1e4 else "0") + f".{digit * decimals}" * bool(decimals)
     rounded = Decimal(f"{value:.{decimals}f}") + 0  # no negative zero
     return format_decimal(rounded, pattern, locale=RUSSIAN).replace("-", MINUS)

@@ -1,4 +1,4 @@
-"""Figures on given Axes, Russian labels; colours survive colour blindness and line styles grey print."""
+"""Figures on given Axes with Russian labels; colours suit colour blindness, line styles suit grey print."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from warp_nb.measure.estimates import Estimate
 from warp_nb.notebook.numbers import plural
 
 WIDTH, DPI = 6.0, 120
-"""Of every figure of a page: inches, dots an inch."""
+"""Of every figure on a page: inches, dots per inch."""
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -40,7 +40,7 @@ REWARDS = {"reward_reference": "SFT", "reward_policy": "WARP", "reward_differenc
 def panels(
     rows: int, height: float, *, width: float = WIDTH, columns: int = 1, **settings: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of `rows` panels one under another (or beside), closed when the block ends so that it is shown once."""
+    """Yield a figure of `rows` by `columns` panels; it is closed when the block ends, so that it is shown once."""
     settings.setdefault("sharex", columns == 1)
     figure, axes = plt.subplots(
         rows, columns, figsize=(width, height), dpi=DPI, layout="constrained", squeeze=False, **settings
@@ -50,21 +50,21 @@ def panels(
 
 
 def training_curves(ax: Axes, history: pd.DataFrame, column: str = "objective") -> Axes:
-    """One curve a run, named as in the original report: theta1_2 is run 1 of iteration 2.
+    """Draw one curve per run, named as in the original report: theta1_2 is run 1 of iteration 2.
 
-    Over several seeds: the mean and the band from the smallest to the largest.
+    Several seeds give the mean and a band from the smallest to the largest value.
     """
     _known(history, column)
     seeds = history["seed"].nunique()
     runs = history.groupby(["iteration", "run"])
     for ((iteration, run), rows), style in zip(runs, styles(), strict=False):
-        _curve(ax, rows.groupby("step")[column], f"theta{run}_{iteration}", seeds > 1, style)
+        _curve(ax, rows.groupby("step")[column], style, label=f"theta{run}_{iteration}", band=seeds > 1)
     spread = f"полоса: размах по {seeds} {plural(seeds, 'повтору', 'повторам', 'повторам')}"
     return _over_steps(ax, "шаг t", column, spread if seeds > 1 else "")
 
 
 def compare_experiments(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str = "objective") -> Axes:
-    """One curve an experiment: the mean over its runs and seeds, its iterations in turn, broken between them."""
+    """Draw one curve per experiment: the mean over its runs and seeds, with a gap between its iterations."""
     many = False
     for (name, history), style in zip(histories.items(), styles(), strict=False):
         _known(history, column)
@@ -72,13 +72,13 @@ def compare_experiments(ax: Axes, histories: Mapping[str, pd.DataFrame], column:
         many = many or several
         for index, (_, rows) in enumerate(history.groupby("iteration")):
             step = index * history["step"].max() + rows["step"]
-            _curve(ax, rows.groupby(step)[column], "" if index else name, several, style)
+            _curve(ax, rows.groupby(step)[column], style, label="" if index else name, band=several)
     title = "полоса: размах по прогонам" if many else ""
     return _over_steps(ax, "шаг, итерации подряд", column, title)
 
 
 def summary_forest(ax: Axes, summary: Mapping[str, Estimate]) -> Axes:
-    """Held-out reward before and after and their paired difference, with 95 % intervals."""
+    """Draw the held-out reward before and after and the paired difference, with 95 % intervals."""
     for place, ((name, label), (color, _, marker)) in enumerate(zip(REWARDS.items(), styles(), strict=False)):
         style: dict[str, Any] = {"fmt": marker, "color": color, "capsize": 4, "markersize": 7, "label": label}
         ax.errorbar(summary[name].value, place, xerr=error_arms([summary[name]]), **style)
@@ -91,9 +91,9 @@ def summary_forest(ax: Axes, summary: Mapping[str, Estimate]) -> Axes:
 
 
 def geometry(ax: Axes, table: pd.DataFrame) -> Axes:
-    """Angle between the task vectors of two runs in each block, a series an iteration and pair of runs.
+    """Draw the angle between the task vectors of two runs in each block, one series per iteration and pair of runs.
 
-    Over several seeds: the mean angle, with whiskers from the smallest to the largest.
+    Several seeds give the mean angle, with whiskers from the smallest to the largest.
     """
     if table.empty:
         ax.text(0.5, 0.5, "Прогон один: углов нет", ha="center", va="center", transform=ax.transAxes)
@@ -118,9 +118,9 @@ def geometry(ax: Axes, table: pd.DataFrame) -> Axes:
 
 
 def reward_kl_plane(ax: Axes, rows: Sequence[Mapping[str, Any]], label: str = "") -> Axes:
-    """Reward over KL(policy || sft), with intervals; rows hold `reward` and `kl`, perhaps `eta` or a `name`.
+    """Draw reward over KL(policy || sft), with intervals; rows hold `reward` and `kl`, optionally `eta` or `name`.
 
-    Called again on the same Axes it adds another series in the next style.
+    A second call on the same Axes adds another series in the next style.
     """
     color, line, marker = next(islice(styles(), len(ax.containers), None))
     kl, reward = [row["kl"] for row in rows], [row["reward"] for row in rows]
@@ -136,14 +136,14 @@ def reward_kl_plane(ax: Axes, rows: Sequence[Mapping[str, Any]], label: str = ""
 
 
 def styles() -> Iterator[tuple[str, Any, str]]:
-    """Endless (colour, line, marker): the first seven differ in all three, no pair repeats before 42."""
+    """Yield (colour, line, marker) without end: the first seven differ in all three, the first 42 in some."""
     for index, color in enumerate(cycle(OKABE_ITO)):
         turn = index // len(OKABE_ITO)
         yield color, LINES[(index + turn) % len(LINES)], MARKERS[(index + turn) % len(MARKERS)]
 
 
-def _curve(ax: Axes, values: Any, label: str, band: bool, style: tuple[str, Any, str]) -> None:
-    """The mean over the steps and, where there is a spread, its band; a single step is a point."""
+def _curve(ax: Axes, values: Any, style: tuple[str, Any, str], *, label: str, band: bool) -> None:
+    """Draw the mean over the steps and, if there is a spread, its band; a single step is a point."""
     spread, (color, line, marker) = values.agg(["mean", "min", "max"]), style
     point = marker if len(spread) == 1 else None
     ax.plot(spread.index, spread["mean"], color=color, linestyle=line, marker=point, linewidth=1.8, label=label)
@@ -152,9 +152,9 @@ def _curve(ax: Axes, values: Any, label: str, band: bool, style: tuple[str, Any,
 
 
 def dressed(ax: Axes, title: str = "", *, legend: Any = None, **settings: Any) -> Axes:
-    """A title at the left, a pale grid, decimal commas on linear axes.
+    """Add a title at the left, a pale grid, and decimal commas on linear axes.
 
-    `legend` is the place of a legend, none by default; `settings` are those of `Axes.set`.
+    `legend` is the location of a legend, none by default; `settings` are passed to `Axes.set`.
     """
     ax.set(**settings)
     ax.set_title(title, loc="left", fontsize="medium")
@@ -175,7 +175,7 @@ class RussianFormatter(ScalarFormatter):
 
 
 def _over_steps(ax: Axes, xlabel: str, column: str, title: str) -> Axes:
-    """Labels, grid and legend; what is drawn stands above, where a long name has room."""
+    """Add labels, grid and legend; the column is named in the title, where a long name has room."""
     dressed(ax, COLUMNS.get(column, column), xlabel=xlabel)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize="small", title=title or None, title_fontsize="small")
@@ -183,13 +183,13 @@ def _over_steps(ax: Axes, xlabel: str, column: str, title: str) -> Axes:
 
 
 def error_arms(estimates: Sequence[Estimate]) -> list[list[float]] | None:
-    """Lengths of the error bars of a series; None where some interval is unknown."""
+    """Return the lengths of the error bars of a series; None if an interval is unknown."""
     arms = [[one.value - one.low for one in estimates], [one.high - one.value for one in estimates]]
     return arms if all(length >= 0 for side in arms for length in side) else None
 
 
 def png(figure: Figure, **settings: Any) -> bytes:
-    """The figure as a PNG file that does not name the software; `settings` are those of `savefig`."""
+    """Return the figure as a PNG that does not name the software; `settings` are passed to `savefig`."""
     stream = BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": ""}, **settings)
     return stream.getvalue()

@@ -1,4 +1,4 @@
-"""Prose from templates: the words stand in `templates/`, what they depend on is decided in Python."""
+"""Prose from templates: the text is in `templates/`, what it depends on is decided in Python."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ FILTERS = {
     "counted": numbers.counted,
     "plural": numbers.plural,
 }
-"""Of templates; `interval` and `rate` take the JSON of an estimate."""
+"""Filters of the templates; `interval` and `rate` take the JSON of an estimate."""
 
 
 def environment(folder: Path, **settings: Any) -> jinja2.Environment:
-    """The environment of a folder's templates: with FILTERS; a name that no fact has raises UndefinedError."""
+    """Return the environment of a folder's templates, with FILTERS; an undefined name raises UndefinedError."""
     loader, strict = jinja2.FileSystemLoader(folder), jinja2.StrictUndefined
     made = jinja2.Environment(loader=loader, undefined=strict, trim_blocks=True, lstrip_blocks=True, **settings)
     made.filters |= FILTERS
@@ -44,17 +44,17 @@ _compiled = cache(ENVIRONMENT.from_string)
 
 
 def words(name: str) -> dict[str, Any]:
-    """The words of `templates/<name>.toml`."""
+    """Read `templates/<name>.toml`."""
     return tomllib.loads((TEMPLATES / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def filled(text: str, facts: Mapping[str, Any]) -> str:
-    """A template of one line, with the facts in it."""
+    """Render a template of one line with the facts."""
     return _compiled(text).render(facts)
 
 
 def paragraphs(template: str, **facts: Any) -> list[str]:
-    """The paragraphs of a template: what stands between two empty lines, joined to one line; a list item begins one."""
+    """Render a template to paragraphs: text between empty lines becomes one line, but a list item starts a new one."""
     text = ENVIRONMENT.get_template(f"{template}.md.j2").render(facts)
     parts = (part.strip() for part in re.split(r"\n[ \t]*\n", text))
     return [re.sub(r"[ \t]*+\n[ \t]*+(?!- )", " ", part) for part in parts if part]

@@ -1,4 +1,4 @@
-"""Tables in Russian by `templates/tables.toml`; every cell is escaped, so text of a model cannot inject."""
+"""Tables in Russian from `templates/tables.toml`; every cell is escaped, so text of a model cannot inject HTML."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from warp_nb.notebook.prose import filled, words
 from warp_nb.studies.experiment import ExperimentResult
 from warp_nb.studies.original import ROWS, match
 
-TABLES = words("tables")
-MEASURES: dict[str, str] = TABLES["measures"]
-"""The nine measures of an evaluation in words."""
+TABLE_WORDS = words("tables")
+MEASURE_WORDS: dict[str, str] = TABLE_WORDS["measures"]
+"""Names of the nine measures of an evaluation."""
 CLASSES = ("warp-nb", "tex2jax_ignore", "mathjax_ignore")
-"""Of a table: our style, and no formulas in the text of a model."""
+"""CSS classes of a table: our style, and no formulas in the text of a model."""
 
 
 def results_table(result: ExperimentResult) -> HTML:
-    """The nine measures with their intervals, beside the original report's figures if it ran these settings."""
+    """Show the nine measures with their intervals, and the original report's values if it ran these settings."""
     number = match(result.config)
     original = ROWS[number].measures() if number else {}
-    rows = [{"measure": name, "estimate": result.summary[name]} for name in MEASURES]
-    return filled_table("results", rows, words=MEASURES, original=original)
+    rows = [{"measure": name, "estimate": result.summary[name]} for name in MEASURE_WORDS]
+    return filled_table("results", rows, words=MEASURE_WORDS, original=original)
 
 
 def geometry_table(result: ExperimentResult) -> HTML:
-    """Angle and norms of the runs' task vectors, a row a pair and block."""
+    """Show angle and norms of the runs' task vectors, one row per pair and block."""
     return filled_table("geometry", result.geometry.to_dict("records"), several=result.config.n_seeds > 1)
 
 
 def samples_table(evaluation: Evaluation, count: int = 5, name: str = "WARP") -> HTML:
-    """Completions of the reference and of the policy, called `name`, after the same held-out beginnings."""
+    """Show completions of the reference and of the policy, called `name`, after the same held-out prompts."""
     return filled_table("samples", evaluation.samples[:count], name=name)
 
 
 def checks_table(checks: Sequence[Check]) -> HTML:
-    """«Проверки»: what failed stands first, with what a failure means."""
+    """Show «Проверки»: failed checks come first, with the meaning of a failure."""
     ordered = sorted(checks, key=lambda check: not check.failed)
     rows = [{"check": check, "words": WORDS[check.name], "measured": measured(check)} for check in ordered]
     return filled_table("checks", rows)
 
 
 def filled_table(kind: str, rows: Iterable[Mapping[str, Any]], /, **facts: Any) -> HTML:
-    """A table of `templates/tables.toml`, a row for each mapping; `facts` are those of all rows and of the headings."""
-    columns = {filled(heading, facts): cell for heading, cell in TABLES[kind]["columns"].items()}
+    """Fill a table of `templates/tables.toml`, one row per mapping; `facts` apply to all rows and to the headings."""
+    columns = {filled(heading, facts): cell for heading, cell in TABLE_WORDS[kind]["columns"].items()}
     columns.pop("", None)
     cells = [{heading: filled(cell, {**facts, **row}) for heading, cell in columns.items()} for row in rows]
-    return table(cells, TABLES[kind].get("empty", ""))
+    return table(cells, TABLE_WORDS[kind].get("empty", ""))
 
 
 def table(rows: Sequence[Mapping[str, Any]], empty: str = "") -> HTML:
-    """Rows as an escaped HTML table that MathJax leaves alone; `empty` stands for no rows."""
+    """Show rows as an escaped HTML table that MathJax ignores; `empty` is shown if there are none."""
     frame = pd.DataFrame(rows or [{"": empty}])
     with pd.option_context("display.max_colwidth", None):
         return HTML(frame.to_html(escape=True, index=False, border=0, classes=CLASSES))

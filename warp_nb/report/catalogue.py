@@ -1,6 +1,6 @@
 """The list of experiments: what is run, and how it is summarised in the index and in README.md.
 
-An experiment is one entry here and one notebook of its name. Without a `section` it is a row of the common table.
+An experiment is one entry here and one notebook with its name. Without a `section` it is a row of the common table.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Experiment:
     """A notebook that is run and reported.
 
     Args:
-        name: of the notebook, of its reports and in the command line.
+        name: name of the notebook, of its reports and on the command line.
         title: heading of its section, or the name of its row.
         change: what it changes, in its row.
-        original: the original report's row, shown below its own.
+        original: the original report's row, shown below the experiment's.
         section: makes the table of its section of the index from its `result`: the template `<section>.html.j2`; empty
             for a row of the common table.
         by_default: whether `warp-nb report` runs it when none is named.
@@ -52,21 +52,16 @@ EXPERIMENTS = (
     ),
     Experiment("exp5", "Эксперимент 5: T = 100 и прогрев", section="comparison", minutes=False),
     Experiment("exp", "Эксперимент с вашими параметрами", reported=False),
-    Experiment(
-        "diagnosis",
-        "Диагностика: чего не видел исходный отчёт",
-        section="diagnosis",
-        once=True,
-    ),
+    Experiment("diagnosis", "Диагностика: чего не видел исходный отчёт", section="diagnosis", once=True),
 )
 
 
 def results_of(task: str, out: Path, experiments: Iterable[Experiment]) -> dict[str, Result]:
-    """The result file of every experiment that can be reported, by name; a status alone where there is none.
+    """Read the result file of every experiment that can be reported, by name; a status alone if there is none.
 
     Args:
         task: name of the task.
-        out: folder of all reports; what is reported once for all tasks lies in it directly.
+        out: folder of all reports; a report for all tasks is directly in it.
         experiments: the list of experiments.
     """
     return {
@@ -77,10 +72,10 @@ def results_of(task: str, out: Path, experiments: Iterable[Experiment]) -> dict[
 
 
 def rows_of(experiments: Iterable[Experiment]) -> list[Experiment]:
-    """The experiments that are rows of the common table."""
+    """Return the experiments that are rows of the common table."""
     return [one for one in experiments if one.reported and not one.section]
 
 
 def sections_of(experiments: Iterable[Experiment]) -> list[Experiment]:
-    """The experiments that have a section of their own."""
+    """Return the experiments that have a separate section."""
     return [one for one in experiments if one.reported and one.section]

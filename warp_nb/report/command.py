@@ -4,13 +4,13 @@
     warp-nb report --task small            # on another task -> reports/small/
     warp-nb report exp4 --task small -p T 50
     warp-nb report exp5 --task small       # the experiment that the original asks for
-    warp-nb report diagnosis               # from the table that `warp-nb diagnosis` fills
+    warp-nb report diagnosis               # from the package's table; -p table_file FILE: that of `warp-nb diagnosis`
     warp-nb report --task small --render   # the pages again, from what was run
     warp-nb report --task small --readme   # the tables of README.md
 
-`python -m warp_nb.report` is the same. A command that was interrupted resumes when it is given again: finished runs
-(i, m) lie in `.runs/` beside the reports until their experiment has its result. `result.json` of all of them is
-deleted first and written last.
+`python -m warp_nb.report` is the same. An interrupted command resumes when it is repeated: finished runs (i, m) stay in
+`.runs/` beside the reports until their experiment has a result. `result.json`, which merges the results, is deleted
+first and written last.
 """
 
 from __future__ import annotations
@@ -30,25 +30,27 @@ from warp_nb.files import write_bytes, write_json, write_text
 from warp_nb.report.catalogue import EXPERIMENTS, Experiment, Result, results_of
 from warp_nb.report.execution import run
 from warp_nb.report.guide import steps
-from warp_nb.report.index_page import PANELS, draw, index
+from warp_nb.report.index_page import PANELS, draw_curves, index
 from warp_nb.report.page import footer, notebook_html
-from warp_nb.report.readme import filled
+from warp_nb.report.readme import filled_readme
 from warp_nb.studies.result_files import DEFAULT_TASK, FAILED, OK, read_result, reports_of, result_path
 
 LONG = ("history", "geometry", "runs", "merges", "arms", "samples", "gate")
-"""Tables that stay in an experiment's own result file."""
+"""Tables that are only in the result file of an experiment."""
+SEEDS_BY_TASK = {"small": 3}
+"""Trainings per experiment, by task; one for other tasks."""
 
 
 def summarise(task: str, out: Path, experiments: Sequence[Experiment] = EXPERIMENTS) -> dict[str, Any]:
-    """Merge a task's experiments, and what all tasks share, into curves.png, index.html and result.json.
+    """Merge the results of a task and those shared by all tasks into curves.png, index.html and result.json.
 
-    The page links to the notebooks beside `out`, if any are there.
+    The page links to the notebooks beside `out`, if there are any.
     """
     folder = reports_of(task, out)
     reported = [one for one in experiments if one.reported]
     results = results_of(task, out, reported)
-    curves = {column: draw(reported, results, [column]) for column in PANELS}
-    write_bytes(folder / "curves.png", draw(reported, results, PANELS))
+    curves = {column: draw_curves(reported, results, [column]) for column in PANELS}
+    write_bytes(folder / "curves.png", draw_curves(reported, results, PANELS))
     way = "" if folder == out else "../"
     listed = steps(out.parent / "notebooks", experiments)
     page = index(task, reported, results, curves, steps=listed, notebooks=f"{way}../notebooks/", shared=way)
@@ -66,7 +68,7 @@ def summarise(task: str, out: Path, experiments: Sequence[Experiment] = EXPERIME
 
 
 def arguments(argv: Sequence[str] | None, experiments: Sequence[Experiment] = EXPERIMENTS) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     reported = [one.name for one in experiments if one.reported]
     default = [one.name for one in experiments if one.by_default]
     parser = argparse.ArgumentParser(prog="warp-nb report", description="Run experiments and write their reports.")
@@ -98,21 +100,24 @@ def arguments(argv: Sequence[str] | None, experiments: Sequence[Experiment] = EX
 
 
 def notebooks_folder() -> Path:
-    """The folder `notebooks` in the current one, else the notebooks that the package ships."""
+    """Return the folder `notebooks` in the current one, else the notebooks that the package ships."""
     here = Path("notebooks")
     return here if here.is_dir() else Path(str(files("warp_nb"))) / "notebooks"
 
 
 def main(argv: Sequence[str] | None = None, experiments: Sequence[Experiment] = EXPERIMENTS) -> int:
-    """Run, render, merge; exit code 1 when a requested experiment did not end with a result."""
+    """Run, render and merge; return exit code 1 if a requested experiment did not end with a result."""
     chosen = arguments(argv, experiments)
     if chosen.readme:
         readme = Path("README.md")
-        write_text(readme, filled(readme.read_text(encoding="utf-8"), chosen.out, experiments))
+        if not readme.is_file():
+            print("--readme fills README.md of the current folder, and there is none", file=sys.stderr)
+            return 1
+        write_text(readme, filled_readme(readme.read_text(encoding="utf-8"), chosen.out, experiments))
         return 0
     out = chosen.out.resolve()
     (reports_of(chosen.task, out) / "result.json").unlink(missing_ok=True)
-    found = {one.name: make(one, chosen, out) for one in chosen.experiments}
+    found = {one.name: make_report(one, chosen, out) for one in chosen.experiments}
     summarise(chosen.task, out, experiments)
     print(reports_of(chosen.task, chosen.out) / "index.html")
     bad = {name: result for name, result in found.items() if result["status"] != OK}
@@ -121,14 +126,14 @@ def main(argv: Sequence[str] | None = None, experiments: Sequence[Experiment] = 
     return 1 if bad else 0
 
 
-def make(experiment: Experiment, chosen: argparse.Namespace, out: Path) -> Result:
-    """Run a notebook unless pages alone are wanted, render it; what it left as its result."""
-    from papermill.cli import _resolve_type  # a value of -p is read as the papermill command line reads it
+def make_report(experiment: Experiment, chosen: argparse.Namespace, out: Path) -> Result:
+    """Run a notebook, unless only pages are wanted, render it, and return its result."""
+    from papermill.cli import _resolve_type  # reads a value of -p as papermill's command line does
 
     name, folder, words, parameters = experiment.name, out, ["warp-nb", "report", experiment.name], dict[str, Any]()
     if not experiment.once:
         folder = reports_of(chosen.task, out)
-        seeds = chosen.seeds or (3 if chosen.task == "small" else 1)
+        seeds = chosen.seeds or SEEDS_BY_TASK.get(chosen.task, 1)
         words += ["--task", chosen.task, "--seeds", str(seeds)]
         parameters = {"task": chosen.task, "n_seeds": seeds}
     words += [word for pair in chosen.parameters for word in ("-p", *pair)]

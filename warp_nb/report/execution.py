@@ -1,6 +1,6 @@
-"""One notebook by papermill, to its executed copy and its result file.
+"""Execution of one notebook by papermill, into an executed copy and a result file.
 
-A run counts only when its notebook wrote a result file with "status": "ok" at its very end: neither an
+A run counts only if its notebook wrote a result file with "status": "ok" at its very end: neither an
 exit code nor notebook metadata says that. `<name>.result.json` is deleted first and written last.
 """
 
@@ -29,7 +29,7 @@ from warp_nb.studies.result_files import FAILED, OK, read_result, result_path
 
 
 def runs_folder(name: str, notebooks: Path, folder: Path, parameters: dict[str, Any]) -> Path:
-    """Where the finished runs of an interrupted experiment wait: a folder for these very settings."""
+    """Return the folder that keeps the finished runs of an interrupted experiment with exactly these settings."""
     settings = json.dumps(parameters, sort_keys=True) + (notebooks / f"{name}.ipynb").read_text(encoding="utf-8")
     return folder / ".runs" / f"{name}-{hashlib.sha256(settings.encode()).hexdigest()[:10]}"
 
@@ -37,10 +37,10 @@ def runs_folder(name: str, notebooks: Path, folder: Path, parameters: dict[str, 
 def run(
     name: str, notebooks: Path, folder: Path, parameters: dict[str, Any], *, command: str, timeout: int | None = None
 ) -> str:
-    """Execute notebooks/<name>.ipynb into `folder`, at most `timeout` seconds a cell; the status of the run.
+    """Execute notebooks/<name>.ipynb into `folder`, at most `timeout` seconds per cell; return the status.
 
-    Leaves <name>.ipynb and <name>.result.json, each put in place atomically. What the notebook says while it runs, its
-    bars with the remaining time among it, goes to this process's stderr.
+    Writes <name>.ipynb and <name>.result.json, each atomically. The notebook's standard error, with the progress bars
+    and their remaining time, goes to this process's standard error.
     """
     import papermill
 
@@ -64,7 +64,7 @@ def run(
                 stderr_file=sys.stderr,
                 execution_timeout=timeout,
             )
-        except Exception as stopped:  # of a cell, a kernel that died or never started: papermill passes on many kinds
+        except Exception as stopped:  # papermill passes on many kinds: of a cell, a kernel that died or never started
             error = cause(stopped)
         notebook = nbformat.read(executed, as_version=4) if executed.exists() else None
         result = read_result(written)
@@ -78,18 +78,18 @@ def run(
     write_json(kept, result)
     if result["status"] == OK:
         shutil.rmtree(runs, ignore_errors=True)
-        with suppress(OSError):  # another experiment's runs wait there
+        with suppress(OSError):  # another experiment's runs are there
             runs.parent.rmdir()
     return str(result["status"])
 
 
 def cause(error: Exception) -> str:
-    """The kind of an error and what it says; of a cell's error, that which its code raised."""
+    """Return the type and message of an error; for the error of a cell, those that its code raised."""
     return f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
 
 
 def link_back_(notebook: NotebookNode, notebooks: Path, folder: Path) -> None:
-    """Let the links of a notebook of `notebooks` to what lies there lead there from `folder`; in place."""
+    """Rewrite links to files in `notebooks` so that they work from `folder`, in place."""
 
     def moved(link: re.Match[str]) -> str:
         place, mark, heading = link[1].partition("#")

@@ -1,11 +1,11 @@
-"""The way through the notebooks, and the command that runs them in place and times them.
+"""The guide to the notebooks, and the command that runs them in place and times them.
 
     warp-nb guide                                     # all committed notebooks but experiment 5
     warp-nb guide notebooks/lessons/lesson1.ipynb     # these; the index after them
 
-What a notebook answers and what it needs is written by hand in its metadata, `warp_nb.sentence` and `warp_nb.needs`;
-`warp_nb.seconds` and `warp_nb.cores` are put beside them here. The index of the notebooks and the reports' index show
-these four, so that nothing about a notebook stands in two places.
+The question of a notebook and its needs are written by hand in its metadata, `warp_nb.sentence` and `warp_nb.needs`;
+this command adds `warp_nb.seconds` and `warp_nb.cores`. The index of the notebooks and the reports' index show these
+four, so that nothing about a notebook is stated twice.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ KEY = "warp_nb"
 
 
 class Step(NamedTuple):
-    """A notebook on the way: path in its folder, title, what question it answers, duration, what it needs."""
+    """A notebook of the guide: path in its folder, title, the question it answers, duration, needs."""
 
     path: str
     title: str
@@ -51,14 +51,14 @@ class Step(NamedTuple):
 
 
 def steps(folder: Path = NOTEBOOKS, experiments: Sequence[Experiment] = EXPERIMENTS) -> list[Step]:
-    """The notebooks of `folder` in the order of reading: lessons, experiments, diagnosis; those that are there."""
+    """List the notebooks that are in `folder`, in reading order: lessons, experiments, diagnosis."""
     named = [folder / f"{one.name}.ipynb" for one in experiments]
     paths = [*sorted(folder.glob("lessons/*.ipynb")), *(path for path in named if path.exists())]
     return [step(path, folder) for path in paths]
 
 
 def step(path: Path, folder: Path) -> Step:
-    """What a notebook says of itself."""
+    """Read the title and the metadata of a notebook."""
     notebook = nbformat.read(path, as_version=4)
     about = notebook.metadata.get(KEY, {})
     duration = about_duration(about["seconds"], about["cores"]) if "seconds" in about else "не измерено"
@@ -67,7 +67,7 @@ def step(path: Path, folder: Path) -> Step:
 
 
 def title(notebook: NotebookNode) -> str:
-    """The text of the first heading, without marks of Markdown; empty when there is none."""
+    """Return the text of the first heading without Markdown; empty if there is none."""
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     found = re.search(r"^# +(.+)$", text, re.MULTILINE)
     return re.sub(r"[`*$]", "", found[1]).strip() if found else ""
@@ -79,20 +79,20 @@ def about_duration(seconds: float, cores: int) -> str:
 
 
 def way() -> HTML:
-    """The way as notebooks/index.ipynb shows it; the notebooks are those of its own folder, where it is executed."""
+    """Return the list that notebooks/index.ipynb shows: the notebooks of the current folder, where it is executed."""
     return HTML(rendered("way.html.j2", steps=steps(Path.cwd())).rstrip("\n"))
 
 
 def notation() -> Markdown:
-    """The paper's letters beside our names; our defaults are those of WarpConfig."""
+    """Return the table of the paper's symbols and our names, with the defaults of WarpConfig."""
     return Markdown(ENVIRONMENT.get_template("notation.md.j2").render(default=WarpConfig()))
 
 
-def run(path: Path, timeout: int | None) -> tuple[float, str]:
-    """Execute a notebook in place: its seconds, and the error that stopped it or nothing. What failed is not written.
+def run_in_place(path: Path, timeout: int | None) -> tuple[float, str]:
+    """Execute a notebook in place; return seconds and the error, empty if none. A notebook that failed is not written.
 
-    Without a GPU and without what anybody filled in. Keeps the outputs as `scrubbed` leaves them; seconds and cores go
-    into the metadata of a notebook that says there what it answers.
+    It runs without a GPU and without a reader's saved functions. Outputs are saved as `scrubbed` leaves them; seconds
+    and cores go into the metadata of a notebook that states its question there.
     """
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(path.parent)}}
@@ -101,7 +101,7 @@ def run(path: Path, timeout: int | None) -> tuple[float, str]:
     with tempfile.TemporaryDirectory() as nothing_kept:
         try:
             client.execute(env=os.environ | {"CUDA_VISIBLE_DEVICES": "", KEPT: nothing_kept})
-        except Exception as error:  # of a cell, a kernel that died or never started: nbclient passes on many kinds
+        except Exception as error:  # nbclient passes on many kinds: of a cell, a kernel that died or never started
             return time.perf_counter() - started, cause(error)
     seconds = time.perf_counter() - started
     if notebook.metadata.get(KEY):
@@ -111,7 +111,7 @@ def run(path: Path, timeout: int | None) -> tuple[float, str]:
 
 
 def chosen(named: Sequence[Path], folder: Path) -> list[Path]:
-    """The notebooks to run: those named, else all on the way but experiment 5; the index, which shows them, last."""
+    """List the notebooks to run: those named, else all but experiment 5; the index, which lists them, comes last."""
     index = folder / "index.ipynb"
     long = {f"{one.name}.ipynb" for one in EXPERIMENTS if not one.minutes}
     listed = [folder / row.path for row in steps(folder) if row.path not in long]
@@ -119,7 +119,7 @@ def chosen(named: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, measure, write; exit code 1 when a notebook stopped with an error."""
+    """Run, time and write notebooks; return exit code 1 if one stopped with an error."""
     parser = argparse.ArgumentParser(prog="warp-nb guide", description="Run committed notebooks in place.")
     parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK", help="all but experiment 5 by default")
     parser.add_argument("--folder", type=Path, default=NOTEBOOKS, help="folder of the notebooks and their index")
@@ -128,9 +128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     missing = [str(path) for path in given.notebooks if not path.is_file()]
     if missing:
         parser.error(f"no such notebook: {', '.join(missing)}; name files, e.g. notebooks/exp4.ipynb")
+    if not given.notebooks and not steps(given.folder):
+        parser.error(f"no notebooks in {given.folder}; pass --folder, or name files")
     bad = 0
     for path in chosen(given.notebooks, given.folder):
-        seconds, error = run(path, given.timeout)
+        seconds, error = run_in_place(path, given.timeout)
         print(f"{path.name}: {error or f'{seconds:.1f} s'}", file=sys.stderr if error else None)
         bad += bool(error)
     return 1 if bad else 0

@@ -1,4 +1,4 @@
-"""The page of a task's reports: rows beside the original's, curves, sections, the notebooks."""
+"""The index page of a task's reports: our rows and the original's, curves, sections, notebooks."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def index(
     notebooks: str = "",
     shared: str = "",
 ) -> str:
-    """The page of all experiments of a task.
+    """Render the page of all experiments of a task.
 
     Args:
         task: name of the task.
-        experiments: what stands on the page, in this order.
+        experiments: the experiments on the page, in this order.
         results: name of an experiment -> its result file.
         curves: column of the history -> PNG.
         steps: the notebooks to link to; `notebooks` is their folder, relative to the page.
@@ -59,7 +59,7 @@ def index(
 
 
 def kl_orders(rows: Sequence[tuple[Experiment, Result]]) -> tuple[list[str], list[str]] | None:
-    """The experiments by KL(sft‖warp), ours and the original's; None while one has no result or fewer than two."""
+    """Sort the experiments by KL(sft‖warp), ours and the original's; None if one lacks a result or there is one."""
     compared = [(one.title, found, one.original.kl_reference_policy) for one, found in rows if one.original]
     if len(compared) < 2 or any(found["status"] != OK for _, found, _ in compared):
         return None
@@ -69,7 +69,7 @@ def kl_orders(rows: Sequence[tuple[Experiment, Result]]) -> tuple[list[str], lis
 
 
 def together(rows: Sequence[tuple[Experiment, Result]]) -> Result:
-    """What the footer tells: the last finished experiment, with what belongs to all of them."""
+    """Merge results for the footer: the last finished experiment, with commands, seconds, runs and memory of all."""
     done = [(one.name, found) for one, found in rows if found["status"] == OK]
     if not done:
         return {"status": FAILED, "error": "ни один эксперимент не закончен"}
@@ -83,8 +83,8 @@ def together(rows: Sequence[tuple[Experiment, Result]]) -> Result:
     }
 
 
-def draw(experiments: Sequence[Experiment], results: dict[str, Result], columns: Sequence[str]) -> bytes:
-    """PNG of the experiments' curves over each other, a panel a column of the history."""
+def draw_curves(experiments: Sequence[Experiment], results: dict[str, Result], columns: Sequence[str]) -> bytes:
+    """Draw the curves of all experiments as a PNG, one panel per column of the history."""
     done = {
         f"эксперимент {one.title}": pd.DataFrame(results[one.name]["history"])
         for one in rows_of(experiments)

@@ -1,7 +1,7 @@
-"""An executed notebook as one HTML file: no script, nothing fetched, text of models cannot inject.
+"""An executed notebook as one HTML file without scripts or downloads; text of models cannot inject HTML.
 
 Equations become MathML and are readable offline. Raw HTML in Markdown cells and outputs passes an
-allow-list; a content security policy forbids scripts and every network address beside that.
+allow-list; a content security policy also forbids scripts and every network address.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import bleach
-import jinja2
 import nbformat
 from bs4 import BeautifulSoup
+from jinja2 import select_autoescape
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from warp_nb.notebook import prose
 
-TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATES = Path(__file__).parent / "templates"
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 DROPPED = ("script", "style", "template", "noscript", "iframe", "object", "embed", "svg", "math", "form", "title")
 TAGS = frozenset(
@@ -45,7 +45,7 @@ MATHML = frozenset(
 
 
 def safe_html(source: str) -> str:
-    """HTML reduced to the allowed tags and attributes; scripts and styles vanish with their content.
+    """Reduce HTML to the allowed tags and attributes; scripts and styles are removed with their content.
 
     An image must be a data address; a link may be relative, http, https or mailto.
     """
@@ -61,7 +61,7 @@ def safe_html(source: str) -> str:
 
 
 def mathml(latex: str, block: bool) -> str:
-    """LaTeX as MathML; as escaped code where it cannot be read or would become anything but MathML."""
+    """Convert LaTeX to MathML, or to escaped code if it cannot be parsed or gives anything but MathML."""
     code = f"<code>{html.escape(latex)}</code>"
     source = re.sub(r"\\(begin|end)\{aligned\}", r"\\\1{align*}", latex)
     try:
@@ -76,7 +76,7 @@ def mathml(latex: str, block: bool) -> str:
 
 
 class _Renderer(IPythonRenderer):
-    """Puts a place holder where an equation stands, so that cleaning never sees MathML."""
+    """Puts a placeholder in the place of an equation, so that cleaning never sees MathML."""
 
     def __init__(self) -> None:
         super().__init__(escape=False, exclude_anchor_links=True)
@@ -101,17 +101,17 @@ class _Renderer(IPythonRenderer):
 
 
 def safe_markdown(source: str) -> str:
-    """Markdown with equations as clean HTML."""
+    """Render Markdown with equations to clean HTML."""
     renderer = _Renderer()
     cleaned = safe_html(MarkdownWithMath(renderer=renderer).render(source))
     return re.sub(rf"{renderer.key}n(\d+)n", lambda found: renderer.equations[int(found[1])], cleaned)
 
 
 def notebook_html(notebook: nbformat.NotebookNode, title: str, footer: str = "") -> str:
-    """One self-contained page of an executed notebook; `footer` is HTML that is trusted."""
+    """Render an executed notebook to one self-contained page; `footer` is trusted HTML."""
     exporter = HTMLExporter(
         template_name="report",
-        extra_template_basedirs=[str(TEMPLATES)],
+        extra_template_basedirs=[str(_TEMPLATES)],
         language_code="ru",
         filters={"safe_markdown": safe_markdown, "safe_html": safe_html},
     )
@@ -126,7 +126,7 @@ def notebook_html(notebook: nbformat.NotebookNode, title: str, footer: str = "")
 
 
 def each_string(value: Any, change: Any) -> Any:
-    """A nested value with `change` made to each text in it, keys left out."""
+    """Apply `change` to every string in a nested value, but not to keys."""
     if isinstance(value, dict):
         return {key: each_string(item, change) for key, item in value.items()}
     if isinstance(value, list):
@@ -135,24 +135,24 @@ def each_string(value: Any, change: Any) -> Any:
 
 
 def encodable(text: str) -> str:
-    """`text` with a question mark for every half character (a lone surrogate) that UTF-8 has not."""
+    """Replace every lone surrogate, which UTF-8 cannot encode, by a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-ENVIRONMENT = prose.environment(TEMPLATES, autoescape=jinja2.select_autoescape(["html.j2"]), keep_trailing_newline=True)
-ENVIRONMENT.filters["markdown"] = safe_markdown
+PAGE_ENVIRONMENT = prose.environment(_TEMPLATES, autoescape=select_autoescape(["html.j2"]), keep_trailing_newline=True)
+PAGE_ENVIRONMENT.filters["markdown"] = safe_markdown
 
 
 def rendered(template: str, **values: Any) -> str:
-    """A page or a piece of one from a template of this package; what is not marked safe is escaped."""
-    return encodable(ENVIRONMENT.get_template(template).render(**values))
+    """Render a template of this package; values that are not marked safe are escaped."""
+    return encodable(PAGE_ENVIRONMENT.get_template(template).render(**values))
 
 
 def footer(result: dict[str, Any]) -> str:
-    """How to repeat a run and what it ran on, of its result file, as HTML; a failed run says so first."""
+    """Render from a result file how to repeat the run and what it ran on, as HTML; a failure is stated first."""
     return rendered("footer.html.j2", result=result)
 
 
 def stylesheet() -> str:
-    """The one style sheet of all pages."""
-    return (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    """Return the one style sheet of all pages."""
+    return (_TEMPLATES / "report.css").read_text(encoding="utf-8")

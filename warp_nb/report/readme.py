@@ -11,11 +11,11 @@ from warp_nb.report.page import rendered
 from warp_nb.studies.original import ROWS
 
 MARKS = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
-"""A table's place: its kind, which is the name of its template, and its task."""
+"""The markers of a table: its kind, which is the name of its template, and its task."""
 
 
-def filled(readme: str, reports: Path, experiments: Sequence[Experiment] = EXPERIMENTS) -> str:
-    """README text with every marked table made again from the result files of its task in `reports`."""
+def filled_readme(readme: str, reports: Path, experiments: Sequence[Experiment] = EXPERIMENTS) -> str:
+    """Return the README with every marked table rendered again from the result files of its task in `reports`."""
 
     def table(found: re.Match[str]) -> str:
         before, kind, task, after = found.groups()

@@ -1,4 +1,4 @@
-"""What an executed notebook keeps: no progress bars, time stamps or paths of this machine."""
+"""Clean-up of an executed notebook: no progress bars, time stamps or paths of this machine."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ HIDDEN_PARAMETERS = ("result_file", "out_dir")
 
 
 def scrubbed(notebook: NotebookNode) -> NotebookNode:
-    """The notebook without papermill's records, time stamps and paths of this machine.
+    """Return the notebook without papermill's records, time stamps and paths of this machine.
 
-    Outputs are as a terminal would show them at the end: what a carriage return overwrote is gone.
+    Outputs are as a terminal would show them at the end: text that a carriage return overwrote is removed.
     """
     whole = nbformat.from_dict(each_string(notebook, scrub))
     notebook, _ = CoalesceStreamsPreprocessor().preprocess(whole, {})
@@ -38,12 +38,12 @@ def scrubbed(notebook: NotebookNode) -> NotebookNode:
 
 
 def write_scrubbed(path: Path, notebook: NotebookNode) -> None:
-    """Write what `scrubbed` leaves of the notebook, atomically."""
+    """Write the scrubbed notebook atomically."""
     write_text(path, nbformat.writes(scrubbed(notebook)) + "\n")
 
 
 def scrub(text: str) -> str:
-    """`text` without the folders of this machine."""
+    """Remove the folders of this machine from `text`."""
     package = str(Path(str(files("warp_nb"))).parent)
     folders = {package: "", str(Path.cwd()): "", tempfile.gettempdir(): "", sys.prefix: "", str(Path.home()): "~/"}
     for folder, instead in sorted(folders.items(), key=lambda item: -len(item[0])):

@@ -1,7 +1,7 @@
 """Checkpoints of one run: the last one and the one before.
 
-A checkpoint is one file, so it is there whole or not at all. A run that is killed at any moment resumes from one of
-the two, and its result is bit-identical to an uninterrupted run.
+A checkpoint is one file that is written atomically. A run that is killed at any moment resumes from one of the two,
+and its result is bit-identical to an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from warp_nb.runs.facts import Row
 
 
 class Resumable(Protocol):
-    """What a checkpoint is made of: tensors, and the rows of the steps that led there."""
+    """A training that can be checkpointed: its tensors and the history of its finished steps."""
 
     history: list[Row]
 
@@ -26,17 +26,17 @@ class Resumable(Protocol):
 
 
 class Checkpoints:
-    """The two checkpoint files of a run; `start` is the fingerprint of the θ_init where it began."""
+    """The two checkpoint files of a run; `start` is the fingerprint of its θ_init."""
 
     def __init__(self, path: Path, start: str) -> None:
         self.path, self.start = path, start
         self.before = path.with_name(path.name.replace(".state.", ".state-before."))
         self.saved_at = 0
-        """Steps of the last checkpoint saved or restored; the start itself needs no file."""
+        """Step of the last checkpoint that was saved or restored; 0 needs no file."""
         self._damaged = False
 
     def save(self, training: Resumable) -> None:
-        """Save the state of `training`; the last checkpoint becomes the one before."""
+        """Save the state of `training` unless it is saved already; keep the previous checkpoint as the one before."""
         if self.saved_at == len(training.history):
             return
         record = {"start": self.start, "history": training.history}
@@ -44,13 +44,13 @@ class Checkpoints:
         self.saved_at, self._damaged = len(training.history), False
 
     def _make_way(self) -> None:
-        if self.path.exists() and not self._damaged:  # a damaged file must not take the sound one's place
+        if self.path.exists() and not self._damaged:  # a damaged file must not replace the good one
             os.replace(self.path, self.before)
 
     def restore(self, training: Resumable) -> None:
-        """Load the last checkpoint into `training`, or the one before where the last is damaged.
+        """Load the last checkpoint into `training`, or the one before if the last is damaged or missing.
 
-        Warns of a damaged file and of checkpoints of another start, which are ignored.
+        Warns about a damaged file, and about a checkpoint of a run from another θ_init, which is ignored.
 
         Raises:
             DamagedFile: both are damaged; nothing is deleted.
@@ -66,18 +66,18 @@ class Checkpoints:
                 self._damaged = path == self.path
                 continue
             if record["start"] != self.start:
-                warnings.warn(f"{path} belongs to a run of another start; it is ignored", stacklevel=3)
+                warnings.warn(f"{path} belongs to a run from another θ_init; it is ignored", stacklevel=3)
                 continue
             training.load_state_dict(tensors, record["history"])
             self.saved_at = len(training.history)
             break
         if len(damaged) == 2:
-            raise DamagedFile(f"{'; '.join(damaged)}; put one of them back, or delete both: the run then begins anew")
+            raise DamagedFile(f"{'; '.join(damaged)}; restore one of them, or delete both to start the run again")
         if damaged:
             warnings.warn(f"{damaged[0]}; the run resumes after step {len(training.history)}", stacklevel=3)
 
     def save_after(self, error: BaseException, training: Resumable) -> None:
-        """Save the state that an error or an interrupt left, and say so in a note to the error."""
+        """Save the state after an error or an interrupt, and add a note about it to the error."""
         step = len(training.history)
         if not step:
             return
@@ -88,6 +88,6 @@ class Checkpoints:
             error.add_note(f"The state after step {step} could not be saved: {fault}")
 
     def clear(self) -> None:
-        """Delete both files: the run is finished and its result written."""
+        """Delete both files, after the result of the run has been written."""
         for path in (self.path, self.before):
             path.unlink(missing_ok=True)

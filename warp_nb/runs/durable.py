@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from warp_nb.algorithm.merge import Weights
 from warp_nb.config import WarpConfig
@@ -28,7 +29,7 @@ from warp_nb.tasks.task import Task
 
 
 class Runs:
-    """run(θ_init, i, m) for `algorithm_1`: lines 4 to 9 in memory, one run after the other."""
+    """The run(θ_init, i, m) of `algorithm_1`: lines 4 to 9 in memory, one run after another."""
 
     def __init__(self, config: WarpConfig, task: Task, parts: Parts, on_step: OnStep) -> None:
         self.config, self.task, self.parts, self.on_step = config, task, parts, on_step
@@ -40,17 +41,17 @@ class Runs:
             self.snapshots = {**self.snapshots, (i, m, at): weights}
 
         with torch_threads(self.config.threads):
-            settings = {"parts": self.parts, "on_step": self.on_step, "keep": keep}
-            return self.recorded(i, m, train(self.config, self.task, init, i, m, **settings))
+            settings: dict[str, Any] = {"parts": self.parts, "on_step": self.on_step, "keep": keep}
+            return self.recorded(i, m, train(self.config, self.task, init, i=i, m=m, **settings))
 
     def recorded(self, i: int, m: int, result: RunResult) -> Weights:
-        """Record history and facts of a run; its weights are not held here."""
+        """Store history and facts of a run, but not its weights, which are returned."""
         self.results[i, m] = RunResult({}, result.history, result.facts)
         return result.weights
 
 
 class DurableRuns(Runs):
-    """The same with the results in a folder: a finished run is loaded, another is made here or by an executor."""
+    """`Runs` with results in a folder: a finished run is loaded; others are trained here or by an executor."""
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class DurableRuns(Runs):
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the folder for this call (see `folder.claimed`)."""
+        """Lock the folder for this call (see `folder.claimed`)."""
         mine = identity(self.config, self.task, self.parts.replaced())
         with claimed(self.folder, mine, alone=self.executor is None):
             yield
@@ -89,13 +90,13 @@ class DurableRuns(Runs):
         return self.recorded(i, m, result)
 
     def begin(self, init: Weights, i: int) -> tuple[list[Job], dict[int, RunResult]]:
-        """The jobs of iteration i, and the results that are there or that the executor makes now, by run."""
+        """Return the jobs of iteration i and, by run, the results that are in the folder or that the executor makes."""
         start = fingerprint(init)
         jobs = [
             Job(str(self.folder.absolute()), i, m, start, self.device, self.rebuild)
             for m in range(1, self.config.M + 1)
         ]
-        # a listing: a network disk may go on saying for a minute that a name once looked up is not there
+        # a listing: a network disk may report for a minute that a file which was missing before is still missing
         present = {path.name for path in self.folder.iterdir()}
         found = {job.m: finished(job) for job in jobs if job.result.name in present}
         ready = {m: result for m, result in found.items() if result is not None}
@@ -111,16 +112,16 @@ class DurableRuns(Runs):
         return jobs, ready
 
     def arrived(self, job: Job) -> RunResult:
-        """The result of a job that a worker reports as done. Raises RuntimeError where it is not in the folder."""
+        """Load the result of a job that a worker reported as done; raise RuntimeError if it is not in the folder."""
         result = finished(job)
         if result is None:
             raise RuntimeError(
-                f"run {job.m} of iteration {job.i} was reported done, but {job.result} is not here or not whole; "
+                f"run {job.m} of iteration {job.i} was reported done, but {job.result} is missing or damaged; "
                 f"pass an out_dir on a disk that all workers share"
             )
         return result
 
     def tell(self, result: RunResult) -> None:
-        """Call `on_step` with every row of a run that was not made in this process, or not now."""
+        """Call `on_step` with every row of a run that was loaded or that a worker trained."""
         for row in result.history:
             self.on_step(row)

@@ -1,4 +1,4 @@
-"""Figures of a run for the checks: displacement, tokens after the end, the anchor beside its closed form."""
+"""Measurements of a run for the checks: displacement, tokens after the end, the anchor against its closed form."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from warp_nb.algorithm.objective import Rollout
 
 Row = dict[str, float]
 PROBED = 64
-"""Weights of every parameter that the probe follows."""
+"""Number of weights of each parameter that the probe follows."""
 HALF_ULP = 2.0**-24
 
 
 def displacement(init: Weights, weights: Weights) -> Row:
-    """Norm of the task vector (delta_norm), and the share of weights that did not change at all (unmoved)."""
+    """Return the norm of the task vector (delta_norm) and the share of weights that did not change (unmoved)."""
     squares = [(weights[name] - start).double().square().sum().item() for name, start in init.items()]
     same = sum(int((weights[name] == start).sum()) for name, start in init.items())
-    norm = math.sqrt(math.fsum(squares))  # fsum: the same bits whatever the order of the names, which a file sorts
+    norm = math.sqrt(math.fsum(squares))  # fsum: bit-identical for any order of the names, which a file sorts
     return {"delta_norm": norm, "unmoved": same / sum(value.numel() for value in init.values())}
 
 
 def tokens_after_end(rollout: Rollout, end_ids: tuple[int, ...]) -> float:
-    """Tokens of the completion mask that stand after the first end token; 0 when all is well."""
+    """Count the tokens of the completion mask after the first end token; 0 unless there is a bug."""
     ended = torch.isin(rollout.tokens, rollout.tokens.new_tensor(end_ids)).long()
     after = (ended.cumsum(1) - ended) > 0
     return float((rollout.completion_mask & after).sum())
@@ -43,22 +43,22 @@ class AnchorProbe:
 
     @staticmethod
     def read(module: torch.nn.Module) -> torch.Tensor:
-        """The probed weights, float64 [n] on the CPU."""
+        """Return the probed weights, float64 [n] on the CPU."""
         pieces = [value.detach().reshape(-1)[:PROBED].cpu().double() for value in module.parameters()]
         return torch.cat(pieces)
 
     def follow(self, policy: torch.nn.Module, mu: float) -> None:
-        """Make one step of (1 - mu) * anchor + mu * policy."""
+        """Apply one step of (1 - mu) * anchor + mu * policy."""
         change = mu * (self.read(policy) - self.expected)
         self.rounding = self.rounding + torch.minimum(change.abs(), HALF_ULP * self.expected.abs())
         self.expected = self.expected + change
 
     def compare(self, anchor: torch.nn.Module) -> Row:
-        """anchor_moved: norm of the probed displacement; anchor_error: error relative to the expected one.
+        """Return anchor_moved, the norm of the probed displacement, and anchor_error, relative to the expected norm.
 
         Rounding of fp32 is not counted as an error. Where rounding may swallow the whole expected displacement, an
-        error beyond twice the rounding is given relative to the rounding, and a smaller one is NaN: there a frozen
-        anchor and a sound one look the same in fp32.
+        error beyond twice the rounding is given relative to the rounding, and a smaller one is NaN: there fp32
+        cannot tell a frozen anchor from a correct one.
         """
         found, rounding = self.read(anchor), self.rounding.norm().item()
         expected, error = (self.expected - self.start).norm().item(), (found - self.expected).norm().item()
@@ -72,9 +72,9 @@ class AnchorProbe:
         return {"anchor_moved": moved, "anchor_error": relative}
 
     def state_dict(self) -> Weights:
-        """The tensors that the next step changes."""
+        """Return the tensors that the next step changes."""
         return {"expected": self.expected, "rounding": self.rounding}
 
     def load_state_dict(self, state: Weights) -> None:
-        """Continue from the tensors that `state_dict` gave."""
+        """Continue from the tensors that `state_dict` returned."""
         self.expected, self.rounding = state["expected"], state["rounding"]

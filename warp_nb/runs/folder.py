@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from warp_nb.config import WarpConfig
 from warp_nb.files import fingerprint, write_json
-from warp_nb.tasks.rewards import describe_reward
+from warp_nb.tasks.reward_interface import describe_reward
 from warp_nb.tasks.task import Task
 
 FREE = {"save_every"}
@@ -24,13 +24,13 @@ FREE = {"save_every"}
 
 
 def identity(config: WarpConfig, task: Task, replaced: list[str]) -> dict[str, Any]:
-    """What the runs of a folder depend on, as plain JSON values; `replaced` names parts that are not the default."""
+    """Return what the runs of a folder depend on, as plain JSON values; `replaced` names the non-default parts."""
     settings = config.model_dump(include=set(WarpConfig.model_fields))
     return settings | task_identity(task) | {"parts": replaced}
 
 
 def task_identity(task: Task) -> dict[str, Any]:
-    """The task's share of `identity`: what a worker that rebuilds the task must arrive at, too."""
+    """Return the task's part of `identity`; a worker that rebuilds the task must get the same."""
     prompts = hashlib.sha256("\0".join(task.train_prompts).encode()).hexdigest()
     weights = fingerprint(dict(task.policy.named_parameters()))
     found = {"task_name": task.name, "policy_sha256": weights, "prompts_sha256": prompts}
@@ -44,15 +44,15 @@ def differences(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
 
 @contextmanager
 def claimed(folder: Path, mine: dict[str, Any], alone: bool = True) -> Iterator[None]:
-    """Hold `folder` for one call: make it where it is missing, lock it, write `mine` to config.json or compare it.
+    """Lock `folder` for one call, creating it if it is missing, and write `mine` to config.json or compare it.
 
-    With `alone` (no workers elsewhere) temporary files that a killed process left are deleted. The lock is the
-    system's, so it ends with its process however that ends.
+    With `alone` (no workers elsewhere) temporary files of a killed process are deleted. The operating system
+    releases the lock when its process ends in any way.
 
     Raises:
         ValueError: the folder cannot be written, or holds runs of another configuration or task (all that differs
             is listed).
-        RuntimeError: another call is using it; names its process and start.
+        RuntimeError: another call is using it; the message names its process and start time.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,14 +76,14 @@ def claimed(folder: Path, mine: dict[str, Any], alone: bool = True) -> Iterator[
 
 
 def agree(path: Path, mine: dict[str, Any]) -> None:
-    """Write what the runs depend on to `path`, or check that it is what stands there."""
+    """Write what the runs depend on to `path`, or raise ValueError if the file there differs."""
     if path.exists():
         try:
             theirs = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(
-                f"{path} is damaged ({error}); put it back, or pass another out_dir: without it nobody can tell "
-                f"what the runs beside it belong to"
+                f"{path} is damaged ({error}); put it back, or pass another out_dir: it "
+                f"alone says which configuration its runs belong to"
             ) from error
         differing = differences(theirs, {name: value for name, value in mine.items() if name not in FREE})
         if differing:
@@ -94,7 +94,7 @@ def agree(path: Path, mine: dict[str, Any]) -> None:
 
 
 def _owner(folder: Path) -> str:
-    """Who holds the lock, as far as it is written."""
+    """Describe the process that holds the lock, as far as it is recorded."""
     try:
         told = json.loads((folder / "owner.json").read_text(encoding="utf-8"))
         return f"process {told['pid']} on {told['host']} since {told['started']}"

@@ -1,4 +1,4 @@
-"""Geometry of a merge: the angles between task vectors, and how far LITI went."""
+"""Geometry of a merge: the angles between task vectors, and how far LITI moved."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from warp_nb.runs.facts import Row
 
 
 def angles(init: Weights, first: Weights, second: Weights, by: str = "layer") -> list[dict[str, float | str]]:
-    """A row a block of two task vectors: block, cosine, omega (degrees), norm_a, norm_b; float64 sums.
+    """Return one row per block of two task vectors: block, cosine, omega (degrees), norm_a, norm_b; sums in float64.
 
-    Cosine and omega are NaN where a task vector is zero.
+    Cosine and omega are NaN if a task vector is zero.
     """
     rows: list[dict[str, float | str]] = []
     for block, names in blocks(init, by).items():
@@ -27,7 +27,7 @@ def angles(init: Weights, first: Weights, second: Weights, by: str = "layer") ->
 
 
 def pairwise_angles(init: Weights, policies: Sequence[Weights], by: str) -> list[dict[str, float | str]]:
-    """`angles` of every two runs of an iteration, with run_a and run_b in front."""
+    """Return the rows of `angles` for every pair of runs of an iteration, with run_a and run_b (from 1) in front."""
     return [
         {"run_a": a + 1, "run_b": b + 1} | row
         for a, b in combinations(range(len(policies)), 2)
@@ -36,7 +36,7 @@ def pairwise_angles(init: Weights, policies: Sequence[Weights], by: str) -> list
 
 
 def merge_facts(init: Weights, policies: Sequence[Weights], merged: Weights, updated: Weights) -> Row:
-    """Figures of lines 12 and 13 for the checks.
+    """Measure lines 12 and 13 for the checks.
 
     liti_ratio = <θ_new - θ_init, θ_slerp - θ_init> / |θ_slerp - θ_init|², which should be eta; NaN where nothing was
     merged. delta_cosine: the largest cosine of two task vectors over all weights.

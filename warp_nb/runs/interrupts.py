@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl+C, JupyterLab's stop button) that waits for a sound moment."""
+"""Deferred SIGINT (Ctrl+C, JupyterLab's stop button)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from types import FrameType
 
 @contextmanager
 def interrupts_wait() -> Iterator[Callable[[], bool]]:
-    """Inside, a first SIGINT is only noted, and the function given tells of it; a second one raises at once.
+    """Defer the first SIGINT in the block, where the yielded function says if it came; a second one raises at once.
 
-    One that nobody asked about is raised at the end. Outside the main thread, and where SIGINT is ignored,
-    nothing is changed.
+    A deferred SIGINT is raised when the block ends without an error. Outside the main thread, and where SIGINT
+    is ignored, nothing changes.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):

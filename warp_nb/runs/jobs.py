@@ -1,9 +1,9 @@
-"""A run (i, m) as a job of a folder: in this process, in a pool of processes, on Dask, as a command.
+"""A run (i, m) as a job in a folder: in this process, in a pool of processes, on Dask, or as a command.
 
-A job reads `config.json` and θ_init of the folder and leaves one file, `run_{i}_{m}.safetensors`: weights, history and
-facts, with a sha256 of all of them. Weights never travel through the executor: both sides meet in the folder. A job
-whose result is there returns at once, and two workers at one job leave one whole result, so it may be sent again at
-any time.
+A job reads `config.json` and θ_init from the folder and writes one file, `run_{i}_{m}.safetensors`: weights, history
+and facts, with a sha256 of all of them. Weights never pass through the executor: both sides use the folder. A job
+whose result exists returns at once, and two workers on one job leave one complete result, so it may be submitted
+again at any time.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from warp_nb.tasks.prepared import LOADERS, load_task
 from warp_nb.tasks.task import Task
 
 ALONE = Lock()
-"""One job at a time in a process: torch's number of threads belongs to the process."""
+"""Allows one job at a time in a process, because torch's number of threads is set per process."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Run (i, m) of a folder, small enough to be sent anywhere.
+    """Run (i, m) of a folder, as it is sent to a worker; it holds no weights.
 
     Args:
-        folder: where its files are.
+        folder: the folder of its files.
         i, m: iteration and run, from 1.
-        start: fingerprint of the θ_init where it begins; a job of another start is another job.
-        device: where a worker makes the task.
-        rebuild: `Task.rebuild`, pickled; empty where the job does not leave its process.
+        start: fingerprint of its θ_init; a result from another θ_init does not count.
+        device: the device that a worker loads the task on.
+        rebuild: `Task.rebuild`, pickled; empty if the job stays in its process.
     """
 
     folder: str
@@ -59,17 +59,17 @@ class Job:
 
     @property
     def result(self) -> Path:
-        """Weights θ^m, history and facts."""
+        """The file with weights θ^m, history and facts."""
         return Path(self.folder) / f"run_{self.i}_{self.m}.safetensors"
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """Where the run is between two steps."""
+        """The checkpoints of the run."""
         return Checkpoints(self.result.with_suffix(".state.safetensors"), self.start)
 
 
 def start_file(folder: Path, i: int) -> Path:
-    """θ_init of iteration i, for workers."""
+    """Return the file with θ_init of iteration i, which workers read."""
     return folder / f"init_{i}.safetensors"
 
 
@@ -77,9 +77,9 @@ def start_file(folder: Path, i: int) -> Path:
 
 
 def finished(job: Job) -> RunResult | None:
-    """The job's result, or None when it has to be made. Warns when the file is damaged.
+    """Load the job's result; None if the run has to be trained. Warns if the file is damaged.
 
-    Beside a result there are no checkpoints: those of a process that was killed before it deleted them are deleted.
+    Deletes the checkpoints of a finished run, in case its process was killed before it did so.
     """
     try:
         weights, record = unseal(job.result)
@@ -98,30 +98,32 @@ def finished(job: Job) -> RunResult | None:
 def make(
     job: Job, init: Weights, config: WarpConfig, task: Task, *, parts: Parts = FAST, on_step: OnStep = lambda row: None
 ) -> RunResult:
-    """Train the run from its last checkpoint or from its start, and write its result."""
+    """Train the run from its last checkpoint, or from θ_init, and write its result."""
 
     def keep(at: int | str, weights: Weights) -> None:
         seal(SnapshotFiles.path(Path(job.folder), (job.i, job.m, at)), weights, at)
 
+    def finish(result: RunResult) -> None:
+        record = {"start": job.start, "history": result.history, "facts": result.facts}
+        seal(job.result, result.weights, json_values(record))
+
     checkpoints = job.checkpoints
     with torch_threads(config.threads):
-        settings = {"parts": parts, "on_step": on_step, "checkpoints": checkpoints, "keep": keep}
-        result = train(config, task, init, job.i, job.m, **settings)
-    record = {"start": job.start, "history": result.history, "facts": result.facts}
-    seal(job.result, result.weights, json_values(record))
+        settings = {"parts": parts, "on_step": on_step, "checkpoints": checkpoints, "keep": keep, "finish": finish}
+        result = train(config, task, init, i=job.i, m=job.m, **settings)
     checkpoints.clear()
     return result
 
 
 class SnapshotFiles(Mapping[tuple[int, int, int | str], Weights]):
-    """(i, m, step) -> weights of run (i, m) after that step; (i, m, "anchor") -> its final anchor. Read when asked."""
+    """(i, m, step) -> weights of run (i, m) after that step; (i, m, "anchor") -> its final anchor. Read on access."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @staticmethod
     def path(folder: Path, key: tuple[int, int, int | str]) -> Path:
-        """The file of a snapshot."""
+        """Return the file of a snapshot."""
         i, m, at = key
         return folder / f"run_{i}_{m}.at-{at}.safetensors"
 
@@ -143,7 +145,7 @@ class SnapshotFiles(Mapping[tuple[int, int, int | str], Weights]):
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """`count` CPU threads of torch inside (0: as many as it has), the former number after."""
+    """Set torch's CPU threads to `count` in the block (0: unchanged); restore the former number after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -156,12 +158,12 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def work(job: Job) -> None:
-    """Do `job` in this process with the task rebuilt here; this is what an executor is given.
+    """Do `job` in this process, with the task rebuilt here; executors call this function.
 
     Raises:
         RuntimeError: the process was forked, θ_init is missing or is not the job's, or the rebuilt task is not the
             one in `config.json`.
-        ValueError: the GPU asked for is not here.
+        ValueError: the task is on cuda and this worker sees no CUDA device.
     """
     if type(current_process()).__name__ == "ForkProcess":
         raise RuntimeError("this worker was forked, which OpenMP does not survive; pass process_pool(workers)")
@@ -182,7 +184,7 @@ def work(job: Job) -> None:
 
 
 def load_start(job: Job) -> Weights:
-    """θ_init of the job's iteration. Raises RuntimeError where it is missing, damaged or not the job's."""
+    """Load θ_init of the job's iteration; raise RuntimeError if it is missing, damaged or not the job's."""
     path = start_file(Path(job.folder), job.i)
     try:
         init, _ = unseal(path)
@@ -192,22 +194,22 @@ def load_start(job: Job) -> Weights:
     if found != job.start:
         raise RuntimeError(
             f"{path} has fingerprint {found}, run {job.m} was to begin at {job.start}; "
-            f"give every call of warp() a folder of its own, and let no one else write there"
+            f"give every call of warp() a separate out_dir that nothing else writes to"
         )
     return init
 
 
 @lru_cache(maxsize=1)
 def rebuilt(rebuild: bytes, device: str) -> tuple[Task, dict[str, Any]]:
-    """The task and its identity, cached for the worker's next job on this device."""
+    """Rebuild the task; return it and its identity, cached for the worker's next job on this device."""
     task = pickle.loads(rebuild)(device)
     return task, task_identity(task)
 
 
 def round_robin(device: str, place: int, count: int) -> str:
-    """The device of an iteration's job number `place` (from 0) on a machine with `count` CUDA devices.
+    """Return the device of an iteration's job number `place` (from 0) on a machine with `count` CUDA devices.
 
-    `cuda` becomes cuda:{place % count}; another device, `cuda:1` too, stays.
+    `cuda` becomes cuda:{place % count}; any other device, also `cuda:1`, stays as it is.
 
     Raises:
         ValueError: the device is `cuda` and there is none.
@@ -223,9 +225,9 @@ def round_robin(device: str, place: int, count: int) -> str:
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:
-    """`workers` processes of this machine, started by spawn, with torch's threads shared among them.
+    """Start a pool of `workers` processes on this machine, by spawn, with torch's threads divided among them.
 
-    A script that calls this needs `if __name__ == "__main__":`, since spawn imports it again.
+    A script that calls this needs `if __name__ == "__main__":`, because spawn imports it again.
 
     Example:
         with process_pool(2) as pool:
@@ -236,32 +238,32 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
 
 
 def default_threads(executor: Executor | None, runs: int) -> int:
-    """CPU threads of a run where `threads` is 0: torch's own number; with an executor its share, 1/`runs`."""
+    """Return the CPU threads of a run with `threads` = 0: torch's number, divided by `runs` with an executor."""
     return max(1, torch.get_num_threads() // (runs if executor is not None else 1))
 
 
 def device_name(device: torch.device) -> str:
-    """The device as `load_task` takes it; the first GPU is `cuda`, which is what `.to("cuda")` leaves."""
+    """Return the device as `load_task` takes it; cuda:0 becomes `cuda`, because `.to("cuda")` gives cuda:0 as well."""
     return str(device) if device.type == "cuda" and device.index else device.type
 
 
 def pickled_rebuild(executor: Executor | None, task: Task) -> bytes:
-    """`task.rebuild` for the workers of `executor`; empty without one.
+    """Pickle `task.rebuild` for the workers of `executor`; empty without one.
 
     Raises:
-        ValueError: it is no executor of processes, or the task cannot be rebuilt elsewhere.
+        ValueError: it is not an executor of processes, or the task cannot be rebuilt in another process.
     """
     if executor is None:
         return b""
     if not isinstance(executor, Executor) or isinstance(executor, ThreadPoolExecutor):
         raise ValueError(
             f"executor must be a concurrent.futures.Executor of processes, got {type(executor).__name__} (threads "
-            f"share torch's settings, so one run would wait for the other); pass process_pool(workers), or Dask's "
+            f"share torch's settings, so one run would wait for another); pass process_pool(workers), or Dask's "
             f"client.get_executor(pure=False, retries=2)"
         )
     remedy = "pass Task(…, rebuild=f), f(device) -> Task a function of a module that the workers can import"
     if task.rebuild is None:
-        raise ValueError(f"task {task.name!r} has no rebuild and the executor's workers must make it anew; {remedy}")
+        raise ValueError(f"task {task.name!r} has no rebuild, by which the executor's workers load it; {remedy}")
     try:
         recipe = pickle.dumps(task.rebuild)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -272,12 +274,12 @@ def pickled_rebuild(executor: Executor | None, task: Task) -> bytes:
 
 
 def send(executor: Executor, jobs: Sequence[Job]) -> Iterator[Job]:
-    """Submit all jobs; each comes back when it is done, in whatever order.
+    """Submit all jobs and yield each one when it is done, in any order.
 
-    A job's error is raised here, and those that have not begun are cancelled.
+    A job's error is raised here, and the jobs that have not started are cancelled.
 
     Raises:
-        BrokenExecutor: the executor has lost a worker and does not start another.
+        BrokenExecutor: the executor lost a worker and does not start another.
     """
     futures = {executor.submit(work, job): job for job in jobs}
     try:

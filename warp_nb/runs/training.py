@@ -1,4 +1,4 @@
-"""A run (i, m) of Algorithm 1 on a task: what its steps sample, score and measure, and all that resuming needs."""
+"""A run (i, m) of Algorithm 1 on a task: its steps sample, score and measure; its state is saved and resumed."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from warp_nb.tasks.task import Task
 
 OnStep = Callable[[Row], None]
 Keep = Callable[[int | str, Weights], None]
-"""Called with a snapshot of the policy's weights and its step, and with the final anchor's weights and "anchor"."""
+"""Called as keep(step, weights) with a snapshot of the policy, and as keep("anchor", weights) with the final anchor."""
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from the parts: equal for equal parts, independent otherwise."""
+    """Derive a 63-bit seed from the parts: equal for equal parts, independent otherwise."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def prompt_batches(prompts: list[str], size: int, generator: torch.Generator) -> Iterator[list[str]]:
-    """Endless batches of `size` prompts; every pass over the prompts is a fresh shuffle."""
+    """Yield batches of `size` prompts without end; every pass over the prompts is a new shuffle."""
     queue: list[int] = []
     while True:
         while len(queue) < size:
@@ -48,13 +48,13 @@ def prompt_batches(prompts: list[str], size: int, generator: torch.Generator) ->
 
 
 def learning_rate(lr: float, warmup_steps: int, step: int) -> float:
-    """lr * min(1, t / warmup_steps) at step t = 1 … T, anew for every run."""
+    """Return lr * min(1, t / warmup_steps) at step t = 1 … T; every run has this warm-up."""
     return lr * min(1.0, step / warmup_steps) if warmup_steps else lr
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The functions that a run is made of. Pass others of the same signature to vary or to watch one of them.
+    """The functions that a run calls. Pass others with the same signatures to vary or to observe them.
 
     The defaults are the fast ones. `PLAIN` holds the functions of `algorithm` itself.
     """
@@ -73,7 +73,7 @@ class Parts:
     run_seed: Callable[[int, int, int], int] = derive_seed
 
     def replaced(self) -> list[str]:
-        """Names of the functions that are not the default ones."""
+        """Return the names of the functions that are not the defaults."""
         return [part.name for part in fields(self) if getattr(self, part.name) is not part.default]
 
 
@@ -88,12 +88,12 @@ PLAIN = Parts(
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run leaves.
+    """Result of a run.
 
     Args:
         weights: θ^m, on the CPU.
-        history: a row a step.
-        facts: figures of the whole run for the checks.
+        history: one row per step.
+        facts: measurements of the whole run for the checks.
     """
 
     weights: Weights
@@ -102,7 +102,7 @@ class RunResult:
 
 
 class Training(Watch):
-    """Run (i, m): the loss of its steps for `train_run`, and what is recorded of them."""
+    """Run (i, m): the loss of its steps for `train_run`, their history, and its checkpoints."""
 
     def __init__(
         self,
@@ -115,9 +115,10 @@ class Training(Watch):
         on_step: OnStep = lambda row: None,
         checkpoints: Checkpoints | None = None,
         keep: Keep = lambda at, weights: None,
+        finish: Callable[[RunResult], None] = lambda result: None,
     ) -> None:
         self.config, self.task, self.parts = config, task, parts
-        self.on_step, self.checkpoints, self.keep = on_step, checkpoints, keep
+        self.on_step, self.checkpoints, self.keep, self.finish = on_step, checkpoints, keep, finish
         self.place = {"iteration": i, "run": m}
         self.seed = parts.run_seed(config.seed, i, m)
         order, self.noise = (
@@ -127,14 +128,14 @@ class Training(Watch):
         self.sampling = task.sampling(config.max_new_tokens, config.temperature)
         self.history: list[Row] = []
         self.restored = 0
-        """Steps that were read from a checkpoint."""
+        """Number of steps that were restored from a checkpoint."""
         self.interrupted: Callable[[], bool] = lambda: False
         self.noise_before: torch.Tensor | None = None
-        """State of the noise before the step in hand; None between two steps."""
+        """State of the noise generator before the current step; None between two steps."""
         self.run: Run | None = None
 
     def loss_of(self, policy: Any, anchor: Any) -> torch.Tensor:
-        """The loss of the next step (lines 6 to 8)."""
+        """Return the loss of the next step, whose gradient is line 8's (lines 6 to 8), and measure the step."""
         config, parts, repeats = self.config, self.parts, range(self.config.samples_per_prompt)
         self.started, self.noise_before = time.perf_counter(), self.noise.get_state()
         prompts = [prompt for prompt in next(self.batches) for _ in repeats]
@@ -163,10 +164,10 @@ class Training(Watch):
         return loss
 
     def where(self) -> str:
-        """The step in hand, for messages."""
+        """Name the current step in messages."""
         return f"iteration {self.place['iteration']}, run {self.place['run']}, step {len(self.history) + 1}"
 
-    # What `train_run` calls
+    # Hooks of `train_run`
 
     def begin(self, run: Run) -> None:
         """Prepare both models; resume from the last checkpoint."""
@@ -175,12 +176,12 @@ class Training(Watch):
             prepare_attention(model, self.config.dtype)
         if self.checkpoints is not None:
             self.checkpoints.restore(self)
-            self.snapshot(run)  # the step before may have failed in writing it
+            self.snapshot(run)  # the call before may have failed to write it
         for row in self.history:
             self.on_step(row)
 
     def before_update(self, run: Run, loss: torch.Tensor) -> None:
-        """Read the step's figures, refuse numbers that are not finite, set the learning rate."""
+        """Read the step's measurements, raise FloatingPointError unless all are finite, set the learning rate."""
         gradients = [value.grad for value in run.policy.parameters() if value.grad is not None]
         measured = {"loss": loss} | self.measured | {"grad_norm": torch.nn.utils.get_total_norm(gradients)}
         figures = torch.stack([value.detach().to(loss.dtype) for value in measured.values()]).tolist()
@@ -193,7 +194,7 @@ class Training(Watch):
             group["lr"] = self.lr
 
     def after_step(self, run: Run) -> None:
-        """Record the step; save what is due; stop after an interrupt."""
+        """Record the step, save a snapshot or checkpoint if one is due, stop after an interrupt."""
         config, self.noise_before = self.config, None
         if config.anchor == "ema":
             self.probe.follow(run.policy, config.mu)
@@ -207,17 +208,17 @@ class Training(Watch):
             raise KeyboardInterrupt(f"stopped after step {run.step} of {config.T}")
 
     def snapshot(self, run: Run) -> None:
-        """Give the weights to `keep` where a snapshot is due."""
+        """Pass the weights to `keep` if a snapshot is due."""
         every = self.config.snapshot_every
         if every and run.step and run.step % every == 0:
             self.keep(run.step, weights_of(run.policy))
 
-    # What resuming needs
+    # Saving and resuming
 
     def failed(self, error: BaseException) -> None:
-        """Save the state after the last whole step, unless the error came while lines 8 and 9 changed the weights.
+        """Save the state after the last finished step, unless the error came while lines 8 and 9 changed the weights.
 
-        A step that raised before line 8 gives back its noise; its prompts are used up.
+        If a step raised before line 8, the noise generator returns to its state before that step.
         """
         if self.run is None or not self.run.whole:
             return
@@ -228,7 +229,7 @@ class Training(Watch):
             self.checkpoints.save_after(error, self)
 
     def state_dict(self) -> Weights:
-        """All tensors that the next step depends on: weights, anchor, the optimizer's moments, noise, the probe."""
+        """Return all tensors that the next step depends on: weights, anchor, optimizer moments, noise, the probe."""
         assert self.run is not None
         found = {f"policy.{name}": value.detach() for name, value in self.run.policy.named_parameters()}
         if self.config.anchor == "ema":
@@ -239,7 +240,7 @@ class Training(Watch):
         return found | {"noise": self.noise.get_state()}
 
     def load_state_dict(self, state: Weights, history: list[Row]) -> None:
-        """Continue after the last row of `history`, with the tensors that `state_dict` gave there."""
+        """Continue after the last row of `history`, with the tensors that `state_dict` returned there."""
         assert self.run is not None
         parts: dict[str, Weights] = {}
         for name, value in state.items():
@@ -259,10 +260,10 @@ class Training(Watch):
         for _ in history:
             next(self.batches)
 
-    # What the run leaves
+    # Result
 
     def result(self, init: Weights, weights: Weights) -> RunResult:
-        """Weights, history, and figures of the whole run for the checks."""
+        """Return weights, history, and measurements of the whole run for the checks."""
         assert self.run is not None
         columns = {name: [row[name] for row in self.history] for name in self.history[0]}
         facts: Row = self.place | {"run_seed": self.seed, "loaded": self.restored / self.config.T}
@@ -274,15 +275,15 @@ class Training(Watch):
         return RunResult(weights, self.history, facts)
 
 
-def train(config: WarpConfig, task: Task, init: Weights, i: int, m: int, **settings: Any) -> RunResult:
+def train(config: WarpConfig, task: Task, init: Weights, *, i: int, m: int, **settings: Any) -> RunResult:
     """Train θ^m from θ_init for T steps (lines 4 to 9); `settings` are the keywords of `Training`.
 
-    With `checkpoints` it resumes from the last one, saves one every `config.save_every` steps, and one when it ends
-    early: by an error, or by SIGINT, which waits for the end of the step (a second one does not).
+    With `checkpoints` it resumes from the last one, and saves one every `config.save_every` steps and after an error
+    or a SIGINT. A SIGINT takes effect at the end of the step, a second one at once.
 
     Raises:
-        ValueError, RuntimeError: the reward misbehaves (see `call_reward`).
-        FloatingPointError: a number is not finite; the optimizer has not used it.
+        ValueError, RuntimeError: the reward fails its check or raises (see `call_reward`).
+        FloatingPointError: the loss, a measurement or the gradient is not finite; the optimizer has not used it.
     """
     training = Training(config, task, i, m, **settings)
     with interrupts_wait() as training.interrupted:
@@ -299,7 +300,8 @@ def train(config: WarpConfig, task: Task, init: Weights, i: int, m: int, **setti
                 ema_update_=training.parts.ema_update_,
                 watch=training,
             )
+            training.finish(result := training.result(init, weights))
         except BaseException as error:
             training.failed(error)
             raise
-    return training.result(init, weights)
+    return result

@@ -1,4 +1,4 @@
-"""`warp()`: Algorithm 1 on a task, in memory or in a folder, with a record of everything it did."""
+"""`warp()`: Algorithm 1 on a task, in memory or in a folder, with a record of its steps and merges."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from warp_nb.algorithm.merge import Weights, load_, weights_of
 from warp_nb.algorithm.warp import algorithm_1
 from warp_nb.config import WarpConfig
+from warp_nb.fast.devices import training_dtype
 from warp_nb.runs.durable import DurableRuns, Runs
 from warp_nb.runs.facts import Row
 from warp_nb.runs.geometry import merge_facts, pairwise_angles
@@ -28,18 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class WarpResult:
-    """What `warp()` returns.
+    """Result of `warp()`.
 
     Args:
-        policy: the model after the last line 13, θ_init of the algorithm's end.
-        merged: θ_slerp of the last iteration, which the front interpolates to from θ_sft.
+        policy: the model with θ_init after the last line 13.
+        merged: θ_slerp of the last iteration, the end of the front that starts at θ_sft.
         ingredients: θ^1 … θ^M of the last iteration, which line 12 merged.
-        history: a row a step: iteration, run, step (from 1), reward, kl (to the anchor, nats a sequence),
+        history: one row per step: iteration, run, step (from 1), reward, kl (to the anchor, nats per sequence),
             objective (r_beta) and others.
-        geometry: a row a block and pair of runs: iteration, run_a, run_b, block, cosine, omega (degrees), norm_a,
+        geometry: one row per block and pair of runs: iteration, run_a, run_b, block, cosine, omega (degrees), norm_a,
             norm_b.
-        runs: a row a run: figures for the checks; `loaded` is the share of its steps that an earlier call made.
-        merges: a row an iteration: liti_ratio (should be eta), delta_cosine (largest over pairs of runs).
+        runs: one row per run: measurements for the checks; `loaded` is the share of steps from an earlier call.
+        merges: one row per iteration: liti_ratio (should be eta), delta_cosine (largest over pairs of runs).
         snapshots: (i, m, step) -> weights, every `config.snapshot_every` steps; (i, m, "anchor") -> the final
             anchor, with `config.keep_anchors`.
     """
@@ -68,23 +69,24 @@ def warp(
     Args:
         config: the parameters.
         task: policy, tokenizer, reward and prompts.
-        out_dir: folder of a durable run. A second call resumes: finished runs are loaded, one that an error or an
-            interrupt stopped continues at its next step, and with `config.save_every` = k one that was killed loses
-            less than k steps. The result is bit-identical to an uninterrupted call. Without a folder nothing is
-            written to disk.
-        executor: does an iteration's runs side by side, with the same bits at the same `config.threads`:
+        out_dir: folder of a durable run. A second call resumes: finished runs are loaded, a run that an error or an
+            interrupt stopped continues at its next step, and a killed run loses less than k steps if
+            `config.save_every` = k. The result is bit-identical to an uninterrupted call. Without a folder and an
+            executor nothing is written to disk.
+        executor: trains an iteration's runs in parallel, bit-identically for equal `config.threads`:
             `process_pool(workers)`, or Dask's `client.get_executor(pure=False, retries=2)` with an `out_dir` on a
-            disk that all workers share. Its workers make the task by `task.rebuild`. Where `config.threads` is 0, a
-            run has its share of torch's own number: 1/M.
-        progress: True (a bar), False, or a function that is called with every history row; rows of an executor's
-            run come when it ends.
-        parts: the functions that a run is made of.
+            disk that all workers share. Its workers load the task by `task.rebuild`. With `config.threads` = 0 each
+            run gets 1/M of torch's threads.
+        progress: True (a bar), False, or a function that is called with every history row, for a run of an executor
+            when the run has ended.
+        parts: the functions that a run calls.
 
     Raises:
-        ValueError: `out_dir` holds runs of another configuration or task or cannot be written; the executor is one
-            of threads, the task has no `rebuild`, or `parts` are not the default ones, which workers use.
+        ValueError: `out_dir` holds runs of another configuration or task or cannot be written; the executor is not
+            one of processes, the task has no usable `rebuild`, or `parts` are not the defaults, which workers use.
         RuntimeError: another call is using the folder; both checkpoints of a run are damaged; a worker lacks the
-            files of the folder, makes another task, or dies with its pool.
+            files of the folder, rebuilds another task, or dies with its pool.
+        FloatingPointError: a loss, a measurement or a gradient is not finite. For a bad reward see `call_reward`.
     """
     import pandas as pd
 
@@ -97,6 +99,7 @@ def warp(
         merges.append({"iteration": i} | merge_facts(init, policies, merged, updated))
         last[:] = policies
 
+    config = config.replace(dtype=training_dtype(config.dtype, task.policy))
     merge = partial(parts.merge, method=config.merge, by=config.merge_by, lam=config.lam)
     with ExitStack() as stack:
         on_step = stack.enter_context(reporting(progress, config.I * config.M * config.T))
@@ -120,7 +123,7 @@ def warp(
 
 @contextmanager
 def reporting(progress: bool | OnStep, total: int) -> Iterator[OnStep]:
-    """A function to call with every row: the caller's own, or one that moves a bar of `total` steps."""
+    """Yield a function to call with every row: `progress` itself, or one that advances a bar of `total` steps."""
     if callable(progress):
         yield progress
         return

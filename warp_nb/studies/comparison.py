@@ -1,6 +1,6 @@
-"""Experiment 5: WARP beside one run without merging and one long run of the same compute, each with its front.
+"""Experiment 5: WARP compared with M = 1 (no merging) and with one long run of the same compute, each with its front.
 
-The arms share everything but their loops. The arm "M = 1" takes run (1, 1) over from WARP: it is the same run.
+The arms differ only in their loops. The arm "M = 1" reuses run (1, 1) of WARP, because it is the same run.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ETAS = (0.1, 0.25, 0.5, 0.75, 1.0)
-"""Points of a front beside θ_sft itself."""
-WARP, SINGLE, PLAIN = "WARP", "M = 1", "REINFORCE"
-ARMS = (WARP, SINGLE, PLAIN)
+"""Points of a front, without θ_sft itself."""
+WARP, SINGLE, REINFORCE = "WARP", "M = 1", "REINFORCE"
+ARMS = (WARP, SINGLE, REINFORCE)
 KL_TOLERANCE = 0.05
-"""A policy is at the common KL when its own differs by no more than this share."""
+"""A policy is at the common KL if its KL differs from it by at most this share."""
 SEARCH_STEPS = 4
-"""Policies that are evaluated at most to find one at the common KL."""
-UNKNOWN = Estimate(math.nan)
+"""Largest number of policies that are evaluated to find one at the common KL."""
+NO_ESTIMATE = Estimate(math.nan)
 
 
 @dataclass
 class Measured:
-    """One arm and seed on the held-out prompts; prompts and noise are those of the seed's other arms.
+    """Evaluations of one arm and seed on held-out prompts; all arms of a seed share prompts and noise.
 
     Args:
         front: evaluations at every eta of ETAS.
@@ -72,7 +72,7 @@ class Measured:
 
 @dataclass
 class Arm:
-    """One way to spend the steps, over all seeds; `measured` has an entry a seed."""
+    """One way to spend the steps, over all seeds; `measured` has one entry per seed."""
 
     config: ExperimentConfig
     history: pd.DataFrame
@@ -89,7 +89,7 @@ class Arm:
 
 @dataclass(kw_only=True)
 class Comparison:
-    """What experiment 5 measured; `checks` are of WARP's runs, `seconds` of this call alone."""
+    """Result of experiment 5; `checks` cover WARP's runs, `seconds` this call alone."""
 
     config: ExperimentConfig
     about: dict[str, Any]
@@ -102,52 +102,52 @@ class Comparison:
 
     @property
     def training_seconds(self) -> float:
-        """Seconds of all steps, also of those that an earlier call made; the shared run counts once."""
+        """Seconds of all steps, including those of earlier calls; the shared run counts once."""
         histories = {name: arm.history for name, arm in self.arms.items()}
         histories[SINGLE] = histories[SINGLE][own_rows(histories[SINGLE])]
         return float(sum(rows["seconds"].sum() for rows in histories.values()))
 
     def over_seeds(self, arm: str, measure: str) -> list[Estimate]:
-        """A measure at every eta of ETAS (see `over_trainings`)."""
+        """Return a measure at every eta of ETAS (see `over_trainings`)."""
         fronts = [measured.front for measured in self.arms[arm].measured]
         return [over_trainings(points, measure) for points in zip(*fronts, strict=True)]
 
     def front(self, arm: str) -> list[dict[str, Any]]:
-        """Rows (eta, reward, kl) of the arm's front: the gain over θ_sft, which stands first, at zero."""
+        """Return rows (eta, reward, kl) of the arm's front: reward is the gain over θ_sft, which is the first row."""
         zero = Estimate(0.0, 0.0, 0.0)
         gains, kls = (self.over_seeds(arm, name) for name in ("reward_difference", "kl_policy_reference"))
         rows = [{"eta": eta, "reward": r, "kl": k} for eta, r, k in zip(ETAS, gains, kls, strict=True)]
         return [{"eta": 0.0, "reward": zero, "kl": zero}, *rows]
 
     def end(self) -> dict[str, Estimate]:
-        """Gain and KL of the policy after the last line 13 of WARP."""
+        """Return gain and KL of the policy after the last line 13 of WARP."""
         ends = [measured.end for measured in self.arms[WARP].measured if measured.end]
         gain, kl = (over_trainings(ends, name) for name in ("reward_difference", "kl_policy_reference"))
         return {"reward": gain, "kl": kl}
 
     def readable(self, arm: str, place: int) -> bool:
-        """Whether the text at this place of ETAS reads like θ_sft's in every seed."""
+        """Return whether the text at ETAS[place] reads like θ_sft's in every seed."""
         return all(reads_like_reference(measured.front[place]) for measured in self.arms[arm].measured)
 
     def matched(self, arm: str) -> list[tuple[float, Evaluation]] | None:
-        """(eta, evaluation) of every seed at its common KL; None where a seed has no common KL."""
+        """Return (eta, evaluation) of every seed at its common KL; None if a seed has no common KL."""
         found = [measured.matched for measured in self.arms[arm].measured]
         known = [point for point in found if point is not None]
         return known if len(known) == len(found) else None
 
     def gain_at_equal_kl(self, arm: str) -> Estimate:
-        """Reward over θ_sft's at the common KL; NaN where there is none."""
+        """Return the reward minus θ_sft's at the common KL; NaN if there is none."""
         points = self.matched(arm)
-        return over_trainings([e for _, e in points], "reward_difference") if points else UNKNOWN
+        return over_trainings([e for _, e in points], "reward_difference") if points else NO_ESTIMATE
 
     def advantage(self, arm: str, other: str) -> Estimate:
-        """How much more reward one arm has than another at the common KL; NaN where there is none.
+        """Return how much more reward one arm has than another at the common KL; NaN if there is none.
 
-        Paired by seed. A single training is paired by prompt, which leaves out what another training would give.
+        Arms are paired by seed. A single training is paired by prompt, which ignores the variation of trainings.
         """
         one, two = self.matched(arm), self.matched(other)
         if not one or not two:
-            return UNKNOWN
+            return NO_ESTIMATE
         sides = [[evaluation for _, evaluation in points] for points in (one, two)]
         if len(self.seeds) == 1:
             values = [evaluations[0].rewards_policy for evaluations in sides]
@@ -156,7 +156,7 @@ class Comparison:
         return mean_interval([a - b for a, b in zip(*values, strict=True)])
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain JSON values; NaN as null."""
+        """Return everything as plain JSON values; NaN becomes null."""
         return json_values(
             {
                 "status": "ok",
@@ -183,7 +183,7 @@ class Comparison:
         )
 
     def arm_summary(self, arm: str) -> dict[str, Any]:
-        """Measures along the arm's front and at equal KL."""
+        """Return the measures along the arm's front and at equal KL."""
         front = {measure: [asdict(e) for e in self.over_seeds(arm, measure)] for measure in MEASURES}
         return front | {
             "gain_at_equal_kl": asdict(self.gain_at_equal_kl(arm)),
@@ -195,7 +195,7 @@ class Comparison:
 
 
 def measured_record(measured: Measured) -> dict[str, Any]:
-    """All figures of one arm and seed, and samples at the common KL."""
+    """Return all measures of one arm and seed, and samples at the common KL."""
     return {
         "front": [figures(evaluation) for evaluation in measured.front],
         "end": measured.end and figures(measured.end),
@@ -206,20 +206,20 @@ def measured_record(measured: Measured) -> dict[str, Any]:
 
 
 def figures(evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation without its texts."""
+    """Return an evaluation without its texts."""
     varieties = {name: getattr(evaluation, name) for name in ("variety_reference", "variety_policy")}
     return {name: asdict(estimate) for name, estimate in evaluation.measures().items()} | varieties
 
 
 def own_runs(name: str, arm: Arm) -> list[dict[str, Any]]:
-    """Rows of the arm's runs; the one that M = 1 shares with WARP is WARP's."""
+    """Return rows of the arm's runs; M = 1 leaves out the run that it shares with WARP."""
     runs = arm.runs.assign(arm=name)
     rows: list[dict[str, Any]] = (runs[own_rows(runs)] if name == SINGLE else runs).to_dict("records")
     return rows
 
 
 def own_rows(rows: pd.DataFrame) -> pd.Series:
-    """Which rows are not of run (1, 1)."""
+    """Return a mask of the rows that are not of run (1, 1)."""
     return (rows["iteration"] != 1) | (rows["run"] != 1)
 
 
@@ -227,13 +227,14 @@ def own_rows(rows: pd.DataFrame) -> pd.Series:
 
 
 def arm_config(config: ExperimentConfig, arm: str) -> ExperimentConfig:
-    """The arm's loops: I·M·T steps in one run for REINFORCE, one run an iteration for M = 1."""
-    changes = {WARP: {}, SINGLE: {"M": 1}, PLAIN: {"I": 1, "M": 1, "T": config.I * config.M * config.T}}
+    """Set the arm's loops: one run of I·M·T steps for REINFORCE, one run per iteration for M = 1."""
+    alone = {"M": 1, "lam": 0.5}
+    changes = {WARP: {}, SINGLE: alone, REINFORCE: alone | {"I": 1, "T": config.I * config.M * config.T}}
     return config.replace(**changes[arm])
 
 
 def total_steps(config: ExperimentConfig) -> int:
-    """Steps of all arms and seeds; the shared run counts twice, as the progress bar shows it."""
+    """Count the steps of all arms and seeds; the shared run counts twice, as in the progress bar."""
     return config.n_seeds * sum(c.I * c.M * c.T for c in (arm_config(config, arm) for arm in ARMS))
 
 
@@ -272,7 +273,7 @@ def run_comparison(config: ExperimentConfig, task: Task, *, progress: bool = Tru
 def train_seed(
     config: ExperimentConfig, task: Task, folder: Path, on_step: OnStep
 ) -> dict[str, tuple[SimpleNamespace, Measured]]:
-    """Train and evaluate every arm with one seed: the tables of its `WarpResult`, and what was measured."""
+    """Train and evaluate every arm with one seed; return the tables of its `WarpResult` and its evaluations."""
     settings = evaluation_settings(config, task)
     tables: dict[str, SimpleNamespace] = {}
     merged: dict[str, Weights] = {}
@@ -299,7 +300,7 @@ def train_seed(
 
 
 def train_arm(config: ExperimentConfig, task: Task, folder: Path, arm: str, *, on_step: OnStep) -> WarpResult:
-    """Make the arm's runs; M = 1 takes over the first of WARP's, which has the same θ_sft and seed."""
+    """Train the arm's runs; M = 1 copies run (1, 1) of WARP, which has the same θ_sft and seed."""
     home = folder / arm.replace(" ", "")
     if arm == SINGLE:
         home.mkdir(parents=True, exist_ok=True)
@@ -318,7 +319,7 @@ def front_at(etas: Sequence[float], merged: Weights, task: Task, settings: dict[
 
 
 def common_kl(fronts: Sequence[Sequence[Evaluation]]) -> float | None:
-    """The largest KL(policy || sft) that every front reaches where its text reads; None where one never does."""
+    """Return the largest KL(policy || sft) that every front reaches with readable text; None if one never does."""
     reached = [[e.kl_policy_reference.value for e in front if reads_like_reference(e)] for front in fronts]
     kl = min(max(kls, default=0.0) for kls in reached)
     return kl if kl > 0 else None
@@ -327,7 +328,7 @@ def common_kl(fronts: Sequence[Sequence[Evaluation]]) -> float | None:
 def at_kl(
     kl: float, front: Sequence[Evaluation], evaluate_at: Callable[[float], Evaluation]
 ) -> tuple[float, Evaluation]:
-    """(eta, evaluation) whose KL(policy || sft) is `kl` within KL_TOLERANCE, or the nearest of SEARCH_STEPS tries."""
+    """Return (eta, evaluation) with KL(policy || sft) within KL_TOLERANCE of `kl`, else the nearest one tried."""
     points = dict(zip(ETAS, front, strict=True))
 
     def away(eta: float) -> float:
@@ -343,7 +344,7 @@ def at_kl(
 
 
 def eta_at(kl: float, kls: Mapping[float, float]) -> float:
-    """The eta at which a front with these KLs (eta -> nats) first reaches `kl`: √KL linear between its points."""
+    """Return the eta where a front with these KLs (eta -> nats) first reaches `kl`, √KL being linear in between."""
     points = sorted({0.0: 0.0, **kls}.items())
     for (low, below), (high, above) in pairwise(points):
         if below <= kl <= above and above > below:

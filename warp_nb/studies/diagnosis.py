@@ -1,11 +1,12 @@
-"""The cells of the diagnosis: controlled trainings that differ from a sound one by one fault, and their table.
+"""The cells of the diagnosis: controlled trainings with planted faults, and the table of their results.
 
-    warp-nb diagnosis            # measure the cells that the table lacks, about an hour on two cores
-    warp-nb diagnosis exp2       # only those whose name holds a word
+    warp-nb diagnosis            # measure the cells that the table lacks
+    warp-nb diagnosis exp2       # only those whose name has this word
+    warp-nb diagnosis --again    # measure all cells again, about an hour on two cores
 
-A cell is named by everything that is set in it. What it measured stands in the table under that name, so a command
-that was interrupted continues where it stopped. Settings and seeds are here, fixed before any run; what follows from
-the table is in `verdicts`.
+The name of a cell lists everything that is set in it. The table has its record under that name, so an interrupted
+command resumes where it stopped. Settings and seeds are fixed here, before any run; `verdicts` draws the conclusions
+from the table.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from warp_nb.studies.original import ROWS
 from warp_nb.tasks.gate import RewardGate
 from warp_nb.tasks.imdb_gate import imdb_gate
 from warp_nb.tasks.prepared import load_task
-from warp_nb.tasks.reward_model import Recipe, RewardModel, cache_key, train_reward_model
+from warp_nb.tasks.reward_model import Recipe, RewardModel, reward_key, train_reward_model
 from warp_nb.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ PRECISION_SEEDS = {"small": SEEDS, "smollm": SEEDS[:1]}
 N_EVAL_PROMPTS = 128
 THREADS = 2
 SWEEP_LR = (1e-5, 1e-4, 1e-3, 1e-2)
-"""Learning rates of RewardTrainer; the project's own model has 1e-4."""
+"""Learning rates of RewardTrainer; the project's model is trained with 1e-4."""
 SWEEP_PAIRS = 1024
 COLLAPSED = Recipe(pairs=SWEEP_PAIRS, lr=SWEEP_LR[-1])
 DRIFT_LR = (1e-6, 1e-5, 1e-4, 1e-3)
@@ -71,7 +72,7 @@ WARM_UPS: dict[str, tuple[tuple[str, ...], Changes]] = {
     "5": ((), (("warmup_steps", 5),)),
     "never-stepped": (("never-stepped",), ()),
 }
-"""Faults and changes of the ways in which experiment 1 may have warmed up; its first 10 of 100 steps are ours."""
+"""Faults and changes for each way in which experiment 1 may have warmed up; we assume "100", of which it runs 10."""
 SUSPECTS: dict[str, tuple[str, tuple[str, ...], Changes]] = {
     "none": ("sound", (), ()),
     "collapsed": ("collapsed", (), ()),
@@ -80,18 +81,18 @@ SUSPECTS: dict[str, tuple[str, tuple[str, ...], Changes]] = {
     "one-model": ("sound", ("one-model",), ()),
     "greedy": ("sound", ("greedy",), ()),
 }
-"""Name -> reward, faults and changes of the cell that shows whether a check sees it at step 1."""
+"""Name -> reward, faults and changes of the cell that shows whether a check detects the fault at step 1."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training with the settings of an experiment of the original report, and what is changed in it.
+    """One training with the settings of an experiment of the original report, and the changes to them.
 
     Args:
         experiment: number in the original report.
         reward: sound, collapsed or constant.
         faults: names in `faults.FAULTS`.
-        changes: parameters that are not the experiment's.
+        changes: parameters that differ from the experiment's.
         seed: of the training.
         task: small or smollm.
     """
@@ -105,18 +106,18 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Everything that is set, readable; a key of the table."""
+        """The key in the table: everything that is set, in readable form."""
         changes = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in self.changes]
         return " ".join([self.task, f"exp{self.experiment}", self.reward, *self.faults, *changes, f"seed={self.seed}"])
 
     @property
     def in_half_precision(self) -> bool:
-        """Whether its KL is also taken in half precision: where `verdicts` combines faults or compares arithmetics."""
+        """Whether its KL is also measured in half precision: `verdicts` combines its fault or compares precisions."""
         changed = {name for name, _ in self.changes}
         return changed <= {"warmup_steps"} and set(self.faults) <= {"never-stepped", *ONE_SEED}
 
     def config(self, task: Task) -> WarpConfig:
-        """The parameters of the training."""
+        """Return the parameters of the training."""
         settings = ROWS[self.experiment].settings | dict(self.changes)
         return WarpConfig(
             **settings, batch_size=16, seed=self.seed, threads=THREADS, dtype=training_dtype("auto", task.policy)
@@ -132,12 +133,12 @@ class RewardCell:
 
     @property
     def name(self) -> str:
-        """A key of the table."""
+        """The key in the table."""
         return f"reward lr={self.lr:g} seed={self.seed}"
 
 
 def cells() -> list[Cell | RewardCell]:
-    """Every cell, in the order in which they are measured."""
+    """Return all cells, in the order in which they are measured."""
     variants = [(1, *warm_up) for warm_up in WARM_UPS.values()] + [(number, (), ()) for number in (2, 3, 4)]
     found: list[Cell | RewardCell] = [RewardCell(lr, seed) for lr in SWEEP_LR for seed in SEEDS]
     found += [
@@ -161,13 +162,13 @@ def cells() -> list[Cell | RewardCell]:
 
 
 def at_step_one(suspect: str) -> Cell:
-    """Experiment 2 with one step a run and one iteration."""
+    """Return the cell of experiment 2 with one iteration and one step per run."""
     reward, faults, changes = SUSPECTS[suspect]
     return Cell(2, reward, faults, (*changes, ("I", 1), ("T", 1)))
 
 
 def drift(reward: str, lr: float, baseline: str, seed: int) -> Cell:
-    """One run alone: how far Adam goes without and with something to learn."""
+    """Return the cell of a single run, which shows how far Adam moves with or without a reward to learn."""
     return Cell(2, reward, (), (("I", 1), ("M", 1), ("lr", lr), ("baseline", baseline)), seed)
 
 
@@ -176,15 +177,15 @@ def drift(reward: str, lr: float, baseline: str, seed: int) -> Cell:
 
 @cache
 def prepared_task(name: str) -> Task:
-    """The task, loaded once."""
+    """Load the task once."""
     return load_task(name, "cpu")
 
 
 @cache
 def trained_reward(recipe: Recipe) -> RewardModel:
-    """The embedded reward model by another recipe, trained once and cached beside the sound one."""
+    """Load the embedded reward model of another recipe; it is trained once and cached."""
     recipe = replace(recipe, bf16=bf16_is_fast())
-    target = cache_dir() / f"reward-{cache_key(recipe)}"
+    target = cache_dir() / f"reward-{reward_key(recipe)}"
     with building(target) as folder:
         if folder is not None:
             train_reward_model(folder, recipe=recipe)
@@ -193,14 +194,14 @@ def trained_reward(recipe: Recipe) -> RewardModel:
 
 @cache
 def gate_of(gate: Callable[[Any], RewardGate], reward: Any) -> RewardGate:
-    """The gate of a reward function, measured once."""
+    """Measure the gate of a reward function once."""
     return gate(reward)
 
 
 def measure(
     cell: Cell | RewardCell, load: Callable[[str], Task] = prepared_task, n_eval_prompts: int = N_EVAL_PROMPTS
 ) -> dict[str, Any]:
-    """The record of a cell for the table, plain JSON values; `load` makes a task by its name."""
+    """Measure a cell and return its record for the table, plain JSON values; `load` loads a task by its name."""
     started = time.perf_counter()
     with torch_threads(THREADS):
         if isinstance(cell, RewardCell):
@@ -212,7 +213,7 @@ def measure(
 
 
 def measure_training(cell: Cell, task: Task, n_eval_prompts: int) -> dict[str, Any]:
-    """Curves, displacement, geometry, the evaluation in fp32, perhaps both KLs in half precision, failed checks."""
+    """Record curves, displacement, geometry, evaluation in fp32, KLs in half precision if needed, failed checks."""
     if cell.reward == "constant":
         task = replace(task, reward=constant_reward)
     elif cell.reward == "collapsed":
@@ -237,7 +238,7 @@ def measure_training(cell: Cell, task: Task, n_eval_prompts: int) -> dict[str, A
         "changes": dict(cell.changes),
         "seed": cell.seed,
         "task": cell.task,
-        "curves": curves(result),
+        "curves": run_curves(result),
         "delta_norms": result.runs["delta_norm"].tolist(),
         "unmoved": result.runs["unmoved"].tolist(),
         "moved": displacement(weights_of(task.policy), end)["delta_norm"],
@@ -247,28 +248,28 @@ def measure_training(cell: Cell, task: Task, n_eval_prompts: int) -> dict[str, A
         "policy_sha256": fingerprint(end),
         "evaluation": {name: vars(evaluation.measures()[name]) for name in MEASURES},
         "kl": {"float32": both_kls(evaluation)}
-        | (half_precision(result.policy, task, settings) if cell.in_half_precision else {}),
+        | (half_precision_kls(result.policy, task, settings) if cell.in_half_precision else {}),
         "failed": [check.name for check in checks if check.failed],
     }
 
 
-def curves(result: WarpResult) -> dict[str, list[list[float]]]:
-    """A list a run, in the order (iteration, run), of each column of CURVES."""
+def run_curves(result: WarpResult) -> dict[str, list[list[float]]]:
+    """Return for each column of CURVES one list per run, in the order (iteration, run)."""
     runs = [rows for _, rows in result.history.groupby(["iteration", "run"])]
     return {column: [rows.sort_values("step")[column].tolist() for rows in runs] for column in CURVES}
 
 
 def both_kls(evaluation: Evaluation) -> dict[str, float]:
-    """KL(sft || policy) and KL(policy || sft), nats a sequence."""
+    """Return KL(sft || policy) and KL(policy || sft), nats per sequence."""
     return {name: getattr(evaluation, name).value for name in ("kl_reference_policy", "kl_policy_reference")}
 
 
 @torch.no_grad()
-def half_precision(policy: PreTrainedModel, task: Task, settings: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Both KLs once more, as code would measure them that scores in half precision.
+def half_precision_kls(policy: PreTrainedModel, task: Task, settings: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Measure both KLs again, as code that scores in half precision would.
 
-    bfloat16: weights and activations of both models. mixed: of θ_sft only, as where the reference is loaded in half
-    precision beside a policy in fp32. The softmax is in fp32 in all.
+    bfloat16: weights and activations of both models. mixed: of θ_sft only, as if the reference were loaded in half
+    precision and the policy in fp32. The softmax is always in fp32.
     """
     prompts, sampling = task.eval_prompts[: settings["n_prompts"]], settings["sampling"]
     low = {"reference": copy.deepcopy(task.policy).bfloat16(), "policy": copy.deepcopy(policy).bfloat16()}
@@ -292,14 +293,14 @@ def half_precision(policy: PreTrainedModel, task: Task, settings: dict[str, Any]
 
 @dataclass
 class CellTable:
-    """What was measured: `cells` maps the name of a cell to its record; `machine` is what the last one ran on."""
+    """Results of the cells: `cells` maps the name of a cell to its record; `machine` is what the last one ran on."""
 
     machine: dict[str, Any]
     cells: dict[str, dict[str, Any]]
 
 
 def read_table(path: str | Path = "") -> CellTable:
-    """The table in a file; empty where there is no file. Without a path: the table that the package ships."""
+    """Read the table in a file, empty if there is no file; without a path, the table that the package ships."""
     if not path:
         path = Path(str(files("warp_nb.studies") / "diagnosis.json"))
     if not Path(path).exists():
@@ -326,7 +327,7 @@ def fill(
 
 
 def ordered(found: dict[str, Any]) -> dict[str, Any]:
-    """Records in the order of `cells`, so that a table filled in parts is the same file."""
+    """Sort records in the order of `cells`, so that a table filled in parts is the same file."""
     names: Iterable[str] = [cell.name for cell in cells()]
     return {name: found[name] for name in names if name in found}
 
@@ -335,7 +336,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure cells of the diagnosis."""
     parser = argparse.ArgumentParser(prog="warp-nb diagnosis", description=main.__doc__)
     parser.add_argument("words", nargs="*", help="measure only cells whose name holds all of them")
-    parser.add_argument("--table", type=Path, default=TABLE, help=f"JSON file that is read and written ({TABLE})")
+    told = f"JSON file that is read and written ({TABLE}); a new one begins with what the package ships"
+    parser.add_argument("--table", type=Path, default=TABLE, help=told)
     parser.add_argument("--again", action="store_true", help="measure also what the table has")
     chosen = parser.parse_args(argv)
     wanted = [cell for cell in cells() if set(chosen.words) <= set(cell.name.split())]
@@ -343,5 +345,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"no cell is named by {' '.join(chosen.words)}", file=sys.stderr)
         return 1
     chosen.table.parent.mkdir(parents=True, exist_ok=True)
+    if not chosen.table.exists():
+        write_json(chosen.table, vars(read_table()))
     fill(chosen.table, wanted, chosen.again)
+    print(f"the report of this table: warp-nb report diagnosis -p table_file {chosen.table.absolute()}")
     return 0

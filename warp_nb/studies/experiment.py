@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLES = ("history", "geometry", "runs", "merges")
-"""Of a `WarpResult`."""
+"""Tables of a `WarpResult`."""
 
 
 @dataclass(kw_only=True)
 class ExperimentResult:
-    """What an experiment measured. The notebooks show it, reports are made from its JSON.
+    """Result of an experiment. The notebooks show it, and reports are made from its JSON.
 
     Args:
-        config: parameters, with `dtype` decided.
+        config: parameters, with `dtype` resolved.
         about: facts about the task.
-        evaluations: one a training.
+        evaluations: one per training.
         summary: each measure with its interval: over prompts (n_seeds = 1) or over trainings (t interval).
         history, geometry, runs, merges: the tables of `WarpResult` with a column `seed`.
-        gate: measurements of the reward; None for a task without a gate.
-        checks: what may have failed silently.
-        seconds: duration of this call.
+        gate: measurements of the reward; None if the task has no gate.
+        checks: results of the checks for silent failures.
+        seconds: duration of this call, s.
         peak_rss_mb: peak memory of the process, MB.
     """
 
@@ -57,7 +57,7 @@ class ExperimentResult:
     peak_rss_mb: float
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain JSON values; NaN as null."""
+        """Return everything as plain JSON values; NaN becomes null."""
         return json_values(
             {
                 "status": "ok",
@@ -78,16 +78,16 @@ class ExperimentResult:
 def run_experiment(
     config: ExperimentConfig, task: Task, *, progress: bool = True, parts: Parts = FAST
 ) -> ExperimentResult:
-    """Train `n_seeds` times with independent seeds, evaluate each training, check everything.
+    """Train `n_seeds` times with independent seeds, evaluate each training, and run all checks.
 
-    Every training is evaluated on its own draw of held-out prompts, so the spread between trainings includes the
-    prompts' share.
+    Each training is evaluated on a separate draw of held-out prompts, so the spread between trainings includes that
+    between prompts.
 
     Args:
         config: the parameters; with `out_dir` runs are durable, as in `warp`.
         task: policy, tokenizer, reward and prompts.
-        progress: whether a bar is shown.
-        parts: the functions that a run is made of (see `warp`).
+        progress: whether to show a bar.
+        parts: the functions that a run calls (see `warp`).
 
     Raises:
         ValueError: the task has fewer than `n_eval_prompts` held-out prompts; and what `warp` raises.
@@ -123,7 +123,7 @@ def run_experiment(
 
 
 def evaluation_settings(config: ExperimentConfig, task: Task) -> dict[str, Any]:
-    """Keywords of `evaluate` for one training: prompts and noise follow from its seed."""
+    """Return the keywords of `evaluate` for one training; prompts and noise follow from its seed."""
     return {
         "n_prompts": config.n_eval_prompts,
         "seed": derive_seed(config.seed, "evaluation"),
@@ -132,7 +132,7 @@ def evaluation_settings(config: ExperimentConfig, task: Task) -> dict[str, Any]:
 
 
 def stacked(results: Sequence[Any], seeds: Sequence[int]) -> dict[str, pd.DataFrame]:
-    """The tables of all trainings, one below the other, with a column `seed`."""
+    """Concatenate the tables of all trainings, with a column `seed`."""
     import pandas as pd
 
     return {

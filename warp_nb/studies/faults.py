@@ -13,26 +13,26 @@ from warp_nb.algorithm.merge import Weights
 from warp_nb.runs.training import FAST, Parts, derive_seed
 
 REPORTED_REWARD = 0.0438
-"""The original's reward, to the digits that never moved."""
+"""The original's reward, to the digits that never changed."""
 
 
 def constant_reward(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-    """The same number for every text."""
+    """Return the same number for every text."""
     return [REPORTED_REWARD] * len(completions)
 
 
 def never_stepped(parts: Parts) -> Parts:
-    """A warm-up whose scheduler begins at lr = 0 and is never stepped."""
+    """Keep lr at 0, as a warm-up whose scheduler is never stepped."""
     return replace(parts, learning_rate=lambda lr, warmup_steps, step: 0.0)
 
 
 def one_seed(parts: Parts) -> Parts:
-    """One seed for all I·M runs."""
+    """Use one seed for all I·M runs."""
     return replace(parts, run_seed=lambda seed, i, m: derive_seed(seed))
 
 
 def one_model(parts: Parts) -> Parts:
-    """θ^1 … θ^M are names of one object: what is merged are the last run's weights, M times."""
+    """Let θ^1 … θ^M be one object, so that the weights of the last run are merged M times."""
     shared: Weights = {}
 
     def aliased(*args: Any, **settings: Any) -> Weights:
@@ -43,7 +43,7 @@ def one_model(parts: Parts) -> Parts:
 
 
 def greedy_in_order(parts: Parts) -> Parts:
-    """The likeliest token is taken, and every run goes through the prompts in their order."""
+    """Take the most likely token, and let every run go through the prompts in order."""
 
     def likeliest(log_probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return log_probs.argmax(1)
@@ -66,10 +66,10 @@ FAULTS: dict[str, Callable[[Parts], Parts]] = {
 
 
 def planted(names: Iterable[str], parts: Parts = FAST) -> Parts:
-    """The parts of a run with the faults of these names.
+    """Return the parts of a run with the named faults.
 
     Raises:
-        ValueError: FAULTS lacks a name.
+        ValueError: a name is not in FAULTS.
     """
     unknown = set(names) - set(FAULTS)
     if unknown:

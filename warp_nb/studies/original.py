@@ -1,7 +1,7 @@
-"""The four experiments of the original report: what it set, what it got, what it concluded.
+"""The four experiments of the original report: settings, results and conclusions.
 
-Its reward model and task are not known: its figures stand beside ours as another scale.
-What the report does not say and we assume is listed with each row.
+Its reward model and task are not known, so its rewards are on another scale than ours.
+Assumptions about what the report does not say are listed with each row.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 COMMON: dict[str, Any] = {"I": 2, "M": 2, "T": 10, "beta": 0.1, "mu": 0.01, "eta": 0.5, "optimizer": "adam"}
 AS_WRITTEN: dict[str, Any] = {"anchor": "ema", "merge": "slerp", "merge_by": "layer", "lam": 0.5, "baseline": "none"}
-"""Algorithm 1 without our switches; the report says it implements the paper."""
+"""Algorithm 1 without our options; the report says that it implements the paper."""
 STORED: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 ASSUMED_TASK: str = STORED.pop("assumed")
-"""What the report says of none of its experiments."""
+"""Settings that the report gives for none of its experiments."""
 
 
 @dataclass(frozen=True)
 class OriginalRow:
-    """One experiment of the report; rewards on its own scale, KL in the report's units."""
+    """One experiment of the report; rewards and KL are in the report's units."""
 
     experiment: int
     change: str
@@ -37,7 +37,7 @@ class OriginalRow:
     assumed: tuple[str, ...]
 
     def measures(self) -> dict[str, float]:
-        """The reported figures by the names of our own measures."""
+        """Return the reported values by the names of our measures."""
         return {
             "reward_reference": self.reward_reference,
             "reward_policy": self.reward_policy,
@@ -57,7 +57,7 @@ ROWS = {int(number): _row(int(number), row) for number, row in STORED.items()}
 
 
 def match(config: WarpConfig) -> int | None:
-    """Number of the original experiment whose stated settings `config` has; None for one's own."""
+    """Return the number of the original experiment whose stated settings `config` has; None if there is none."""
     for number, row in ROWS.items():
         if all(getattr(config, name) == value for name, value in (row.settings | AS_WRITTEN).items()):
             return number

@@ -1,4 +1,4 @@
-"""Result files: where they lie and how they are read. A file counts only when it is whole."""
+"""Result files: where they are and how they are read. A file counts only if it is complete."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ OK, FAILED, MISSING = "ok", "failed", "missing"
 
 
 def reports_of(task: str, out: Path) -> Path:
-    """Folder of a task's reports: `out` itself for the default task."""
+    """Return the folder of a task's reports: `out` itself for the default task."""
     return out if task == DEFAULT_TASK else out / task
 
 
 def result_path(folder: Path, name: str) -> Path:
-    """The result file of a notebook of that name."""
+    """Return the path of the result file of the notebook `name`."""
     return folder / f"{name}.result.json"
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result file, or a status alone where it is missing or not whole."""
+    """Read a result file; return a status alone if it is missing or incomplete."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""What follows from the table of the diagnosis: a verdict a hypothesis, the best-fitting combination of faults.
+"""Conclusions from the table of the diagnosis: a verdict per hypothesis, and the best-fitting combination of faults.
 
-A prediction is a condition on the figures of one seed. All seeds meet it: the fault is sufficient to explain what
-the original report saw; none does: it is not; else the seeds do not decide. Sufficient is not guilty: the report's
-code is not known.
+A prediction is a condition on the results of one seed. If all seeds meet it, the fault is sufficient to explain what
+the original report saw; if none does, it is not; otherwise the verdict is undecided. A sufficient fault need not be
+the cause: the report's code is not known.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from warp_nb.studies.original import ROWS
 
 SUFFICIENT, INSUFFICIENT, UNDECIDED = "sufficient to explain it", "not sufficient", "undecided"
 STILL = 1e-5
-"""How far the reward may move and still be the original's: 7.1e-6 at the most there."""
+"""Largest change of the reward that agrees with the original, where it is at most 7.1e-6."""
 ZERO = 5e-6
 """Nats: less is printed as 0.00000."""
 FACTOR = 3.0
-"""A KL of another model is called the original's within this factor."""
+"""A KL of another model agrees with the original's within this factor."""
 ALIKE = 0.01
-"""Curves that differ by less than this share of the sound reward's spread lie upon one another in a picture."""
+"""Curves that differ by less than this share of the sound reward's spread coincide in a plot."""
 RIGHT = 0.1
-"""Degrees: a smaller angle is none."""
+"""Degrees: a smaller angle counts as zero."""
 LARGE_LR = 1e-4
-"""From here on the noise of Adam's steps is looked at."""
+"""The noise of Adam's steps is examined from this learning rate on."""
 Record = dict[str, Any]
 Table = dict[str, Record]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether each seed meets the prediction of a hypothesis, and the figures that were measured."""
+    """Whether each seed meets the prediction of a hypothesis, and what was measured."""
 
     hypothesis: str
     outcomes: tuple[bool, ...]
@@ -64,7 +64,7 @@ class Verdict:
 
 
 def verdicts(table: Table) -> list[Verdict]:
-    """All of them, in the order of the notebook. Raises KeyError for a cell that the table lacks."""
+    """Return all verdicts, in the order of the notebook; raise KeyError for a cell that the table lacks."""
     found = [collapsed_reward(table), *half_precision(table), *warm_ups(table), *four_curves(table)]
     return [*found, *equal_runs(table), *noise(table), rising_curves(table)]
 
@@ -73,7 +73,7 @@ def verdicts(table: Table) -> list[Verdict]:
 
 
 def collapsed_reward(table: Table) -> Verdict:
-    """1: a constant reward beside a growing KL."""
+    """Hypothesis 1: a collapsed reward model gives a constant reward while the KL grows."""
     moved: dict[str, list[float]] = {"collapsed": [], "sound": []}
     outcomes, far = [], []
     for seed in SEEDS:
@@ -89,7 +89,7 @@ def collapsed_reward(table: Table) -> Verdict:
 
 
 def half_precision(table: Table) -> list[Verdict]:
-    """2: 0.025 nats out of rounding."""
+    """Hypothesis 2: scoring in half precision gives a KL of 0.025 nats by rounding."""
     wanted, found = ROWS[2].kl_reference_policy, []
     for scoring, (task, seeds) in product(("bfloat16", "mixed"), PRECISION_SEEDS.items()):
         rows = {number: [table[Cell(number, seed=seed, task=task).name] for seed in seeds] for number in (1, 2)}
@@ -102,7 +102,7 @@ def half_precision(table: Table) -> list[Verdict]:
 
 
 def warm_ups(table: Table) -> list[Verdict]:
-    """3: a KL of exactly 0.00000 in whatever arithmetic."""
+    """Hypothesis 3: a warm-up leaves a KL that prints as 0.00000 in fp32 and in bfloat16."""
     found = []
     for name in ("5", "100", "never-stepped"):
         faults, changes = WARM_UPS[name]
@@ -116,7 +116,7 @@ def warm_ups(table: Table) -> list[Verdict]:
 
 
 def four_curves(table: Table) -> list[Verdict]:
-    """3: four curves that lie upon one another, with and without one seed for all runs."""
+    """Hypothesis 3: the four curves coincide, with and without one seed for all runs."""
     unit, found = sound_spread(table), []
     suspects = (("never-stepped", ()), ("never-stepped", ONE_SEED), ("100", ONE_SEED), ("5", ONE_SEED))
     for warm_up, seeds in suspects:
@@ -128,7 +128,7 @@ def four_curves(table: Table) -> list[Verdict]:
 
 
 def equal_runs(table: Table) -> list[Verdict]:
-    """4: runs that are one."""
+    """Hypothesis 4: the two runs of an iteration are the same run."""
     found = []
     for fault in ("none", *ONE_SEED, "one-model", "greedy"):
         faults = () if fault == "none" else (fault,)
@@ -146,7 +146,7 @@ def equal_runs(table: Table) -> list[Verdict]:
 
 
 def noise(table: Table) -> list[Verdict]:
-    """5: KL without anything to learn."""
+    """Hypothesis 5: the KL grows without anything to learn."""
     found = []
     for baseline in ("none", "mean"):
         shares = {}
@@ -160,7 +160,7 @@ def noise(table: Table) -> list[Verdict]:
 
 
 def rising_curves(table: Table) -> Verdict:
-    """6: a functional that rises without its reward."""
+    """Hypothesis 6: the functional rises without its reward."""
     outcomes: list[bool] = []
     slopes: dict[int, dict[str, list[float]]] = {number: {"objective": [], "reward": []} for number in (3, 4)}
     for seed in SEEDS:
@@ -181,7 +181,7 @@ def rising_curves(table: Table) -> Verdict:
 
 @dataclass(frozen=True)
 class Combination:
-    """A choice of faults, the four rows it gives (medians over the seeds), and the original's traits it shows."""
+    """A choice of faults, its four rows (medians over the seeds), and which traits of the original it reproduces."""
 
     reward: str
     seeds: str
@@ -192,12 +192,12 @@ class Combination:
 
     @property
     def matched(self) -> int:
-        """How many traits."""
+        """Number of traits that it reproduces."""
         return sum(self.traits.values())
 
 
 def combinations_tried(table: Table) -> list[Combination]:
-    """Every combination of reward, seeds, warm-up and scoring, the best fit first; ties as they stand in the table."""
+    """Return every combination of reward, seeds, warm-up and scoring, the best fit first; ties keep their order."""
     unit = sound_spread(table)
     found = []
     for reward, (seeds, shared), warm_up, scoring in product(
@@ -216,7 +216,7 @@ def combinations_tried(table: Table) -> list[Combination]:
 
 
 def row(records: Sequence[Record], scoring: str) -> dict[str, float]:
-    """Medians over the seeds of what the original's table holds."""
+    """Return the medians over the seeds of the columns of the original's table."""
     columns: dict[str, Callable[[Record], float]] = {
         "reward_reference": lambda record: record["evaluation"]["reward_reference"]["value"],
         "reward_policy": lambda record: record["evaluation"]["reward_policy"]["value"],
@@ -228,7 +228,7 @@ def row(records: Sequence[Record], scoring: str) -> dict[str, float]:
 
 
 def traits(rows: dict[int, dict[str, float]], records: dict[int, list[Record]], unit: float) -> dict[str, bool]:
-    """What the original's table and pictures show, each found again or not."""
+    """Return for each trait of the original's table and plots whether it is reproduced."""
     found = {"reward-still": all(abs(one["reward_difference"]) <= STILL for one in rows.values())}
     found["zero-1"] = max(rows[1]["kl_reference_policy"], rows[1]["kl_policy_reference"]) < ZERO
     for number in (2, 3, 4):
@@ -243,49 +243,49 @@ def traits(rows: dict[int, dict[str, float]], records: dict[int, list[Record]], 
 
 
 def kl(record: Record, scoring: str = "float32") -> float:
-    """The larger of the two KLs, nats."""
+    """Return the larger of the two KLs, nats."""
     return max(record["kl"][scoring].values())
 
 
 def ratio(part: float, whole: float) -> float:
-    """part / whole; unknown where the whole is lost in rounding."""
+    """Return part / whole; NaN if rounding leaves nothing of the whole."""
     return part / whole if whole > 0 else math.nan
 
 
 def close(value: float, wanted: float) -> bool:
-    """Within FACTOR of each other."""
+    """Return whether the two are within FACTOR of each other."""
     return wanted / FACTOR <= value <= wanted * FACTOR
 
 
 def same_curves(record: Record) -> bool:
-    """Whether the runs of each iteration are equal to the bit in every column."""
+    """Return whether the runs of each iteration are bit-identical in every column."""
     return all(pair_equal(record, first, second) for first, second in pairs(record))
 
 
 def pairs(record: Record) -> list[tuple[int, int]]:
-    """Places of two runs of one iteration among the curves, for M = 2; none of a single run."""
+    """Return the indices of the two runs of each iteration among the curves, for M = 2; none for a single run."""
     return [(place, place + 1) for place in range(0, len(record["curves"]["objective"]) - 1, 2)]
 
 
 def pair_equal(record: Record, first: int, second: int) -> bool:
-    """Whether two curves are equal to the bit."""
+    """Return whether two runs are bit-identical in every column."""
     return all(curves[first] == curves[second] for curves in record["curves"].values())
 
 
 def first_apart(records: Sequence[Record]) -> list[int]:
-    """The earliest and the latest step at which runs of an iteration begin to differ; none where they never do."""
+    """Return the earliest and the latest step at which runs of an iteration begin to differ; empty if they never do."""
     steps = [step_apart(r, *pair) for r in records for pair in pairs(r) if not pair_equal(r, *pair)]
     return [min(steps), max(steps)] if steps else []
 
 
 def step_apart(record: Record, first: int, second: int) -> int:
-    """The step at which two runs begin to differ, in whatever column."""
+    """Return the step at which two runs begin to differ in any column."""
     columns = [zip(curves[first], curves[second], strict=True) for curves in record["curves"].values()]
     return next(step for step, at in enumerate(zip(*columns, strict=True), 1) if any(a != b for a, b in at))
 
 
 def apart(record: Record) -> float:
-    """The largest distance of two of the functional's curves at one step."""
+    """Return the largest distance between two curves of the functional at one step."""
     curves = record["curves"]["objective"]
     return max(
         (abs(a - b) for one, other in combinations(curves, 2) for a, b in zip(one, other, strict=True)), default=0.0
@@ -293,12 +293,12 @@ def apart(record: Record) -> float:
 
 
 def sound_spread(table: Table) -> float:
-    """Standard deviation of the sound reward's scores: the sweep's rate that the project uses."""
+    """Return the standard deviation of the sound reward's scores, at the sweep's lr that the project uses."""
     return median(table[RewardCell(SWEEP_LR[1], seed).name]["spread"] for seed in SEEDS)
 
 
 def history(record: Record) -> pd.DataFrame:
-    """The curves as `checks.slope` takes them."""
+    """Return the curves as the table that `estimates.slope` takes."""
     return pd.DataFrame(
         {"seed": record["seed"], "iteration": place // 2, "run": place % 2, "step": step + 1}
         | {column: runs[place][step] for column, runs in record["curves"].items()}

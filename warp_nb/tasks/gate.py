@@ -1,4 +1,4 @@
-"""The gate: what a reward must show before a policy is trained on it."""
+"""The gate of a reward: measurements that are made before a policy is trained on it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from warp_nb.tasks.rewards import Reward, call_reward
+from warp_nb.tasks.reward_interface import Reward, call_reward
 
 Text = tuple[str, str]
 """Prompt and completion."""
@@ -20,7 +20,7 @@ class RewardGate:
     pair_accuracy: share of `n_pairs` held-out pairs whose good text scores higher (a tie counts half).
     spread: standard deviation of the scores of those texts.
     good_above_bad: share of fixed sentence pairs whose good sentence scores strictly higher.
-    swap_change: mean absolute change of the score when the completion under a prompt is swapped.
+    swap_change: mean absolute change of a good text's score when it gets the bad text's completion.
     """
 
     pair_accuracy: float

@@ -1,7 +1,7 @@
 """Parts of task `gpt2` from the Hugging Face hub: pinned, safetensors and plain tables only.
 
-Files are taken from the local hub cache where they lie there already, so a prepared machine
-needs no network. Only the files named here are ever asked for, so no pickle is downloaded.
+Files that are in the local hub cache are taken from there, so a prepared machine needs no network.
+Only the files named here are ever requested, so no pickle is downloaded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT = 10.0
-"""Seconds the hub has to answer the first question."""
+"""Seconds that the hub has to answer the first request."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ IMDB = HubPart(
 )
 
 
-def fetch(part: HubPart) -> Path:
-    """Folder of the part's files, from the local hub cache or downloaded into it.
+def fetch_from_hub(part: HubPart) -> Path:
+    """Return the folder of the part's files, from the local hub cache or downloaded into it.
 
     Raises RuntimeError when the hub does not answer, holds another commit under that name, or
     lacks a file.
@@ -66,12 +66,8 @@ def fetch(part: HubPart) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def snapshot(local: bool) -> Path:
-        wanted: dict[str, Any] = {
-            "revision": part.revision,
-            "allow_patterns": list(part.files),
-            "local_files_only": local,
-        }
-        return Path(snapshot_download(part.repo, repo_type=part.kind, **wanted))
+        wanted: dict[str, Any] = {"repo_type": part.kind, "revision": part.revision, "allow_patterns": list(part.files)}
+        return Path(snapshot_download(part.repo, local_files_only=local, **wanted))
 
     def lacking(folder: Path) -> list[str]:
         return [name for name in part.files if not (folder / name).exists()]
@@ -101,5 +97,5 @@ def fetch(part: HubPart) -> Path:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, at most 200 characters."""
+    """Return the first line of an error's text, at most 200 characters."""
     return (str(error).strip().splitlines() or ["no text"])[0][:200]

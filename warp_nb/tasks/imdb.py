@@ -2,7 +2,7 @@
 
 A review's place depends only on the sha256 of its cleaned text, so neither the file's
 order (sorted by label) nor a duplicate can move text from one part into another. Reviews
-of one film may still stand in different parts: the data do not name the film.
+of one film may still be in different parts: the data do not name the film.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ BREAK = re.compile(r"<br\s*/?>|\s+")
 
 
 def clean(text: str) -> str:
-    """Strip `<br />` and fold white space."""
+    """Strip `<br />` and collapse white space."""
     return re.sub(r" +", " ", BREAK.sub(" ", text)).strip()
 
 
 @lru_cache(maxsize=2)
 def _reviews(source: Source) -> pd.DataFrame:
-    """All distinct IMDb reviews of a source in the order of their sha256: columns text, label."""
+    """Return all distinct IMDb reviews of a source in the order of their sha256: columns text, label."""
     import pandas as pd
 
     if source == "embedded":
         frame = pd.read_csv(wheels.imdb_csv())
         frame = frame[frame["source"] == "imdb"]
     else:
-        frame = pd.read_parquet(hub.fetch(hub.IMDB) / hub.IMDB.files[0])
+        frame = pd.read_parquet(hub.fetch_from_hub(hub.IMDB) / hub.IMDB.files[0])
     frame = pd.DataFrame({"text": frame["text"].map(clean), "label": frame["label"]})
     frame = frame.drop_duplicates("text")
     frame["digest"] = frame["text"].map(lambda text: hashlib.sha256(text.encode()).hexdigest())
@@ -45,7 +45,7 @@ def _reviews(source: Source) -> pd.DataFrame:
 
 
 def reviews(part: Part, source: Source = "embedded") -> pd.DataFrame:
-    """One part's reviews (columns text, label); `sft` is all that the others leave.
+    """Return the reviews of a part (columns text, label); `sft` is what the other parts leave.
 
     `source` is the embedded file or the hub's stanfordnlp/imdb (its train split, both labels 0 and 1).
     Raises ValueError for an unknown part or source.

@@ -6,11 +6,11 @@ import numpy as np
 
 from warp_nb.tasks import imdb
 from warp_nb.tasks.gate import RewardGate, Text, measure_gate
+from warp_nb.tasks.reward_interface import Reward
 from warp_nb.tasks.reward_model import SCORED_WORDS, held_out_excerpts
-from warp_nb.tasks.rewards import Reward
 
 PROMPT_WORDS = 9
-"""12 tokens, in words."""
+"""Words in a prompt of 12 tokens."""
 PAIRS = 256
 PRAISE_AND_BLAME = [
     ("This movie was", " wonderful and I loved it.", " terrible and I hated it."),
@@ -30,9 +30,9 @@ SENTENCES: list[tuple[Text, Text]] = [((prompt, good), (prompt, bad)) for prompt
 
 
 def imdb_pairs(n: int = PAIRS, seed: int = 0, source: imdb.Source = "embedded") -> list[tuple[Text, Text]]:
-    """At most `n` pairs of a positive and a negative review, as (prompt, completion) and as long as scored texts.
+    """Return up to `n` pairs of a positive and a negative text, each as (prompt, completion), as long as scored texts.
 
-    They are beginnings of the source's part `reward_test`; every review is in one pair at most.
+    They are the first words of reviews of the source's part `reward_test`; a review is in one pair at most.
     """
     good, bad = held_out_excerpts(imdb.reviews("reward_test", source), SCORED_WORDS, seed=seed)
     generator = np.random.default_rng(seed)
@@ -41,11 +41,11 @@ def imdb_pairs(n: int = PAIRS, seed: int = 0, source: imdb.Source = "embedded") 
 
 
 def _split(text: str) -> Text:
-    """Cut a text where a policy's prompt would end; the completion keeps its leading space."""
+    """Split a text where a policy's prompt would end; the completion keeps its leading space."""
     words = text.split()
     return " ".join(words[:PROMPT_WORDS]), " " + " ".join(words[PROMPT_WORDS:])
 
 
 def imdb_gate(reward: Reward, source: imdb.Source = "embedded") -> RewardGate:
-    """Measure any reward function on the held-out reviews of a source."""
+    """Measure any reward function on the held-out reviews of a source and on the fixed sentences."""
     return measure_gate(reward, imdb_pairs(source=source), SENTENCES)

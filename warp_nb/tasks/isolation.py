@@ -1,4 +1,4 @@
-"""What stands around a trainer of TRL: silence, one progress bar, and the caller's state given back."""
+"""Isolation of a TRL trainer: no output of the libraries, one progress bar, and the caller's state restored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings, log lines or bars of the libraries inside; their verbosity comes back after."""
+    """Silence the libraries' warnings, log lines and bars in the block; restore their verbosity after it."""
     with warnings.catch_warnings(action="ignore"):  # tqdm warns at import where ipywidgets is missing
         import datasets
         import transformers
@@ -39,7 +39,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Give the caller back what a trainer changes: random states, number of threads, environment."""
+    """Restore what a trainer changes: random states, number of threads, environment variables, verbosity."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  the legacy state is the one trainers seed
     threads, environment = torch.get_num_threads(), {**os.environ}
     try:
@@ -55,13 +55,13 @@ def undisturbed() -> Iterator[None]:
 
 
 def fit(
-    trainer: Any, settings: Any, model: Any, data: Any, tokenizer: Any, *, title: str, bar: bool, **given: Any
+    trainer: Any, settings: Any, model: Any, data: Any, *, tokenizer: Any, title: str, bar: bool, **given: Any
 ) -> None:
-    """Train `model` in place by a trainer of TRL on tokenised `data`; no file is left, `bar` draws one.
+    """Train `model` in place with a TRL trainer on tokenised `data`; leave no file.
 
     Args:
         trainer: the trainer's class.
-        settings: the class of its settings, which get `given`.
+        settings: the class of its arguments; `given` are passed to it. `bar` shows a progress bar called `title`.
     """
     from tqdm import tqdm
     from transformers import PrinterCallback, TrainerCallback
@@ -87,7 +87,7 @@ def fit(
 
 
 def trainer_versions() -> dict[str, str]:
-    """Libraries whose version changes the trained weights."""
+    """Return the versions of the libraries that change the trained weights."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "transformers", "trl")}

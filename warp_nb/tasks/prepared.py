@@ -15,11 +15,11 @@ from warp_nb.tasks.text import first_tokens
 PROMPT_TOKENS = 12
 SMALL = Path(__file__).parent / "small"
 Loaded = tuple[Any, Any, imdb.Source, dict[str, Any]]
-"""Policy in fp32, tokenizer, whose reviews, facts about the policy."""
+"""Policy in fp32, tokenizer, source of the reviews, facts about the policy."""
 
 
 def resolve(name: str, device: str = "") -> tuple[str, str, str]:
-    """(task, device, reason) for the notebooks' `task` and `device` parameters.
+    """Resolve the notebooks' `task` and `device` parameters to (task, device, reason).
 
     The reason is `named`, `no-gpu` or `gpu`.
 
@@ -35,14 +35,14 @@ def resolve(name: str, device: str = "") -> tuple[str, str, str]:
 
 
 def load_task(name: str, device: str | None = None) -> Task:
-    """Load a prepared task; its parts are fetched and trained at first use and cached.
+    """Load a prepared task; its parts are fetched and trained at first use, then cached.
 
     Args:
         name: `small`, `smollm`, `gpt2`, or `auto` (`gpt2` with a GPU, else `small`).
         device: cpu, cuda, cuda:N or mps; the fastest one by default.
 
     Raises:
-        ValueError: the name or the device is unknown.
+        ValueError: the name is unknown, or this machine lacks the device.
         RuntimeError: a part cannot be fetched.
     """
     from warp_nb.tasks.imdb_gate import imdb_gate
@@ -68,12 +68,12 @@ def load_task(name: str, device: str | None = None) -> Task:
 
 
 def beginnings(tokenizer: Any, part: imdb.Part, source: imdb.Source, count: int | None = None) -> list[str]:
-    """The first tokens of the reviews of a part (of its first `count` reviews), as prompts."""
+    """Return the first PROMPT_TOKENS tokens of a part's reviews (of the first `count`) as prompts."""
     return first_tokens(tokenizer, imdb.reviews(part, source)["text"].tolist()[:count], PROMPT_TOKENS)
 
 
 def load_policy(folder: Path) -> tuple[Any, Any]:
-    """Policy in fp32 and tokenizer of a transformers folder: safetensors only, no code of the folder's."""
+    """Load policy (fp32) and tokenizer from a transformers folder: safetensors only, no code from the folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -82,12 +82,12 @@ def load_policy(folder: Path) -> tuple[Any, Any]:
 
 
 def _small(device: str) -> Loaded:
-    """The shipped policy of two layers."""
+    """Load the shipped policy of two layers."""
     return *load_policy(SMALL), "embedded", {}
 
 
 def _smollm(device: str) -> Loaded:
-    """SmolLM2-135M after a short SFT on the reviews, trained at first use."""
+    """Load SmolLM2-135M after a short SFT on the reviews, trained at first use."""
     from warp_nb.tasks.sft import load_sft
 
     folder, facts = load_sft(device)
@@ -95,8 +95,8 @@ def _smollm(device: str) -> Loaded:
 
 
 def _gpt2(device: str) -> Loaded:
-    """GPT-2 tuned on IMDb, from the hub: the original report's size and task."""
-    return *load_policy(hub.fetch(hub.GPT2_IMDB)), "hub", {}
+    """Load GPT-2 fine-tuned on IMDb from the hub: the original report's kind of model."""
+    return *load_policy(hub.fetch_from_hub(hub.GPT2_IMDB)), "hub", {}
 
 
 LOADERS: dict[str, Callable[[str], Loaded]] = {"small": _small, "smollm": _smollm, "gpt2": _gpt2}

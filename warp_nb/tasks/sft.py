@@ -1,8 +1,8 @@
 """θ_sft of task `smollm`: the GGUF as a transformers folder, a short SFT by TRL's SFTTrainer, perplexity.
 
-The SFT sees only beginnings of reviews of the part `sft`, as long as what the policy is later asked to
-write. Deviations from a plain `SFTTrainer(model, train_dataset=reviews)`: the texts are tokenised here,
-because TRL would append an end token after a review that is only cut off, and none of them is padded.
+The SFT sees only the first tokens of reviews of the part `sft`, somewhat longer than a prompt with its
+completion. Deviations from a plain `SFTTrainer(model, train_dataset=reviews)`: the texts are tokenised here,
+because TRL would append an end token to a review that is only cut off, and none of them is padded.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BEGIN, PAD = "<|endoftext|>", "<|im_end|>"
-"""What separated documents in SmolLM2's pre-training opens and ends a text; padding needs another token."""
+"""The separator of documents in SmolLM2's pre-training begins and ends a text; padding needs another token."""
 FACTS_FILE = "sft.json"
 HELD_OUT = 128
 """Evaluation reviews of the perplexity before and after."""
 
-WORDS = 48
+PERPLEXITY_WORDS = 48
 """Words at the beginning of a review over which perplexity is measured."""
 
 
 def smollm2_folder() -> Path:
-    """SmolLM2-135M-Instruct, dequantised to fp32 safetensors in the cache folder.
+    """Return the folder of SmolLM2-135M-Instruct, dequantised to fp32 safetensors in the cache folder.
 
     The loader keeps a quantizer that refuses saving and training, so the weights move
     into a model built from the configuration without it.
@@ -59,7 +59,7 @@ def smollm2_folder() -> Path:
 
 
 def load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """SmolLM2-135M-Instruct in fp32 and its tokenizer."""
+    """Load SmolLM2-135M-Instruct in fp32 and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = smollm2_folder()
@@ -69,7 +69,7 @@ def load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 @dataclass(frozen=True)
 class SftRecipe:
-    """Everything of the SFT that is chosen; part of the cache key. `version` counts code changes."""
+    """All settings of the SFT; part of the cache key. `version` counts code changes."""
 
     steps: int = 64
     batch_size: int = 16
@@ -81,10 +81,10 @@ class SftRecipe:
     version: int = 1
 
 
-def beginnings(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: int) -> Dataset:
-    """TRL's tokenised format: the begin token and the first tokens of each text, exactly `tokens` in all.
+def tokenised_beginnings(tokenizer: PreTrainedTokenizerBase, texts: list[str], tokens: int) -> Dataset:
+    """Tokenise in TRL's format: the begin token and the first tokens of each text, exactly `tokens` in all.
 
-    Shorter texts are left out.
+    Shorter texts are dropped.
     """
     from datasets import Dataset
 
@@ -98,17 +98,18 @@ def train_sft(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
+    *,
     held_out: list[str],
     recipe: SftRecipe,
 ) -> dict[str, Any]:
-    """Tune `model` in place on beginnings of `texts`, write it to `folder`; the facts of FACTS_FILE.
+    """Fine-tune `model` in place on the first tokens of `texts`, write it to `folder`, return its perplexities.
 
     Perplexities are per word on `held_out`, fp32, before and after. The caller's random states, threads,
-    environment and verbosity come back unchanged. Raises ValueError when no text is long enough.
+    environment and verbosity are restored. Raises ValueError when no text is long enough.
     """
     from trl import SFTConfig, SFTTrainer
 
-    data = beginnings(tokenizer, texts, recipe.tokens)
+    data = tokenised_beginnings(tokenizer, texts, recipe.tokens)
     if not len(data):
         raise ValueError(f"none of {len(texts)} texts has {recipe.tokens} tokens; pass longer texts or fewer tokens")
     before = word_perplexity(model.eval(), tokenizer, held_out)
@@ -118,7 +119,7 @@ def train_sft(
             SFTConfig,
             model,
             data,
-            tokenizer,
+            tokenizer=tokenizer,
             title="SFT",
             bar=True,
             per_device_train_batch_size=recipe.batch_size,
@@ -138,16 +139,16 @@ def train_sft(
     return facts
 
 
-def cache_key(recipe: SftRecipe) -> str:
-    """Ten hex digits over all the tuned policy depends on: recipe, data, their split, base model, libraries."""
-    parts = [asdict(recipe), wheels.IMDB.sha256, wheels.SMOLLM2.sha256, imdb.SIZES, trainer_versions()]
+def sft_key(recipe: SftRecipe) -> str:
+    """Return ten hex digits that identify all the policy depends on: recipe, data, split, base model, libraries."""
+    parts = [asdict(recipe), wheels.REVIEWS.sha256, wheels.SMOLLM2.sha256, imdb.SIZES, trainer_versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def load_sft(device: str = "cpu") -> tuple[Path, dict[str, Any]]:
-    """Folder of SmolLM2-135M after its SFT, tuned at first use (a few minutes on two cores); its perplexities."""
+    """Return the folder of SmolLM2-135M after its SFT (at first use: minutes on two cores) and its perplexities."""
     recipe = SftRecipe(bf16=bf16_is_fast(device))
-    target = cache_dir() / f"smollm2-sft-{cache_key(recipe)}"
+    target = cache_dir() / f"smollm2-sft-{sft_key(recipe)}"
     with building(target) as folder:
         if folder is not None:
             with quiet():
@@ -157,7 +158,7 @@ def load_sft(device: str = "cpu") -> tuple[Path, dict[str, Any]]:
             tokenizer.pad_token = PAD
             model.config.bos_token_id = model.config.eos_token_id = tokenizer.bos_token_id
             held_out = imdb.reviews("eval")["text"].tolist()[:HELD_OUT]
-            train_sft(folder, model, tokenizer, imdb.reviews("sft")["text"].tolist(), held_out, recipe)
+            train_sft(folder, model, tokenizer, imdb.reviews("sft")["text"].tolist(), held_out=held_out, recipe=recipe)
     stored = json.loads((target / FACTS_FILE).read_text(encoding="utf-8"))
     return target, {name: stored[name] for name in ("perplexity_before", "perplexity_after", "held_out_reviews")}
 
@@ -167,14 +168,15 @@ def word_perplexity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
-    words: int = WORDS,
+    *,
+    words: int = PERPLEXITY_WORDS,
     begin: int | None = None,
     batch_size: int = 32,
 ) -> float:
-    """exp(total negative log-likelihood / number of words) over the first `words` words.
+    """Return exp(total negative log-likelihood / number of words) over the first `words` words of each text.
 
-    Words are separated by white space, so models with different vocabularies compare.
-    `begin` is the id that opens every text (default: the tokenizer's begin token).
+    Words are separated by white space, so models with different vocabularies can be compared.
+    `begin` is the first id of every text (default: the tokenizer's begin token).
     """
     begin = tokenizer.bos_token_id if begin is None else begin
     heads = [" ".join(text.split()[:words]) for text in texts]

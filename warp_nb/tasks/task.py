@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from warp_nb.algorithm.objective import Rollout, Sampling
-from warp_nb.tasks.rewards import Reward, call_reward, describe_reward, reward_name
+from warp_nb.tasks.reward_interface import Reward, call_reward, describe_reward, reward_name
 from warp_nb.tasks.text import context_length, decode_completions, encode_prompts, pad_id
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """The input of Algorithm 1.
+    """The input of Algorithm 1: a policy, its tokenizer, a reward and prompts.
 
     Args:
         policy: θ_sft, a causal language model in fp32 and eval mode. It is never changed.
@@ -28,14 +28,14 @@ class Task:
         reward: a function of TRL's convention, `reward(prompts, completions, **kwargs) -> list[float]`.
         train_prompts: texts that the policy completes in training.
         eval_prompts: held-out texts; none of them may be a training prompt.
-        name: how banners and files call the task.
-        gate: measures a reward function before a policy is trained on it; None leaves that check out.
-        facts: what is known of the policy beside its size (`perplexity_before`, `perplexity_after` its SFT, per word).
-        rebuild: device -> this task, for the workers of an executor: a function of a module, or a partial of one.
+        name: shown in banners and result files.
+        gate: measures a reward function before a policy is trained on it; None skips that check.
+        facts: for banners and result files, e.g. `perplexity_before` and `perplexity_after` the SFT, per word.
+        rebuild: loads this task on a device, in a worker of an executor; a function of a module, or a partial of one.
 
     Raises:
-        ValueError: prompts are missing or shared by training and evaluation, or the policy is in training mode
-            (dropout) or not in fp32.
+        ValueError: a list of prompts is empty, a prompt is in both lists, or the policy is in training mode (with
+            dropout) or below fp32.
     """
 
     policy: PreTrainedModel
@@ -50,10 +50,10 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.policy.training:
-            raise ValueError("the policy is in training mode, dropout would differ at every look; call policy.eval()")
+            raise ValueError("the policy is in training mode, so dropout would change its output; call policy.eval()")
         low = [f"{n} is {p.dtype}" for n, p in self.policy.named_parameters() if p.dtype.itemsize < 4]
         if low:
-            raise ValueError(f"the policy must be float32, {low[0]}; call policy.float() (dtype is for arithmetic)")
+            raise ValueError(f"the policy must be float32, {low[0]}; call policy.float() (config.dtype sets bf16)")
         for name in ("train_prompts", "eval_prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; pass at least one prompt")
@@ -65,27 +65,27 @@ class Task:
             )
 
     def sampling(self, max_new_tokens: int, temperature: float = 1.0) -> Sampling:
-        """How completions are drawn, with what ends and pads them by the tokenizer."""
+        """Return the settings of the sampler, with the tokenizer's end and padding ids."""
         end = self.tokenizer.eos_token_id
         return Sampling(max_new_tokens, temperature, () if end is None else (end,), pad_id(self.tokenizer))
 
     def encode(self, prompts: list[str], sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-        """(ids, attention mask) of prompts, int64 [B, P], on the policy's device (see `encode_prompts`)."""
+        """Encode prompts as (ids, attention mask), int64 [B, P], on the policy's device (see `encode_prompts`)."""
         limit = context_length(self.policy) - sampling.max_new_tokens
         ids, mask = encode_prompts(self.tokenizer, prompts, limit)
         return ids.to(self.policy.device), mask.to(self.policy.device)
 
     def decode(self, rollout: Rollout) -> list[str]:
-        """The completions as the reward sees them."""
+        """Decode the completions to the texts that the reward sees."""
         return decode_completions(self.tokenizer, rollout)
 
     def score(self, prompts: list[str], completions: list[str], where: str) -> list[float]:
-        """The reward of each completion, checked (see `call_reward`)."""
+        """Call the reward and check that it returns one finite number per completion (see `call_reward`)."""
         return call_reward(self.reward, prompts, completions, where)
 
 
 def describe(task: Task) -> dict[str, Any]:
-    """Plain facts about a task for banners and result files."""
+    """Return plain facts about a task for banners and result files."""
     return {
         "task": task.name,
         "parameters": task.policy.num_parameters(),

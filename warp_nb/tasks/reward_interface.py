@@ -1,4 +1,4 @@
-"""The one door to a reward function: it is called by TRL's convention and its answer is checked."""
+"""Reward functions are called here only: by TRL's convention, and what they return is checked."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Reward = Callable[..., Sequence[float]]
-"""reward(prompts: list[str], completions: list[str], **kwargs) -> one number a completion, as TRL calls it."""
+"""reward(prompts: list[str], completions: list[str], **kwargs) -> one number per completion, as in TRL."""
 
 
 def call_reward(reward: Reward, prompts: list[str], completions: list[str], where: str) -> list[float]:
-    """The reward of each completion: one finite number a completion.
+    """Call the reward and check that it returns one finite number per completion.
 
     Raises:
-        ValueError: the answer is not one finite number a completion; names the function, `where` it was called, the
-            first bad value and its prompt.
-        RuntimeError: the function raised; names the same.
+        ValueError: it did not; the message names the function, `where` it was called, the first bad value and its
+            prompt.
+        RuntimeError: the function raised; the message names the function and `where`, and quotes the first prompt.
     """
     called = f"reward {reward_name(reward)} at {where}"
     try:
@@ -28,7 +28,7 @@ def call_reward(reward: Reward, prompts: list[str], completions: list[str], wher
     try:
         values = list(given)
     except TypeError:
-        raise ValueError(f"{called} returned {given!r}; it must return a list of numbers, one a completion") from None
+        raise ValueError(f"{called} returned {given!r}; it must return a list of numbers, one per completion") from None
     if len(values) != len(completions):
         raise ValueError(f"{called} returned {len(values)} values for {len(completions)} completions")
     for prompt, value in zip(prompts, values, strict=True):
@@ -50,10 +50,10 @@ def _is_finite_number(value: Any) -> bool:
 
 
 def reward_name(reward: Reward) -> str:
-    """The function's own name, or the class of an object that is called."""
+    """Return the function's name, or the class name of a callable object."""
     return str(getattr(reward, "__name__", type(reward).__name__))
 
 
 def describe_reward(reward: Reward) -> dict[str, Any]:
-    """The reward's name and, where it has a method `describe`, what that returns."""
+    """Return the reward's name and, if it has a method `describe`, what that returns."""
     return {"name": reward_name(reward)} | (reward.describe() if hasattr(reward, "describe") else {})
