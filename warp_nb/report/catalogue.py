@@ -31,7 +31,7 @@ class Experiment:
         by_default: whether `warp-nb report` runs it when none is named.
         once: whether there is one report for all tasks.
         reported: whether it can be reported at all; the page for one's own parameters is not.
-        minutes: whether it is short enough for `warp-nb guide` to run it with the others.
+        short: whether `warp-nb guide` runs it with the others.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Experiment:
     by_default: bool = False
     once: bool = False
     reported: bool = True
-    minutes: bool = True
+    short: bool = True
 
 
 EXPERIMENTS = (
@@ -50,7 +50,7 @@ EXPERIMENTS = (
         Experiment(f"exp{number}", str(number), row.change, original=row, by_default=True)
         for number, row in ROWS.items()
     ),
-    Experiment("exp5", "Эксперимент 5: T = 100 и прогрев", section="comparison", minutes=False),
+    Experiment("exp5", "Эксперимент 5: T = 100 и прогрев", section="comparison", short=False),
     Experiment("exp", "Эксперимент с вашими параметрами", reported=False),
     Experiment("diagnosis", "Диагностика: чего не видел исходный отчёт", section="diagnosis", once=True),
 )

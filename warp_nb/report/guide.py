@@ -113,7 +113,7 @@ def run_in_place(path: Path, timeout: int | None) -> tuple[float, str]:
 def chosen(named: Sequence[Path], folder: Path) -> list[Path]:
     """List the notebooks to run: those named, else all but experiment 5; the index, which lists them, comes last."""
     index = folder / "index.ipynb"
-    long = {f"{one.name}.ipynb" for one in EXPERIMENTS if not one.minutes}
+    long = {f"{one.name}.ipynb" for one in EXPERIMENTS if not one.short}
     listed = [folder / row.path for row in steps(folder) if row.path not in long]
     return [path for path in named or listed if path.resolve() != index.resolve()] + [index] * index.exists()
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from warp_nb.report.catalogue import EXPERIMENTS, Experiment, results_of, rows_of
+from warp_nb.report.catalogue import EXPERIMENTS, Experiment, results_of, rows_of, sections_of
 from warp_nb.report.page import rendered
 from warp_nb.studies.original import ROWS
+from warp_nb.studies.result_files import MISSING
 
 MARKS = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 """The markers of a table: its kind, which is the name of its template, and its task."""
@@ -21,6 +22,9 @@ def filled_readme(readme: str, reports: Path, experiments: Sequence[Experiment] 
         before, kind, task, after = found.groups()
         results = results_of(task, reports, experiments)
         rows = [(one, results[one.name]) for one in rows_of(experiments)]
-        return before + rendered(f"{kind}.md.j2", task=task, rows=rows, results=results, original=ROWS) + after
+        result = next(
+            (results[one.name] for one in sections_of(experiments) if one.section == kind), {"status": MISSING}
+        )
+        return before + rendered(f"{kind}.md.j2", task=task, rows=rows, result=result, original=ROWS) + after
 
     return MARKS.sub(table, readme)
