@@ -51,7 +51,7 @@ test: lint quick notebooks-test ## lint, the quick tests, the notebooks run agai
 	@echo 'Left to `make test-slow`: tests that train, execute reports or kill processes. Left to `make browser`: the pages'
 	@echo 'in Chromium. Left out: exp5.ipynb as a whole; a short run of it is among the slow tests.'
 
-quick: $(VENV)/.ready-dev ## the tests that take less than two minutes together
+quick: $(VENV)/.ready-dev ## the tests without the slow ones, side by side
 	$(BIN)/python -m pytest -m "not slow and not browser" -p no:nbval -n auto --maxprocesses 4 --dist worksteal
 
 notebooks-test: $(VENV)/.ready-dev
@@ -59,7 +59,7 @@ notebooks-test: $(VENV)/.ready-dev
 	  --ignore=notebooks/exp5.ipynb --ignore=notebooks/diagnosis.ipynb notebooks && $(NBVAL) notebooks/diagnosis.ipynb
 
 test-slow: $(VENV)/.ready-dev ## the tests that train, execute reports and kill processes
-	$(BIN)/python -m pytest -m "slow and not browser"
+	$(BIN)/python -m pytest -m "slow and not browser" -p no:nbval -n auto --maxprocesses 2 --dist loadfile
 
 browser: $(VENV)/.ready-dev ## the pages, and the lessons in JupyterLab, in headless Chromium
 	$(BIN)/python -m pytest -m browser
