@@ -292,7 +292,7 @@ def test_a_long_run_needs_no_more_than_a_short_one(tmp_path: Path) -> None:
         files.append(process.num_fds())
         sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
 
-    config = CONFIG.replace(T=2000, lr=1e-6, batch_size=2, max_new_tokens=2, save_every=200, threads=2)
+    config = CONFIG.replace(T=2000, lr=1e-6, batch_size=2, max_new_tokens=2, save_every=200)
     quick(config, task, out_dir=tmp_path, progress=watch)
     settled, handles = memory[400:], [float(count) for count in files[400:]]
     growth, half = slope(settled)
