@@ -279,6 +279,7 @@ def slope(values: list[float]) -> tuple[float, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_a_long_run_needs_no_more_than_a_short_one(tmp_path: Path) -> None:
     """2,000 steps of a real policy, a checkpoint every 200: memory and open files by step, after the first 400."""
     import psutil
