@@ -64,11 +64,9 @@ def refuse_load(share: float, when: str) -> None:
 
 def machine() -> dict[str, Any]:
     """Return processor, number of processors, memory in GB (1e9 bytes), system, Python."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
+    from warp_nb.measure.machine import processor
+
+    model = processor()
     memory = round(psutil.virtual_memory().total / 1e9)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     system = f"{platform.system()} {platform.machine()}"

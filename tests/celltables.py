@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from warp_nb.studies.diagnosis import Cell, RewardCell, cells
+from warp_nb.studies.diagnosis import ONE_SEED, SEEDS, WARM_UPS, Cell, RewardCell, cells
 
 KLS = {1: 1e-8, 2: 1e-5, 3: 9.0, 4: 0.1}
 """Of the sound experiments, nats."""
@@ -51,4 +51,15 @@ def healthy() -> dict[str, Any]:
             table[cell.name] = record(kl=KLS[cell.experiment], seed=cell.seed)
             if cell.experiment == 1:
                 table[cell.name]["kl"]["bfloat16"] = both(2e-3)
+    return table
+
+
+def with_the_originals_traits() -> dict[str, Any]:
+    """A table in which one combination has most of the original's traits: collapsed, never stepped, one seed."""
+    table = healthy()
+    for seed in SEEDS:
+        wanted = {1: (*WARM_UPS["never-stepped"], 0.0), 2: ((), (), 0.02), 3: ((), (), 100.0), 4: ((), (), 30.0)}
+        for number, (faults, changes, kl) in wanted.items():
+            name = Cell(number, "collapsed", faults + ONE_SEED, changes, seed).name
+            table[name] = record(reward=0.0, kl=kl, curves=[[0.1, 0.2]] * 4)
     return table

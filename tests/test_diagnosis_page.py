@@ -8,7 +8,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from celltables import both, healthy, moved, record
+from celltables import both, healthy, moved, record, with_the_originals_traits
 from pages import records
 
 from warp_nb.measure.machine import machine
@@ -151,12 +151,7 @@ def test_figures_show_the_table() -> None:
 
 
 def test_the_best_combination_is_told_with_those_as_good() -> None:
-    table = healthy()
-    for seed in SEEDS:
-        wanted = {1: (*WARM_UPS["never-stepped"], 0.0), 2: ((), (), 0.02), 3: ((), (), 100.0), 4: ((), (), 30.0)}
-        for number, (faults, changes, kl) in wanted.items():
-            name = Cell(number, "collapsed", faults + ONE_SEED, changes, seed).name
-            table[name] = record(reward=0.0, kl=kl, curves=[[0.1, 0.2]] * 4)
+    table = with_the_originals_traits()
     assert diagnosis_page.best_text(table) == (
         "Перебрано 36 сочетаний. Лучше всего подходит: награда схлопнувшаяся, сид один на все прогоны, прогрев "
         "эксперимента 1: lr = 0, планировщик не вызван, KL посчитана в fp32. Оно повторяет 7 из 7 признаков исходного "

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from celltables import both, healthy, moved, record
+from celltables import both, healthy, moved, record, with_the_originals_traits
 
 from warp_nb.studies import verdicts
 from warp_nb.studies.diagnosis import DRIFT_LR, ONE_SEED, SEEDS, WARM_UPS, Cell, drift
@@ -150,12 +150,7 @@ def test_equal_runs_are_equal_to_the_bit_and_have_no_angle() -> None:
 
 
 def test_the_best_combination_is_the_one_with_most_traits() -> None:
-    table = healthy()
-    for seed in SEEDS:
-        wanted = {1: (*WARM_UPS["never-stepped"], 0.0), 2: ((), (), 0.02), 3: ((), (), 100.0), 4: ((), (), 30.0)}
-        for number, (faults, changes, kl) in wanted.items():
-            name = Cell(number, "collapsed", faults + ONE_SEED, changes, seed).name
-            table[name] = record(reward=0.0, kl=kl, curves=[[0.1, 0.2]] * 4)
+    table = with_the_originals_traits()
     tried = verdicts.combinations_tried(table)
     best = tried[0]
     assert len(tried) == 2 * 2 * 3 * 3

@@ -20,15 +20,20 @@ def peak_rss_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
 
-def machine() -> dict[str, Any]:
-    """Return versions and hardware, which are recorded with every result."""
+def processor() -> str:
+    """Return the model of the processor."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
+    return model
+
+
+def machine() -> dict[str, Any]:
+    """Return versions and hardware, which are recorded with every result."""
     return {
-        "cpu": model,
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
