@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from warp_nb.measure.machine import processor
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "trl", "mergekit", "safetensors", "numpy")
 LIMIT = 0.05
@@ -64,13 +66,10 @@ def refuse_load(share: float, when: str) -> None:
 
 def machine() -> dict[str, Any]:
     """Return processor, number of processors, memory in GB (1e9 bytes), system, Python."""
-    from warp_nb.measure.machine import processor
-
-    model = processor()
     memory = round(psutil.virtual_memory().total / 1e9)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     system = f"{platform.system()} {platform.machine()}"
-    return {"cpu": model, "processors": threads, "memory_gb": memory, "system": system}
+    return {"cpu": processor(), "processors": threads, "memory_gb": memory, "system": system}
 
 
 def versions() -> dict[str, str]:

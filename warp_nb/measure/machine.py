@@ -9,8 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGES = ("torch", "transformers", "trl", "datasets", "numpy", "papermill")
 
 
@@ -32,6 +30,8 @@ def processor() -> str:
 
 def machine() -> dict[str, Any]:
     """Return versions and hardware, which are recorded with every result."""
+    import torch  # here, so that `processor` costs a process that only starts others no torch
+
     return {
         "cpu": processor(),
         "threads": torch.get_num_threads(),
