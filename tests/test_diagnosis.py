@@ -6,7 +6,7 @@ import json
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -76,10 +76,15 @@ def tiny_task(name: str) -> Task:
 
 
 def measured_tiny(cell: Cell) -> dict[str, Any]:
-    """The record of a cell on the tiny task, on one thread."""
+    return measure(cell, load=tiny_task, n_eval_prompts=8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Measure on one thread: tests run side by side, and two threads a process then wait for one another."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diagnosis, "THREADS", 1)
-        return measure(cell, load=tiny_task, n_eval_prompts=8)
+        yield
 
 
 @pytest.fixture(scope="module")
