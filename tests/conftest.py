@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 from hypothesis import settings
@@ -16,3 +17,11 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALL
 settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("explore")
 settings.load_profile("repeatable")
+
+gc.disable()  # while the tests are imported, which makes many objects and hardly any garbage
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of every later collection of garbage, which would walk through all of it."""
+    gc.enable()
+    gc.freeze()

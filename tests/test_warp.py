@@ -134,6 +134,7 @@ SWITCHES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_switch_changes_the_result_and_what_only_records_does_not() -> None:
     base = CONFIG.replace(I=1, T=2, warmup_steps=0, max_new_tokens=3)
     prints = [bits(quick(base.replace(**change))) for change in SWITCHES]
