@@ -55,7 +55,8 @@ quick: $(VENV)/.ready-dev ## the tests without the slow ones, side by side
 	$(BIN)/python -m pytest -m "not slow and not browser" -p no:nbval -n auto --maxprocesses 4 --dist worksteal
 
 notebooks-test: $(VENV)/.ready-dev
-	kept=$$(mktemp -d) && WARP_NB_LESSONS=$$kept $(NBVAL) --nbval-sanitize-with=tests/nbval.cfg \
+	kept=$$(mktemp -d) && OMP_NUM_THREADS=1 WARP_NB_LESSONS=$$kept $(NBVAL) --nbval-sanitize-with=tests/nbval.cfg \
+	  -n auto --maxprocesses 2 --dist loadfile \
 	  --ignore=notebooks/exp5.ipynb --ignore=notebooks/diagnosis.ipynb notebooks && $(NBVAL) notebooks/diagnosis.ipynb
 
 test-slow: $(VENV)/.ready-dev ## the tests that train, execute reports and kill processes
