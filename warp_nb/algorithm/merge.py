@@ -5,7 +5,7 @@ name up to its number, `model.layers.3`), and every tensor outside the layers fo
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -45,8 +45,7 @@ def slerp_weights(deltas: Sequence[Tensor], start: Tensor, lam: float) -> Tensor
     return in_turn([start + delta for delta in deltas], start, lam) - start
 
 
-LERP = partial(in_turn, between=torch.lerp)
-MERGES: dict[str, Merge] = {"slerp": in_turn, "lerp": LERP, "slerp_weights": slerp_weights}
+MERGES: dict[str, Merge] = {"slerp": in_turn, "lerp": partial(in_turn, between=torch.lerp), "slerp_weights": slerp_weights}
 
 
 def merge(
@@ -67,8 +66,9 @@ def merge(
         raise ValueError(f"merge needs policies and one of {', '.join(MERGES)}; got {len(policies)} and {method!r}")
     for policy in policies:
         check_same(init, policy)
-    merged: Weights = {}
-    for names in blocks(init, by).values():
+    moved = [name for name, start in init.items() if not all(policy[name].equal(start) for policy in policies)]
+    merged = dict(init)  # what no run moved, such as frozen weights, stays as it is
+    for names in blocks(moved, by).values():
         start = {name: wide(init[name]) for name in names}
         deltas = [flat(task_vector(policy, start)) for policy in policies]
         total = flat(start) + MERGES[method](deltas, flat(start), lam)
@@ -105,7 +105,7 @@ def ema_update_(anchor: torch.nn.Module, policy: torch.nn.Module, mu: float) -> 
         old.lerp_(new, mu)
 
 
-def blocks(weights: Weights, by: str = "layer") -> dict[str, list[str]]:
+def blocks(weights: Iterable[str], by: str = "layer") -> dict[str, list[str]]:
     """Group names into blocks that share an angle; raise ValueError unless `by` is layer, tensor or global."""
     if by not in ("layer", "tensor", "global"):
         raise ValueError(f"by must be layer, tensor or global, got {by!r}")

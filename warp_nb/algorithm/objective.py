@@ -75,8 +75,8 @@ def sample(
 
 def completion_logits(policy: Any, rollout: Rollout) -> Tensor:
     """Return the logits that predict each completion token: [B, C, V], in the dtype that the policy computes in."""
-    before = inputs(rollout.ids[:, :-1], rollout.attention_mask[:, :-1])
-    return policy(**before, use_cache=False, logits_to_keep=rollout.tokens.shape[1]).logits
+    width, before = rollout.tokens.shape[1], inputs(rollout.ids[:, :-1], rollout.attention_mask[:, :-1])
+    return policy(**before, use_cache=False, logits_to_keep=width).logits[:, -width:]
 
 
 def token_log_probs(logits: Tensor, tokens: Tensor, mask: Tensor, temperature: float) -> Tensor:

@@ -8,12 +8,14 @@ the computation. The residual stream, norms and attention stay fp32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
+from torch.nn.modules.module import _has_any_global_hook as has_global_hooks
 
 from warp_nb.algorithm import objective
 from warp_nb.algorithm.objective import inputs
@@ -21,6 +23,8 @@ from warp_nb.algorithm.objective import inputs
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+ATTENTIONS = ("sdpa", "eager", "fp32")
+"""Names under which transformers knows the attention that the layout computes, and `devices` its own in fp32."""
 NextLogits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(ids [B, L], attention mask [B, L]) of all tokens so far -> logits of the next one [B, V]."""
 
@@ -31,16 +35,23 @@ def cached(policy: PreTrainedModel, batch: int, length: int) -> NextLogits:
 
 
 class CachedForward:
-    """The model's own forward with its KV cache: only the new tokens go through it."""
+    """The model's own forward with its KV cache: only the new tokens go through it.
+
+    All tokens do where a model returns no `past_key_values` (Mamba, GPT-1).
+    """
 
     def __init__(self, policy: PreTrainedModel) -> None:
-        self.policy, self.cache, self.filled = policy, None, 0
+        self.policy, self.filled = policy, 0
+        self.cache: Any = None
 
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         given = inputs(ids, mask)
-        new = {name: given[name][:, self.filled :] for name in ("input_ids", "position_ids")}
-        out = self.policy(**given | new, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache, self.filled = out.past_key_values, ids.shape[1]
+        new: dict[str, Any] = {name: given[name][:, self.filled :] for name in ("input_ids", "position_ids")}
+        if self.cache is not None:
+            new["past_key_values"] = self.cache
+        out = self.policy(**given | new, use_cache=True, logits_to_keep=1)
+        self.cache = getattr(out, "past_key_values", None)
+        self.filled = 0 if self.cache is None else ids.shape[1]
         return out.logits[:, -1]
 
 
@@ -49,18 +60,23 @@ class LlamaDecoder:
 
     @staticmethod
     def fits(policy: PreTrainedModel) -> bool:
-        """Return whether `policy` is a plain fp32 Llama on the CPU: no biases, no adapters, SiLU."""
+        """Return whether `policy` is a plain fp32 Llama on the CPU, and the layout has its logits (see `agrees`).
+
+        Biases, adapters, hooks, a replaced forward or attention lead to the model's own forward.
+        """
         from transformers import LlamaForCausalLM
         from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-        if type(policy) is not LlamaForCausalLM or policy.config.hidden_act != "silu":
+        if type(policy) is not LlamaForCausalLM or policy.config._attn_implementation not in ATTENTIONS:
+            return False
+        if has_global_hooks() or any(map(_is_altered, policy.modules())):
             return False
         known = (torch.nn.Linear, LlamaRMSNorm, torch.nn.Embedding)
         modules = [module for module in policy.modules() if next(module.parameters(recurse=False), None) is not None]
         plain = all(type(module) in known and getattr(module, "bias", None) is None for module in modules)
         whole = all(type(layer.mlp) is LlamaMLP for layer in policy.model.layers)
         weights = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in policy.parameters())
-        return plain and whole and weights
+        return plain and whole and weights and agrees(policy)
 
     @torch.no_grad()
     def __init__(self, policy: Any, batch: int, length: int) -> None:
@@ -141,6 +157,41 @@ class LlamaDecoder:
         own, every = torch.arange(total - count, total)[:, None], torch.arange(total)
         seen = ((every <= own) & mask[:, None, None].bool()) | (every == own)
         return torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+
+
+_AGREED: WeakKeyDictionary[torch.nn.Module, tuple[Any, bool]] = WeakKeyDictionary()
+
+
+def agrees(policy: PreTrainedModel) -> bool:
+    """Return whether the layout and the model's own forward give the same next tokens in fp32, for a few ids.
+
+    It is measured once per model and state of its settings, such as the epsilon of a norm or the scale of attention.
+    """
+    settings = [_settings(vars(module)) for module in policy.modules()], _settings(vars(policy.config))
+    known = _AGREED.get(policy)
+    if known is None or known[0] != settings:
+        ids = torch.arange(4)[None] % policy.config.vocab_size
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            decoders: list[NextLogits] = [LlamaDecoder(policy, 1, 4), CachedForward(policy)]
+            found = [[of(ids[:, :end], torch.ones(1, end).long()) for end in (3, 4)] for of in decoders]
+        mine, own = (torch.stack(logits).log_softmax(-1) for logits in found)
+        known = _AGREED[policy] = settings, bool((mine - own).abs().max() <= rounding(own))
+    return known[1]
+
+
+def rounding(log_probs: torch.Tensor) -> float:
+    """Return the nats by which fp32 may round log-probabilities [..., V], as a small share of their spread."""
+    return 1e-5 + 1e-4 * (log_probs.amax(-1) - log_probs.amin(-1)).mean().item()
+
+
+def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes that are plain values."""
+    return {name: value for name, value in attributes.items() if isinstance(value, bool | int | float | str)}
+
+
+def _is_altered(module: torch.nn.Module) -> bool:
+    """Return whether a module's forward is replaced or hooked."""
+    return "forward" in vars(module) or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _can_pack(dtype: torch.dtype) -> bool:

@@ -95,8 +95,9 @@ def over_trainings(evaluations: Sequence[Evaluation], measure: str) -> Estimate:
     return mean_interval(values)
 
 
-def check_eval_prompts(count: int, task: Task, name: str = "n_eval_prompts") -> None:
-    """Raise ValueError unless `count` is at least 2 and the task has that many held-out prompts."""
+def check_eval_prompts(count: int, task: Task, max_new_tokens: int, name: str = "n_eval_prompts") -> None:
+    """Raise ValueError unless the task has `count` >= 2 held-out prompts, and all its prompts leave room."""
+    task.check_lengths(max_new_tokens)
     if not 2 <= count <= len(task.eval_prompts):
         raise ValueError(
             f"{name} must be 2 to {len(task.eval_prompts)}, the held-out prompts of task {task.name}, "
@@ -134,7 +135,7 @@ def evaluate(
         found = evaluate(result.policy, task.policy, task, sampling=task.sampling(24))
         print(found.reward_difference, found.kl_policy_reference)
     """
-    check_eval_prompts(n_prompts, task, "n_prompts")
+    check_eval_prompts(n_prompts, task, sampling.max_new_tokens, "n_prompts")
     for model in (policy, reference):
         if any(value.dtype.itemsize < 4 for value in model.parameters()):
             raise ValueError("evaluation is always in fp32; call model.float() first")

@@ -82,7 +82,7 @@ def warp(
         parts: the functions that a run calls.
 
     Raises:
-        ValueError: `out_dir` holds runs of another configuration or task or cannot be written; the executor is not
+        ValueError: a prompt leaves no room for a completion; `out_dir` holds runs of another configuration or task or cannot be written; the executor is not
             one of processes, the task has no usable `rebuild`, or `parts` are not the defaults, which workers use.
         RuntimeError: another call is using the folder; both checkpoints of a run are damaged; a worker lacks the
             files of the folder, rebuilds another task, or dies with its pool.
@@ -99,6 +99,7 @@ def warp(
         merges.append({"iteration": i} | merge_facts(init, policies, merged, updated))
         last[:] = policies
 
+    task.check_lengths(config.max_new_tokens)
     config = config.replace(dtype=training_dtype(config.dtype, task.policy))
     merge = partial(parts.merge, method=config.merge, by=config.merge_by, lam=config.lam)
     with ExitStack() as stack:

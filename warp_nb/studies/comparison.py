@@ -245,7 +245,7 @@ def run_comparison(config: ExperimentConfig, task: Task, *, progress: bool = Tru
     """
     started = time.perf_counter()
     config = config.replace(dtype=training_dtype(config.dtype, task.policy))
-    check_eval_prompts(config.n_eval_prompts, task)
+    check_eval_prompts(config.n_eval_prompts, task, config.max_new_tokens)
     gate = task.gate(task.reward) if task.gate else None
     seeds = [config.seed + index for index in range(config.n_seeds)]
     with ExitStack() as stack:

@@ -94,7 +94,7 @@ def run_experiment(
     """
     started = time.perf_counter()
     config = config.replace(dtype=training_dtype(config.dtype, task.policy))
-    check_eval_prompts(config.n_eval_prompts, task)
+    check_eval_prompts(config.n_eval_prompts, task, config.max_new_tokens)
     gate = task.gate(task.reward) if task.gate else None
     results: list[WarpResult] = []
     evaluations: list[Evaluation] = []

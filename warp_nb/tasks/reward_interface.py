@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+LARGEST = float(np.finfo(np.float32).max)
 Reward = Callable[..., Sequence[float]]
 """reward(prompts: list[str], completions: list[str], **kwargs) -> one number per completion, as in TRL."""
 
@@ -34,17 +37,17 @@ def call_reward(reward: Reward, prompts: list[str], completions: list[str], wher
     for prompt, value in zip(prompts, values, strict=True):
         if not _is_finite_number(value):
             raise ValueError(
-                f"{called} returned {value!r} for prompt {prompt[:60]!r}; every value must be one finite number"
+                f"{called} returned {value!r} for prompt {prompt[:60]!r}; every value must be one number, finite in float32"
             )
     return [float(value) for value in values]
 
 
 def _is_finite_number(value: Any) -> bool:
-    """Whether `value` is a finite number, or a 0-d array or tensor that holds one."""
+    """Whether `value` is a number that is finite in fp32, or a 0-d array or tensor that holds one."""
     if isinstance(value, str | bytes) or getattr(value, "shape", ()) != ():
         return False
     try:
-        return math.isfinite(value)
+        return math.isfinite(value) and abs(value) <= LARGEST
     except (TypeError, ValueError, OverflowError):
         return False
 

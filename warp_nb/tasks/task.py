@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from warp_nb.algorithm.objective import Rollout, Sampling
+from warp_nb.tasks.policy_check import WIDTH, check_policy
+from warp_nb.tasks.prompts import check_ids, check_lengths, texts_of
 from warp_nb.tasks.reward_interface import Reward, call_reward, describe_reward, reward_name
-from warp_nb.tasks.text import context_length, decode_completions, encode_prompts, pad_id
+from warp_nb.tasks.text import (
+    context_length,
+    decode_completions,
+    encode_prompts,
+    end_ids,
+    pad_id,
+    prompt_ids,
+    vocabulary_size,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from warp_nb.tasks.gate import RewardGate
+
+PROMPTS = ("train_prompts", "eval_prompts")
 
 
 @dataclass(frozen=True)
@@ -23,10 +36,11 @@ class Task:
     """The input of Algorithm 1: a policy, its tokenizer, a reward and prompts.
 
     Args:
-        policy: θ_sft, a causal language model in fp32 and eval mode. It is never changed.
+        policy: θ_sft, a causal language model of transformers in fp32 and eval mode (see `check_policy`). It is never
+            changed; weights with `requires_grad = False` are not trained.
         tokenizer: the policy's tokenizer.
         reward: a function of TRL's convention, `reward(prompts, completions, **kwargs) -> list[float]`.
-        train_prompts: texts that the policy completes in training.
+        train_prompts: texts that the policy completes in training, a list or a column (see `texts_of`).
         eval_prompts: held-out texts; none of them may be a training prompt.
         name: shown in banners and result files.
         gate: measures a reward function before a policy is trained on it; None skips that check.
@@ -34,19 +48,21 @@ class Task:
         rebuild: loads this task on a device, in a worker of an executor; a function of a module, or a partial of one.
 
     Raises:
-        ValueError: a list of prompts is empty, a prompt is in both lists, or the policy is in training mode (with
-            dropout) or below fp32.
+        ValueError: the prompts are no list of texts, a prompt is empty, beyond the vocabulary or in both lists, or the
+            policy is in training mode (with dropout), below fp32, frozen as a whole, or no causal language model.
     """
 
-    policy: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    policy: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
     reward: Reward
-    train_prompts: list[str]
-    eval_prompts: list[str]
+    train_prompts: list[str] = field(repr=False)
+    eval_prompts: list[str] = field(repr=False)
     name: str = "own"
     gate: Callable[[Reward], RewardGate] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     rebuild: Callable[[str], Task] | None = None
+    lengths: Mapping[str, list[int]] = field(init=False, repr=False)
+    """Tokens of every prompt, by the name of its list."""
 
     def __post_init__(self) -> None:
         if self.policy.training:
@@ -54,9 +70,14 @@ class Task:
         low = [f"{n} is {p.dtype}" for n, p in self.policy.named_parameters() if p.dtype.itemsize < 4]
         if low:
             raise ValueError(f"the policy must be float32, {low[0]}; call policy.float() (config.dtype sets bf16)")
-        for name in ("train_prompts", "eval_prompts"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty; pass at least one prompt")
+        rows = {}
+        for name in PROMPTS:
+            texts = texts_of(getattr(self, name), name)
+            rows[name] = prompt_ids(self.tokenizer, texts)
+            check_ids(rows[name], texts, name, vocabulary=vocabulary_size(self.policy))
+            object.__setattr__(self, name, texts)
+        object.__setattr__(self, "lengths", {name: list(map(len, found)) for name, found in rows.items()})
+        check_policy(self.policy, list(chain(*rows["train_prompts"][:WIDTH])), context_length(self.policy))
         shared = set(self.train_prompts) & set(self.eval_prompts)
         if shared:
             raise ValueError(
@@ -65,14 +86,21 @@ class Task:
             )
 
     def sampling(self, max_new_tokens: int, temperature: float = 1.0) -> Sampling:
-        """Return the settings of the sampler, with the tokenizer's end and padding ids."""
-        end = self.tokenizer.eos_token_id
-        return Sampling(max_new_tokens, temperature, () if end is None else (end,), pad_id(self.tokenizer))
+        """Return the settings of the sampler, with the ids of end and padding that tokenizer and policy declare."""
+        return Sampling(
+            max_new_tokens, temperature, end_ids(self.tokenizer, self.policy), pad_id(self.tokenizer, self.policy)
+        )
+
+    def check_lengths(self, max_new_tokens: int) -> None:
+        """Raise ValueError unless every prompt, also the held-out ones, leaves room for a completion."""
+        for name, lengths in self.lengths.items():
+            context = context_length(self.policy)
+            check_lengths(lengths, getattr(self, name), name, context=context, max_new_tokens=max_new_tokens)
 
     def encode(self, prompts: list[str], sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode prompts as (ids, attention mask), int64 [B, P], on the policy's device (see `encode_prompts`)."""
         limit = context_length(self.policy) - sampling.max_new_tokens
-        ids, mask = encode_prompts(self.tokenizer, prompts, limit)
+        ids, mask = encode_prompts(self.tokenizer, prompts, limit, sampling.pad_id)
         return ids.to(self.policy.device), mask.to(self.policy.device)
 
     def decode(self, rollout: Rollout) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,26 +13,53 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[list[int]]:
+    """Encode prompts, each with the begin of a text in front exactly once: a chat template writes its own."""
+    begin = begin_ids(tokenizer)
+    rows = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    return [row if row[: len(begin)] == begin else begin + row for row in rows]
+
+
+def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids that open a text: those that the tokenizer puts there, else its begin token, else none.
+
+    A tokenizer that declares `add_bos_token = False` puts none there.
+    """
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    special = encoded["special_tokens_mask"]
+    added = encoded["input_ids"][: special.index(0)] if 0 in special else []
+    if added or tokenizer.bos_token_id is None or tokenizer.init_kwargs.get("add_bos_token") is False:
+        return list(added)
+    return [tokenizer.bos_token_id]
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase, policy: Any) -> tuple[int, ...]:
+    """Return the ids that end a completion: each that the tokenizer or the policy's generation config declares."""
+    declared = getattr(getattr(policy, "generation_config", None), "eos_token_id", None)
+    several = declared if isinstance(declared, list | tuple) else [declared]
+    size = vocabulary_size(policy)
+    return tuple(sorted({end for end in (tokenizer.eos_token_id, *several) if end is not None and 0 <= end < size}))
+
+
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[str], limit: int
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], limit: int, pad: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode prompts as (ids, attention mask), both int64 [B, P], left-padded, with the begin token if any.
+    """Encode prompts as (ids, attention mask), both int64 [B, P], left-padded with `pad` (see `prompt_ids`).
 
     Raises:
-        ValueError: there is no prompt, a prompt is empty and the tokenizer has no begin token, or a prompt is longer
-            than `limit` tokens.
+        ValueError: there is no prompt, a prompt is empty and nothing opens a text, or a prompt is longer than `limit`
+            tokens.
     """
     if not prompts:
         raise ValueError("prompts is empty; pass at least one prompt")
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    rows = [begin + ids for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
+    rows = prompt_ids(tokenizer, prompts)
     for prompt, row in zip(prompts, rows, strict=True):
         if not row:
             raise ValueError(f"prompt {prompt!r} has no tokens and the tokenizer no begin token; drop it")
         if len(row) > limit:
             raise ValueError(f"prompt of {len(row)} tokens, at most {limit} fit beside the completion: {prompt[:60]!r}")
     width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad_id(tokenizer))
+    ids = torch.full((len(rows), width), pad)
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
         ids[index, width - len(row) :] = torch.tensor(row)
@@ -40,21 +68,48 @@ def encode_prompts(
 
 
 def decode_completions(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> list[str]:
-    """Decode the completions to text without special tokens."""
-    rows = zip(rollout.tokens, rollout.completion_mask, strict=True)
-    return tokenizer.batch_decode([row[keep].tolist() for row, keep in rows], skip_special_tokens=True)
+    """Decode the completions without special tokens: each is what its tokens add to the text of the prompt's.
+
+    A decoder drops the space in front of a text's first word and joins pieces of a word, so tokens that are decoded
+    alone may lose a space, or show the mark of a continued word.
+    """
+    width = rollout.tokens.shape[1]
+    ids, kept = rollout.ids.tolist(), rollout.attention_mask.bool().tolist()
+    rows = [[token for token, keep in zip(*row, strict=True) if keep] for row in zip(ids, kept, strict=True)]
+    prompts = [row[: len(row) - sum(keep[-width:])] for row, keep in zip(rows, kept, strict=True)]
+    whole, begun = (tokenizer.batch_decode(side, skip_special_tokens=True) for side in (rows, prompts))
+    return [text[len(commonprefix([text, start])) :] for text, start in zip(whole, begun, strict=True)]
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], count: int) -> list[str]:
-    """Return the first `count` tokens of each text, decoded, in the order of `texts` and without duplicates."""
-    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return list(dict.fromkeys(tokenizer.batch_decode([row[:count] for row in rows])))
+    """Return the beginning of each text that up to `count` tokens spell, in the order of `texts`, no duplicates.
+
+    A beginning ends with a whole character, of which a token may hold a part only; it has at least one.
+    """
+    rows = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return list(dict.fromkeys(text[: _whole(row, count)] for text, row in zip(texts, rows, strict=True)))
 
 
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the pad token's id, else the end token's, else 0; masks mark the padding, its id does not."""
-    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return 0 if found is None else found
+def _whole(offsets: list[tuple[int, int]], count: int) -> int:
+    """Return where the first `count` tokens end, or fewer if the token after them begins inside a character."""
+    while 0 < count < len(offsets) and offsets[count][0] < offsets[count - 1][1]:
+        count -= 1
+    return offsets[max(count, 1) - 1][1] if offsets else 0
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase, policy: Any) -> int:
+    """Return the pad token's id, else the end token's, else 0: the first that the policy's vocabulary has.
+
+    Masks mark the padding, so its id changes nothing.
+    """
+    size = vocabulary_size(policy)
+    found = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((token for token in found if token is not None and 0 <= token < size), 0)
+
+
+def vocabulary_size(policy: Any) -> int:
+    """Return the number of token ids that the policy can read."""
+    return int(policy.get_input_embeddings().weight.shape[0])
 
 
 def context_length(model: Any) -> int:
