@@ -92,6 +92,7 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], count: in
 
 def _whole(offsets: list[tuple[int, int]], count: int) -> int:
     """Return where the first `count` tokens end, or fewer if the token after them begins inside a character."""
+    count = min(count, len(offsets))
     while 0 < count < len(offsets) and offsets[count][0] < offsets[count - 1][1]:
         count -= 1
     return offsets[max(count, 1) - 1][1] if offsets else 0
