@@ -29,7 +29,7 @@ def drawn(
 ) -> Rollout:  # fmt: skip
     """Completions of up to `count` tokens."""
     end = words.eos_token_id
-    sampling = Sampling(count, temperature, () if end is None else (end,), pad_id(words))
+    sampling = Sampling(count, temperature, () if end is None else (end,), pad_id(words, policy))
     generator = torch.Generator().manual_seed(seed)
     return sample(policy, *encoded(words, prompts, count), sampling, generator=generator)
 

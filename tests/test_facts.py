@@ -77,6 +77,9 @@ def test_angles_of_known_vectors() -> None:
     assert rows["h.0"]["cosine"] == pytest.approx(-7 / 25) and rows["h.0"]["norm_a"] == pytest.approx(5)
     assert math.isnan(rows["z"]["cosine"]) and math.isnan(rows["z"]["omega"]) and rows["z"]["norm_b"] == 1
     assert all(row["omega"] < 0.1 for row in angles(init, first, first) if row["block"] != "z")
+    first["a"], second["a"] = torch.tensor([math.inf, 1.0]), torch.tensor([math.nan, 2.0])
+    rows = {row["block"]: row for row in angles(init, first, second)}
+    assert math.isnan(rows["a"]["omega"]) and math.isnan(rows["a"]["cosine"]), "not an angle of 0"
     pairs = [(row["run_a"], row["run_b"]) for row in pairwise_angles(init, [first, second, first], "global")]
     assert pairs == [(1, 2), (1, 3), (2, 3)]
 

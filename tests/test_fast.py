@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from brute import FOUR, MODELS, drawn, encoded
+from brute import FOUR, MODELS, drawn, encoded, scored
 from scipy.stats import chi2_contingency
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
 from warp_nb.algorithm.merge import weights_of
+from warp_nb.algorithm.objective import completion_logits
 from warp_nb.fast import decoding, scoring
 from warp_nb.fast.averages import ema_update_
 from warp_nb.fast.decoding import CachedForward, LlamaDecoder, cached
@@ -241,11 +244,93 @@ def test_the_layout_draws_from_the_models_distribution() -> None:
     assert chi2_contingency([plain, other_policy]).pvalue < 1e-6  # the test has the power to tell
 
 
+def hooked(policy: Any) -> None:
+    policy.model.layers[0].register_forward_hook(lambda module, given, out: out * 1.5)
+
+
+def fed(policy: Any) -> None:
+    policy.model.norm.register_forward_pre_hook(lambda module, given: (given[0] + 1,))
+
+
+def replaced(policy: Any) -> None:
+    policy.lm_head.forward = lambda hidden: torch.nn.functional.linear(hidden, policy.lm_head.weight).tanh()
+
+
+def scaled(policy: Any) -> None:
+    policy.model.layers[1].self_attn.scaling *= 2
+
+
+def blunted(policy: Any) -> None:
+    policy.model.norm.variance_epsilon = 0.05
+
+
+def activated(policy: Any) -> None:
+    policy.model.layers[0].mlp.act_fn = torch.nn.Tanh()
+
+
+def parametrised(policy: Any) -> None:
+    torch.nn.utils.parametrize.register_parametrization(policy.lm_head, "weight", torch.nn.Tanh())
+
+
+def subclassed(policy: Any) -> None:
+    class Twice(type(policy.model.layers[0].mlp)):  # type: ignore[misc]
+        def forward(self, hidden: torch.Tensor) -> Any:
+            return 2 * super().forward(hidden)
+
+    policy.model.layers[0].mlp.__class__ = Twice
+
+
+def attended(policy: Any) -> None:
+    def sharp(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float = 1.0, **rest: Any) -> Any:
+        causal = mask is None and query.shape[2] > 1
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, mask, 0.0, causal, scale=2 * scaling, enable_gqa=True
+        )
+        return out.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("sharp", sharp)
+    AttentionMaskInterface.register("sharp", sdpa_mask)
+    policy.set_attn_implementation("sharp")
+
+
+CHANGES = (hooked, fed, replaced, scaled, blunted, activated, parametrised, subclassed, attended)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_llama_that_is_more_than_its_weights_is_sampled_by_its_own_forward(change: Callable[[Any], None]) -> None:
+    words, policy = tiny.tokenizer(), llama()
+    before = drawn(policy, words, PROMPTS, 6, sample=decoding.sample)
+    change(policy)  # after the layout has been measured on this very model
+    assert type(cached(policy, 2, 8)) is CachedForward
+    found = drawn(policy, words, PROMPTS, 6, sample=decoding.sample)
+    with torch.no_grad():
+        again = token_log_probs(completion_logits(policy, found), *scored(found))
+    assert torch.allclose(again, found.sampled_log_probs, atol=1e-4)
+    assert not torch.equal(before.sampled_log_probs, found.sampled_log_probs), "the change is one"
+
+
+def test_a_hook_on_every_module_leads_to_the_models_own_forward() -> None:
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, given, out: None)
+    try:
+        assert type(cached(llama(), 2, 8)) is CachedForward
+    finally:
+        handle.remove()
+    assert type(cached(llama(), 2, 8)) is LlamaDecoder
+
+
+def test_the_layout_is_measured_once_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, made = llama(), []
+    monkeypatch.setattr(decoding, "CachedForward", lambda policy: made.append(1) or CachedForward(policy))
+    for _ in range(3):
+        assert type(cached(policy, 2, 8)) is LlamaDecoder
+    assert len(made) == 1
+
+
 def test_only_a_plain_llama_is_taken() -> None:
     assert type(cached(llama(), 2, 8)) is LlamaDecoder
     biased, adapted, wider, gelu = llama(), llama(), llama().double(), llama()
     biased.model.layers[0].self_attn.q_proj.bias = torch.nn.Parameter(torch.ones(16))
     adapted.model.layers[0].mlp = torch.nn.Sequential(adapted.model.layers[0].mlp)
-    gelu.config.hidden_act = "gelu"
+    gelu.model.layers[0].mlp.act_fn = torch.nn.GELU()
     for policy in (tiny.gpt2(39), biased, adapted, wider, gelu):
         assert type(cached(policy, 2, 8)) is CachedForward

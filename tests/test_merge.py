@@ -28,6 +28,7 @@ from warp_nb.algorithm.merge import (
     slerp,
     weights_of,
 )
+from warp_nb.files import fingerprint
 
 LAMBDAS = (0.0, 0.25, 0.5, 0.8, 1.0)
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -201,6 +202,28 @@ def test_only_lerp_of_three_does_not_depend_on_their_order(method: str, depends:
     c = {name: init[name] + 3 * (c[name] - init[name]) for name in init}
     one, other = (merge(init, order, method=method)[TIED] for order in ([a, b, c], [c, b, a]))
     assert ((one - other).abs().max().item() > 1e-4) == depends
+
+
+@pytest.mark.parametrize("method", MERGES)
+@pytest.mark.parametrize("by", ["layer", "tensor", "global"])
+def test_a_tensor_that_no_policy_moved_stays_to_the_bit(method: str, by: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    init = {name: torch.randn(5, generator=generator) for name in ("h.0.frozen", "h.0.moved", "h.0.table", "last")}
+    init["h.0.table"][0], init["h.0.frozen"][1] = -math.inf, -0.0
+    policies = [
+        init | {name: init[name] + torch.randn(5, generator=generator) for name in ("h.0.moved", "last")} for _ in "ab"
+    ]
+    merged = merge(init, policies, method=method, by=by)
+    for name in ("h.0.frozen", "h.0.table"):
+        assert fingerprint({name: merged[name]}) == fingerprint({name: init[name]})
+    alone = merge(
+        *({"h.0.moved": side["h.0.moved"]} for side in (init,)),
+        [{"h.0.moved": p["h.0.moved"]} for p in policies],
+        method=method,
+    )
+    if by != "global":
+        assert torch.equal(merged["h.0.moved"], alone["h.0.moved"]), "nor does it change the angle"
+    assert all(not merged[name].equal(init[name]) and merged[name].isfinite().all() for name in ("h.0.moved", "last"))
 
 
 def test_blocks_are_layers_and_single_tensors_around_them() -> None:

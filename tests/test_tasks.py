@@ -44,14 +44,15 @@ def test_rewards_of_any_number_type_become_floats(values: Any) -> None:
     [
         (None, "returned None; it must return a list of numbers, one per completion"),
         (1.0, "returned 1.0; it must return a list of numbers, one per completion"),
-        ([1.0, None], "returned None for prompt 'second prompt'; every value must be one finite number"),
-        ([1.0, "0.5"], "returned '0.5' for prompt 'second prompt'; every value must be one finite number"),
-        ([[1.0], [2.0]], "returned [1.0] for prompt 'first prompt'; every value must be one finite number"),
+        ([1.0, None], "returned None for prompt 'second prompt'; every value must be one number, finite in float32"),
+        ([1.0, "0.5"], "returned '0.5' for prompt 'second prompt'; every value must be one number, finite in float32"),
+        ([[1.0], [2.0]], "returned [1.0] for prompt 'first prompt'; every value must be one number, finite in float32"),
         ([1.0], "returned 1 values for 2 completions"),
         ([1.0, 2.0, 3.0], "returned 3 values for 2 completions"),
-        ([1.0, math.nan], "returned nan for prompt 'second prompt'; every value must be one finite"),
-        ([math.inf, 1.0], "returned inf for prompt 'first prompt'; every value must be one finite"),
-        ([1.0, 10**400], f"returned {10**400} for prompt 'second prompt'; every value must be one finite"),
+        ([1.0, math.nan], "returned nan for prompt 'second prompt'; every value must be one number, finite"),
+        ([math.inf, 1.0], "returned inf for prompt 'first prompt'; every value must be one number, finite"),
+        ([1.0, 1e39], "returned 1e+39 for prompt 'second prompt'; every value must be one number, finite in float32"),
+        ([1.0, 10**400], f"returned {10**400} for prompt 'second prompt'; every value must be one number, finite"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -100,7 +101,13 @@ def test_first_tokens_are_distinct_beginnings_in_order() -> None:
 )
 def test_padding_is_the_pad_token_else_the_end_else_zero(special: dict[str, bool], token: str) -> None:
     words = tiny.tokenizer(**special)
-    assert words.convert_ids_to_tokens(pad_id(words)) == token
+    assert words.convert_ids_to_tokens(pad_id(words, tiny.gpt2(len(words)))) == token
+
+
+def test_a_padding_id_beyond_the_vocabulary_is_not_used() -> None:
+    words = tiny.tokenizer(pad=True)
+    assert pad_id(words, tiny.gpt2(len(words) - 1)) == words.eos_token_id
+    assert pad_id(words, tiny.gpt2(len(words) - 2)) == 0
 
 
 def test_a_model_without_positions_has_no_limit() -> None:
@@ -157,7 +164,7 @@ def test_a_task_decodes_and_scores() -> None:
     task = tiny.task()
     best, bad = task.tokenizer.convert_tokens_to_ids(["best", "awful"])
     texts = task.decode(tiny.rollout([0], [[best, best], [bad, task.tokenizer.eos_token_id]]))
-    assert texts == ["best best", "awful"] and task.score(["the"] * 2, texts, "here") == [2.0, -1.0]
+    assert texts == [" best best", " awful"] and task.score(["the"] * 2, texts, "here") == [2.0, -1.0]
     with pytest.raises(ValueError, match="reward short at here returned 0 values for 1 completions"):
         tiny.task(reward=short).score(["the"], ["film"], "here")
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
 import tiny
 import torch
 from brute import FOUR, drawn, scored
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
-from warp_nb.algorithm.objective import completion_logits, token_log_probs
-from warp_nb.tasks.text import decode_completions, encode_prompts
+from warp_nb.algorithm import objective
+from warp_nb.algorithm.objective import Sampling, completion_logits, token_log_probs
+from warp_nb.tasks.text import decode_completions, encode_prompts, end_ids, first_tokens, pad_id, prompt_ids
 
 
 @pytest.mark.parametrize("special", [{"end": False}, {"begin": True}, {"pad": True}, {"begin": True, "pad": True}])
@@ -59,5 +64,118 @@ def test_completions_are_text_without_the_end_token_and_what_follows_it() -> Non
     texts = decode_completions(words, found)
     for row, text in zip(found.tokens.tolist(), texts, strict=True):
         until = row.index(3) if 3 in row else len(row)
-        assert text == " ".join(FOUR[token] for token in row[:until])
+        assert text == "".join(f" {FOUR[token]}" for token in row[:until])
     assert "" in texts and len(set(texts)) > 10
+
+
+# what a tokenizer declares
+
+
+def template(words: Any, *parts: str) -> Any:
+    """The tokenizer with a post-processor that adds special tokens to a text, as those of Llama and BERT do."""
+    ids = [(part, words.convert_tokens_to_ids(part)) for part in parts if part != "$A"]
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(single=" ".join(parts), special_tokens=ids)
+    return words
+
+
+@pytest.mark.parametrize(
+    ("make", "opened"),
+    [
+        (lambda: tiny.tokenizer(), []),
+        (lambda: tiny.tokenizer(begin=True), ["<begin>"]),
+        (lambda: template(tiny.tokenizer(begin=True), "<begin>", "$A"), ["<begin>"]),
+        (lambda: template(tiny.tokenizer(begin=True), "<begin>", "$A", tiny.END), ["<begin>"]),
+        (lambda: template(tiny.tokenizer(begin=True, pad=True), "<pad>", "<begin>", "$A"), ["<pad>", "<begin>"]),
+        (lambda: template(tiny.tokenizer(pad=True), "<pad>", "$A", tiny.END), ["<pad>"]),
+        (lambda: template(tiny.tokenizer(), "$A", tiny.END), []),
+        (lambda: tiny.tokenizer(begin=True, add_bos_token=False), []),
+    ],
+    ids=[
+        "none",
+        "declared",
+        "added",
+        "added with an end",
+        "two",
+        "no begin token",
+        "an end alone",
+        "declared not added",
+    ],
+)
+def test_a_prompt_is_opened_once_as_the_tokenizer_opens_a_text(make: Callable[[], Any], opened: list[str]) -> None:
+    words = make()
+    begin = words.convert_tokens_to_ids(opened)
+    own = words("the film", add_special_tokens=False)["input_ids"]
+    written = " ".join([*opened, "the film"])  # by a chat template
+    assert prompt_ids(words, ["the film", written]) == [begin + own, begin + own]
+
+
+@pytest.mark.parametrize(
+    ("declared", "found"), [(None, [27]), (3, [3, 27]), ([5, 3, 27], [3, 5, 27]), ([99, -1], [27]), ([], [27])]
+)
+def test_a_completion_ends_at_any_declared_end(declared: Any, found: list[int]) -> None:
+    words = tiny.tokenizer(tiny.WORDS[:27])
+    policy = tiny.gpt2(len(words))
+    policy.generation_config.eos_token_id = declared
+    sampling = tiny.task(tokenizer=words, policy=policy, train_prompts=["wonderful"], eval_prompts=["superb"]).sampling(
+        9
+    )
+    assert words.eos_token_id == 27 and list(sampling.end_ids) == found
+    policy.generation_config = None
+    assert end_ids(words, policy) == (27,)
+
+
+def test_sampling_stops_at_an_end_of_the_generation_config() -> None:
+    words = tiny.tokenizer(end=False)
+    policy = tiny.gpt2(len(words), spread=0.01)
+    policy.generation_config.eos_token_id = [3, 4]
+    sampling = Sampling(30, 1.0, end_ids(words, policy), pad_id(words, policy))
+    ids, mask = encode_prompts(words, ["the"] * 64, 2)
+    rollout = objective.sample(policy, ids, mask, sampling, generator=torch.Generator().manual_seed(0))
+    rows = [row[keep].tolist() for row, keep in zip(rollout.tokens, rollout.completion_mask, strict=True)]
+    ended = [row for row in rows if len(row) < 30]
+    assert len(ended) > 40 and {row[-1] for row in ended} == {3, 4} and not any({3, 4} & {*row[:-1]} for row in rows)
+
+
+def metaspace() -> Any:
+    """SentencePiece's way: a space is part of the word after it, and the decoder drops the first."""
+    pieces = [f"▁{word}" for word in tiny.PLAIN] + ["ly", "s", "."]
+    inner = Tokenizer(models.WordPiece(dict(zip(pieces, count())), unk_token=pieces[0], continuing_subword_prefix=""))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+def wordpiece() -> Any:
+    """BERT's way: the mark of a continued word, lower case, and no space in front of a full stop."""
+    pieces = [*tiny.PLAIN, "##ly", "##s", "."]
+    inner = Tokenizer(models.WordPiece(dict(zip(pieces, count())), unk_token=pieces[0]))
+    inner.normalizer, inner.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece(cleanup=True)
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+@pytest.mark.parametrize("make", [metaspace, wordpiece, tiny.tokenizer], ids=["SentencePiece", "WordPiece", "words"])
+def test_prompt_and_completion_are_the_text_of_all_tokens(make: Callable[[], Any]) -> None:
+    words = make()
+    prompts = ["the film", "it was of the actor", "we"]
+    found = drawn(tiny.gpt2(len(words), spread=0.05), words, prompts * 20, 8)
+    texts = decode_completions(words, found)
+    for prompt, text, row, keep in zip(prompts * 20, texts, found.ids, found.attention_mask, strict=True):
+        assert prompt + text == words.decode(row[keep.bool()], skip_special_tokens=True)
+    assert len(set(texts)) > 50 and any(text[0] != " " for text in texts if text) == (make is not tiny.tokenizer)
+
+
+@pytest.mark.parametrize(
+    "text", ["Фильм мне очень понравился 😀😀, смотрел 日本語", "😀", "Luis Guzmán", "", "the film"]
+)
+def test_a_beginning_ends_with_a_whole_character(text: str) -> None:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(dict(zip(letters, count())), merges=[]))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    words = PreTrainedTokenizerFast(tokenizer_object=inner)
+    for many in range(1, 30):
+        (found,) = first_tokens(words, [text], many)
+        assert text.startswith(found) and bool(found) == bool(text)
+        size = len(found.encode())
+        assert size <= max(many, len(text[:1].encode())), "a byte is a token"
+        assert found == text or size + len(text[len(found)].encode()) > many, "and no more fit"

@@ -152,6 +152,22 @@ def test_an_ema_that_never_moves_is_the_sft_anchor_in_the_first_iteration_only()
     assert prints[0][0] == prints[1][0] and prints[0][1] != prints[1][1]
 
 
+@pytest.mark.parametrize("change", [{}, {"merge": "slerp_weights"}, {"optimizer": "adamw"}, {"anchor": "sft"}], ids=str)
+def test_frozen_weights_stay_frozen(change: dict[str, Any], tmp_path: Path) -> None:
+    task = tiny.task(policy=tiny.gpt2(len(tiny.tokenizer()), spread=0.1))
+    for module in (task.policy.transformer.wte, task.policy.transformer.h[0].mlp):
+        module.requires_grad_(False)
+    frozen = {name for name, value in task.policy.named_parameters() if not value.requires_grad}
+    config, sft = CONFIG.replace(keep_anchors=True, snapshot_every=2, **change), weights_of(task.policy)
+    result = quick(config, task, out_dir=tmp_path)
+    sides = [weights_of(result.policy), result.merged, *result.ingredients, *result.snapshots.values()]
+    for weights in sides:
+        assert {name for name, value in weights.items() if value.equal(sft[name])} >= frozen
+    assert not any(result.merged[name].equal(sft[name]) for name in set(sft) - frozen)
+    assert {name for name, value in result.policy.named_parameters() if not value.requires_grad} == frozen
+    assert result.runs.unmoved.max() < 0.5, "of the weights that are trained"
+
+
 @pytest.mark.parametrize("method", MERGES)
 @pytest.mark.parametrize(("M", "lam"), [(2, 0.3), (3, 0.5)])
 def test_the_last_iteration_is_what_lines_12_and_13_make_of_its_ingredients(method: str, M: int, lam: float) -> None:
@@ -239,7 +255,7 @@ def test_completions_that_end_with_their_first_token(first: int, tokens: float) 
 
 def test_a_prompt_beyond_the_context_is_refused_before_anything_is_sampled() -> None:
     never = replace(FAST, sample=lambda *args, **settings: pytest.fail("sampled"))
-    with pytest.raises(ValueError, match="prompt of 28 tokens, at most 27 fit beside the completion: 'the the"):
+    with pytest.raises(ValueError, match=r"train_prompts\[0\] has 28 tokens: .* at most 27 fit"):
         quick(task=tiny.task(train_prompts=[" ".join(["the"] * 28)]), parts=never)
 
 

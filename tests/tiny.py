@@ -19,7 +19,9 @@ END = "<end>"
 WORDS = [*GOOD, *BAD, *PLAIN]
 
 
-def tokenizer(words: Sequence[str] = WORDS, end: bool = True, begin: bool = False, pad: bool = False) -> Any:
+def tokenizer(
+    words: Sequence[str] = WORDS, end: bool = True, begin: bool = False, pad: bool = False, **settings: Any
+) -> Any:
     """A word is a token; special tokens, where asked for, come after the words."""
     special = {"eos_token": END} if end else {}
     special |= {"bos_token": "<begin>"} if begin else {}
@@ -27,7 +29,7 @@ def tokenizer(words: Sequence[str] = WORDS, end: bool = True, begin: bool = Fals
     vocabulary = {word: index for index, word in enumerate([*words, *special.values()])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token=words[0]))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **special, **settings)
 
 
 def gpt2(vocabulary: int, seed: int = 0, spread: float = 0.3, width: int = 16, layers: int = 2) -> GPT2LMHeadModel:

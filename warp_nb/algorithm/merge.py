@@ -45,7 +45,11 @@ def slerp_weights(deltas: Sequence[Tensor], start: Tensor, lam: float) -> Tensor
     return in_turn([start + delta for delta in deltas], start, lam) - start
 
 
-MERGES: dict[str, Merge] = {"slerp": in_turn, "lerp": partial(in_turn, between=torch.lerp), "slerp_weights": slerp_weights}
+MERGES: dict[str, Merge] = {
+    "slerp": in_turn,
+    "lerp": partial(in_turn, between=torch.lerp),
+    "slerp_weights": slerp_weights,
+}
 
 
 def merge(

@@ -13,16 +13,16 @@ from warp_nb.runs.facts import Row
 def angles(init: Weights, first: Weights, second: Weights, by: str = "layer") -> list[dict[str, float | str]]:
     """Return one row per block of two task vectors: block, cosine, omega (degrees), norm_a, norm_b; sums in float64.
 
-    Cosine and omega are NaN if a task vector is zero.
+    Cosine and omega are NaN if a task vector is zero or holds NaN or an infinity.
     """
     rows: list[dict[str, float | str]] = []
     for block, names in blocks(init, by).items():
         start = {name: init[name] for name in names}
         a, b = (flat(task_vector(policy, start)).double() for policy in (first, second))
-        norms = a.norm().item(), b.norm().item()
-        cosine = max(-1.0, min(1.0, (a @ b).item() / (norms[0] * norms[1]))) if all(norms) else math.nan
-        omega = math.degrees(math.acos(cosine)) if not math.isnan(cosine) else math.nan
-        rows.append({"block": block, "cosine": cosine, "omega": omega, "norm_a": norms[0], "norm_b": norms[1]})
+        norms = a.norm(), b.norm()
+        cosine = (a @ b / (norms[0] * norms[1])).clamp(-1, 1)
+        row = {"cosine": cosine, "omega": cosine.acos().rad2deg(), "norm_a": norms[0], "norm_b": norms[1]}
+        rows.append({"block": block} | {name: value.item() for name, value in row.items()})
     return rows
 
 

@@ -267,7 +267,8 @@ class Training(Watch):
         assert self.run is not None
         columns = {name: [row[name] for row in self.history] for name in self.history[0]}
         facts: Row = self.place | {"run_seed": self.seed, "loaded": self.restored / self.config.T}
-        facts |= displacement(init, weights) | self.probe.compare(self.run.anchor)
+        trained = [name for name, value in self.run.policy.named_parameters() if value.requires_grad]
+        facts |= displacement({name: init[name] for name in trained}, weights) | self.probe.compare(self.run.anchor)
         facts |= {"scored_after_end": sum(columns["after_end"]), "empty_completions": fmean(columns["empty"])}
         facts |= {"sampling_gap": median(columns["sampling_gap"]), "seconds": sum(columns["seconds"])}
         if self.config.keep_anchors:

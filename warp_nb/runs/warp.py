@@ -82,8 +82,9 @@ def warp(
         parts: the functions that a run calls.
 
     Raises:
-        ValueError: a prompt leaves no room for a completion; `out_dir` holds runs of another configuration or task or cannot be written; the executor is not
-            one of processes, the task has no usable `rebuild`, or `parts` are not the defaults, which workers use.
+        ValueError: a prompt leaves no room for a completion, `out_dir` holds runs of another configuration or task or
+            cannot be written, the executor is not one of processes, the task has no usable `rebuild`, or `parts` are
+            not the defaults, which workers use.
         RuntimeError: another call is using the folder; both checkpoints of a run are damaged; a worker lacks the
             files of the folder, rebuilds another task, or dies with its pool.
         FloatingPointError: a loss, a measurement or a gradient is not finite. For a bad reward see `call_reward`.

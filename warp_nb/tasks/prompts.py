@@ -35,9 +35,10 @@ def _kind(value: Any) -> str:
 
 def _remedy(value: Any) -> str:
     """Say what to do about an element that is no text."""
-    if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    if isinstance(first, Mapping):
         return "turn messages into text first: tokenizer.apply_chat_template(messages, tokenize=False)"
-    if isinstance(value, list | tuple) and value and isinstance(value[0], int):
+    if isinstance(value, list | tuple) and isinstance(first, int):
         return "pass texts in place of token ids: tokenizer.decode(ids)"
     return f"drop it, or {REMEDY}"
 

@@ -37,7 +37,8 @@ def call_reward(reward: Reward, prompts: list[str], completions: list[str], wher
     for prompt, value in zip(prompts, values, strict=True):
         if not _is_finite_number(value):
             raise ValueError(
-                f"{called} returned {value!r} for prompt {prompt[:60]!r}; every value must be one number, finite in float32"
+                f"{called} returned {value!r} for prompt {prompt[:60]!r}; "
+                f"every value must be one number, finite in float32"
             )
     return [float(value) for value in values]
 

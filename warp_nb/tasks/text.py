@@ -78,7 +78,8 @@ def decode_completions(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> 
     rows = [[token for token, keep in zip(*row, strict=True) if keep] for row in zip(ids, kept, strict=True)]
     prompts = [row[: len(row) - sum(keep[-width:])] for row, keep in zip(rows, kept, strict=True)]
     whole, begun = (tokenizer.batch_decode(side, skip_special_tokens=True) for side in (rows, prompts))
-    return [text[len(commonprefix([text, start])) :] for text, start in zip(whole, begun, strict=True)]
+    starts = map(commonprefix, zip(whole, begun, strict=True))
+    return [text.removeprefix(start) for text, start in zip(whole, starts, strict=True)]
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], count: int) -> list[str]:
