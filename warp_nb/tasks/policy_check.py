@@ -10,7 +10,7 @@ import torch
 from warp_nb.algorithm.objective import inputs
 from warp_nb.fast.decoding import CachedForward, rounding
 
-WIDTH = 8
+PROBE_TOKENS = 8
 """Tokens of the longer probe; the shorter one has half of them."""
 
 
@@ -40,7 +40,7 @@ def check_policy(policy: Any, tokens: list[int], context: int) -> None:
         raise ValueError(f"every weight of the policy ({name}) is frozen; call policy.requires_grad_(True)")
     if getattr(policy.config, "is_encoder_decoder", False):
         raise ValueError(f"the policy ({name}) is an encoder-decoder; pass a causal language model")
-    width = min(WIDTH, context)
+    width = min(PROBE_TOKENS, context)
     longer = list(islice(cycle(tokens), width))
     padding = width - max(2, width // 2)
     device = next(policy.parameters()).device

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from warp_nb.algorithm.objective import Rollout, Sampling
-from warp_nb.tasks.policy_check import WIDTH, check_policy
+from warp_nb.tasks.policy_check import PROBE_TOKENS, check_policy
 from warp_nb.tasks.prompts import check_ids, check_lengths, texts_of
 from warp_nb.tasks.reward_interface import Reward, call_reward, describe_reward, reward_name
 from warp_nb.tasks.text import (
@@ -77,7 +77,7 @@ class Task:
             check_ids(rows[name], texts, name, vocabulary=vocabulary_size(self.policy))
             object.__setattr__(self, name, texts)
         object.__setattr__(self, "lengths", {name: list(map(len, found)) for name, found in rows.items()})
-        check_policy(self.policy, list(chain(*rows["train_prompts"][:WIDTH])), context_length(self.policy))
+        check_policy(self.policy, list(chain(*rows["train_prompts"][:PROBE_TOKENS])), context_length(self.policy))
         shared = set(self.train_prompts) & set(self.eval_prompts)
         if shared:
             raise ValueError(
