@@ -130,6 +130,9 @@ def test_the_banner_tells_what_will_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert timed.keys() - rows.keys() == {"Время"} and timed["Время"] == "около 2 мин на машине отчёта (G)"
     own = page.banner(config, tiny.task(name=ATTACK), steps=7).data
     rows = {row["Что"]: row["Значение"] for row in records(own)}
+    assert (
+        rows["Промпты"] == "48 для обучения, 64 отложено" and "Начала отзывов" not in rows and "встроенная" not in own
+    )
     assert rows["Задача"] == ATTACK and rows["Объём"] == "7 шагов по 4 продолжения, всего 28"
     assert not {"script", "img"} & set(Outline(own).tags)
 

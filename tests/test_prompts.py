@@ -98,7 +98,9 @@ def test_a_prompt_that_leaves_no_room_is_refused_before_the_first_step(name: str
         "comparison": lambda: run_comparison(ExperimentConfig(**settings | {"I": 2}), task, progress=False),
         "evaluate": lambda: evaluate(task.policy, task.policy, task, sampling=task.sampling(5), n_prompts=8),
     }
-    with pytest.raises(ValueError, match=rf"{name}\[24\] has 28 tokens: .*max_new_tokens = 5 at most 27 fit .* of 32"):
+    with pytest.raises(
+        ValueError, match=rf"{name}\[24\] has 28 tokens .* context of 32 leaves 4 for .* pass max_new_tokens = 4"
+    ):
         calls[how]()
 
 

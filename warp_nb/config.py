@@ -38,8 +38,8 @@ class WarpConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
-    I: Int = Field(2, ge=1, description="iterations of the outer loop (line 2)")  # noqa: E741
-    M: Int = Field(2, ge=1, description="independent RL runs per iteration (line 3)")
+    I: Int = Field(2, ge=1, le=10_000, description="iterations of the outer loop (line 2)")  # noqa: E741
+    M: Int = Field(2, ge=1, le=1_000, description="independent RL runs per iteration (line 3)")
     T: Int = Field(10, ge=1, description="training steps per run (line 5)")
     lr: Float = Field(1e-6, gt=0, lt=1, description="peak learning rate of the optimizer (line 8)")
     warmup_steps: Int = Field(100, ge=0, description="linear warm-up: lr * min(1, t / warmup_steps); 0 is none")
@@ -47,9 +47,9 @@ class WarpConfig(BaseModel):
     mu: Float = Field(0.01, ge=0, le=1, description="EMA update rate of the anchor (line 9)")
     eta: Float = Field(0.5, ge=0, le=1, description="LITI update rate (line 13)")
     lam: Float = Field(0.5, ge=0, le=1, description="weight of run 2 in the merge of M = 2 (line 12)")
-    batch_size: Int = Field(16, ge=1, description="completions per step")
+    batch_size: Int = Field(16, ge=1, le=100_000, description="completions per step")
     samples_per_prompt: Int = Field(1, ge=1, description="completions of one prompt in a batch")
-    max_new_tokens: Int = Field(24, ge=1, description="largest length of a completion, tokens")
+    max_new_tokens: Int = Field(24, ge=1, le=100_000, description="largest length of a completion, tokens")
     temperature: Float = Field(1.0, gt=0, description="of sampling and of every log-probability")
     baseline: Literal["none", "mean", "batch_loo", "rloo"] = Field("none", description="subtracted from r_beta")
     anchor: Literal["ema", "sft"] = Field("ema", description="the model that the KL penalty is measured against")
@@ -108,7 +108,7 @@ class ExperimentConfig(WarpConfig):
 
     task: str = Field("auto", min_length=1, description="auto, small, smollm or gpt2")
     device: str = Field("", description="cpu, cuda, mps; empty: the fastest one here")
-    n_seeds: Int = Field(1, ge=1, description="repetitions of the whole training")
+    n_seeds: Int = Field(1, ge=1, le=1_000, description="repetitions of the whole training")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(  # type: ignore[assignment]
         "auto", description="compute dtype of training; auto: bfloat16 for a large policy on a device with native bf16"
     )

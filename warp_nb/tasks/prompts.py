@@ -55,11 +55,13 @@ def check_ids(rows: list[list[int]], prompts: list[str], name: str, *, vocabular
             )
 
 
-def check_lengths(rows: list[int], prompts: list[str], name: str, *, context: int, max_new_tokens: int) -> None:
-    """Raise ValueError for a prompt whose tokens leave no room for a completion in the policy's context."""
-    for place, (length, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        if length + max_new_tokens > context:
-            raise ValueError(
-                f"{name}[{place}] has {length} tokens: {prompt[:60]!r}; with max_new_tokens = {max_new_tokens} at "
-                f"most {max(0, context - max_new_tokens)} fit the policy's context of {context}; shorten or drop it"
-            )
+def check_lengths(lengths: list[int], prompts: list[str], name: str, *, context: int, max_new_tokens: int) -> None:
+    """Raise ValueError if the longest prompt, of `lengths` tokens, leaves no room for a completion in the context."""
+    longest = max(lengths)
+    place, room = lengths.index(longest), context - longest
+    if room < max_new_tokens:
+        remedy = f"pass max_new_tokens = {room} or less, or " if room > 0 else ""
+        raise ValueError(
+            f"{name}[{place}] has {longest} tokens ({prompts[place][:60]!r}), so the policy's context of {context} "
+            f"leaves {max(0, room)} for a completion, and max_new_tokens = {max_new_tokens}; {remedy}shorten the prompt"
+        )
