@@ -14,7 +14,8 @@ from faulty import cut, flip
 from safetensors.torch import load_file, save_file
 
 from warp_nb.algorithm.merge import weights_of
-from warp_nb.files import DamagedFile, fingerprint, json_values, replacing, seal, unseal, write_json
+from warp_nb.files import DEEPEST, DamagedFile, fingerprint, json_values, read_record, replacing, seal, unseal, write_json
+from warp_nb.files import _seal_of  # to seal what `seal` would not write
 
 # atomic writes
 
@@ -59,6 +60,37 @@ def test_json_gives_any_text_back(text: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {text: [text]}
 
 
+NO_RECORDS = {
+    "nothing": "",
+    "cut": '{"a": [1, 2',
+    "a list": "[]",
+    "a number": "7",
+    "a text": '"ok"',
+    "null": "null",
+    "no UTF-8": "{\xff}",
+    "too deep for the parser": '{"a": ' + "[" * 200_000,
+    "too deep for us": '{"a": ' + "[" * DEEPEST + "]" * DEEPEST + "}",
+}
+
+
+@pytest.mark.parametrize("kind", NO_RECORDS)
+def test_what_is_no_record_is_named(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_bytes(NO_RECORDS[kind].encode("latin-1"))
+    with pytest.raises(DamagedFile, match=r"r\.json is damaged"):
+        read_record(path)
+
+
+def test_a_record_is_an_object_of_few_levels(tmp_path: Path) -> None:
+    deep = "[" * (DEEPEST - 1) + "]" * (DEEPEST - 1)
+    (tmp_path / "r.json").write_text(f'{{"a": {deep}, "b": {{}}}}')
+    assert set(read_record(tmp_path / "r.json")) == {"a", "b"}
+    with pytest.raises(FileNotFoundError):
+        read_record(tmp_path / "gone.json")
+    with pytest.raises(DamagedFile, match="is damaged"):
+        read_record(tmp_path)
+
+
 # sealed tensors
 
 
@@ -83,6 +115,13 @@ def test_a_sealed_file_tells_damage_anywhere(damage: Callable[..., None], place:
     damage(path, place)
     with pytest.raises(DamagedFile, match=r"sealed\.safetensors is damaged"):
         unseal(path)
+
+
+def test_a_sealed_record_that_nests_too_deep_is_named(tmp_path: Path) -> None:
+    text, tensors = "[" * 100_000, {"a": torch.zeros(1)}
+    save_file(tensors, tmp_path / "w", {"record": text, "sha256": _seal_of(tensors, text)})
+    with pytest.raises(DamagedFile, match=r"w is damaged"):
+        unseal(tmp_path / "w")
 
 
 def test_what_was_read_stays_when_the_file_is_changed_in_place(tmp_path: Path) -> None:

@@ -1,28 +1,37 @@
-"""Atomic writes of JSON, text, tensors with a checksum, and folders; the cache folder; fingerprints of tensors."""
+"""Atomic writes of JSON, text, tensors with a checksum, and folders; what is read is verified; the cache folder."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import platformdirs
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from warp_nb.paths import expanded
+
 SURROGATE = re.compile("[\ud800-\udfff]")
 """A lone surrogate of UTF-16, which UTF-8 cannot encode."""
+DEEPEST = 50
+"""Levels of nesting that a JSON file may have; no file of this package has more than ten."""
+MANIFEST = "sha256.json"
+"""File of a built folder: the sha256 of each other file in it, by its path."""
+WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""Errors of a lock on a disk that has none (SMB, some FUSE mounts)."""
 
 
 class DamagedFile(RuntimeError):
@@ -31,8 +40,10 @@ class DamagedFile(RuntimeError):
 
 def cache_dir() -> Path:
     """Return the folder of prepared parts: `$WARP_NB_CACHE`, else the user's cache folder."""
-    named = os.environ.get("WARP_NB_CACHE")
-    return Path(named).expanduser().resolve() if named else Path(platformdirs.user_cache_dir("warp_nb"))
+    try:
+        return expanded(os.environ.get("WARP_NB_CACHE") or platformdirs.user_cache_dir("warp_nb")).resolve()
+    except ValueError as error:
+        raise ValueError(f"{error}; WARP_NB_CACHE names the cache folder") from error
 
 
 # Atomic writes
@@ -42,13 +53,18 @@ def cache_dir() -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`, then fsync it and rename it to `path`; delete it after an error.
 
-    Every writer has a unique temporary name, so two writers of one file cannot mix: the last to finish wins.
+    Every writer has a unique temporary name, so two writers of one file cannot mix: the last to finish wins. The file
+    gets the permissions that the umask gives.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.new")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
+        with suppress(OSError):  # a disk without permissions
+            temporary.chmod(mode)  # safetensors makes files that only their owner can read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -81,24 +97,175 @@ def json_values(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+# Reading
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        DamagedFile: the file cannot be read, or is anything else than an object of at most DEEPEST levels.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedFile(f"{path} is damaged ({error})") from error
+    found = _parsed(text, path)
+    if not isinstance(found, dict):
+        raise DamagedFile(f"{path} is damaged (it holds {text[:20]!r} where an object is expected)")
+    return found
+
+
+def _parsed(text: str, path: Path) -> Any:
+    """Parse JSON that stands in `path`."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path} is damaged ({error})") from error
+    layer = [found] if isinstance(found, dict | list) else []
+    for _ in range(DEEPEST):
+        inner = [list(one.values()) if isinstance(one, dict) else one for one in layer]
+        layer = [value for values in inner for value in values if isinstance(value, dict | list)]
+    if layer:
+        raise DamagedFile(f"{path} is damaged (it is nested more than {DEEPEST} levels deep)")
+    return found
+
+
+@contextmanager
+def loading(folder: Path, kind: str) -> Iterator[None]:
+    """Turn any error of a library that loads `kind` from `folder` in the block into a DamagedFile."""
+    try:
+        yield
+    except DamagedFile:
+        raise
+    except Exception as error:  # libraries pass on their parsers' errors, of no common kind
+        raise DamagedFile(
+            f"{folder} holds no sound {kind} ({type(error).__name__}: {str(error)[:300]}); "
+            f"delete it, it is made again"
+        ) from error
+
+
+# Locks and prepared folders
+
+
+@contextmanager
+def locked(path: Path, *, remedy: str, blocking: bool = True) -> Iterator[None]:
+    """Hold the system's lock of the file `path` in the block; make its folder if it is missing.
+
+    `remedy` says, as an imperative, how the user moves the folder.
+
+    Raises:
+        OSError: the folder cannot be made or written, or its disk has no locks; the message names it.
+        filelock.Timeout: another process holds the lock, and `blocking` is False.
+    """
+    lock = FileLock(path, blocking=blocking)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:  # an OSError as well
+        raise
+    except (OSError, NotImplementedError) as error:
+        raise unusable(path.parent, error, remedy) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def unusable(folder: Path, error: Exception, remedy: str) -> OSError:
+    """Return an OSError that says why `folder` cannot be used and what to do."""
+    if isinstance(error, NotImplementedError) or getattr(error, "errno", None) in WITHOUT_LOCKS:
+        return OSError(f"{folder} lies on a disk without locks ({error}); {remedy} to a folder on another disk")
+    return OSError(f"{folder} cannot be written ({error}); {remedy}, or make it writable")
+
+
 @contextmanager
 def building(target: Path) -> Iterator[Path | None]:
     """Build the folder `target` once and atomically, even if two processes try.
 
-    Yields None when `target` is complete. Otherwise yields an empty temporary folder beside it, which is renamed to
-    `target` when the block ends and deleted when the block raises.
+    Yields None when `target` is complete; nothing is written then, and its files are verified. Otherwise yields an
+    empty temporary folder beside it, which is renamed to `target` when the block ends and deleted when the block
+    raises. Temporary folders of killed processes are deleted first.
+
+    Raises:
+        OSError: the folder beside cannot be written, or its disk has no locks.
+        DamagedFile: a file in `target` is not the one that was written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if target.exists():
-            yield None
-            return
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    if not _complete(target):
+        with locked(target.with_name(f"{target.name}.lock"), remedy="set WARP_NB_CACHE"):
+            if not _complete(target):
+                with _replacing_folder(target) as temporary:
+                    yield temporary
+                return
+    verify(target)
+    yield None
+
+
+def _complete(target: Path) -> bool:
+    with suppress(OSError):  # a folder above may not be entered
+        return target.is_dir()
+    return False
+
+
+@contextmanager
+def _replacing_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target`, then write its manifest and rename it to `target`; the lock is held."""
+    left = re.compile(rf"\.{re.escape(target.name)}-[0-9a-z_]+")
+    for path in target.parent.iterdir():
+        if left.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    temporary = target.with_name(f".{target.name}-{uuid4().hex}")
+    try:
         try:
-            yield temporary
-            os.replace(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+        except OSError as error:
+            raise unusable(target.parent, error, "set WARP_NB_CACHE") from error
+        yield temporary
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        mode = temporary.stat().st_mode & 0o666
+        for path in files:
+            with suppress(OSError):  # a disk without permissions
+                path.chmod(mode)  # safetensors makes files that only their owner can read
+        write_json(temporary / MANIFEST, {path.relative_to(temporary).as_posix(): file_sha256(path) for path in files})
+        os.replace(temporary, target)
+    except Exception as error:
+        error.add_note(f"{target} was not made; WARP_NB_CACHE moves its folder to another disk")
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def verify(folder: Path) -> None:
+    """Compare the files of a built folder with its manifest; a folder of an earlier version has none and passes.
+
+    Raises:
+        DamagedFile: a file is missing or has changed.
+    """
+    remedy = f"delete the folder {folder}, it is made again"
+    try:
+        wanted = read_record(folder / MANIFEST)
+    except FileNotFoundError:
+        return
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}; {remedy}") from error
+    for name, sha256 in wanted.items():
+        path = folder / name
+        try:
+            status = path.stat()
+            found = _sha256_of(path, status.st_size, status.st_mtime_ns)
+        except OSError as error:
+            raise DamagedFile(f"{path} cannot be read ({error}); {remedy}") from error
+        if found != sha256:
+            raise DamagedFile(f"{path} is damaged (its sha256 is not the one in {MANIFEST}); {remedy}")
+
+
+@cache
+def _sha256_of(path: Path, size: int, changed: int) -> str:
+    """Return the sha256 of a file, computed once for each of its sizes and times of change."""
+    return file_sha256(path)
 
 
 # Fingerprints and sealed tensors
@@ -147,19 +314,22 @@ def unseal(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
         FileNotFoundError: there is no file.
         DamagedFile: the file is cut short, or a byte of it has changed.
     """
-    if not path.exists():
-        raise FileNotFoundError(path)
     try:
+        if not path.exists():
+            raise FileNotFoundError(path)
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             # copies: the tensors of safe_open are pages of the file, which another process may change after the check
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  it is no dict
-    except (SafetensorError, OSError, ValueError) as error:
+        text = metadata.get("record", "")
+        sealed = metadata.get("sha256") == _seal_of(tensors, text)
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise DamagedFile(f"{path} is damaged ({error})") from error
-    text = metadata.get("record", "")
-    if metadata.get("sha256") != _seal_of(tensors, text):
+    if not sealed:
         raise DamagedFile(f"{path} is damaged (its sha256 is not the one written into it)")
-    return tensors, json.loads(text)
+    return tensors, _parsed(text, path)
 
 
 def _seal_of(tensors: Mapping[str, torch.Tensor], text: str) -> str:
