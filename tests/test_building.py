@@ -78,7 +78,10 @@ def test_a_damaged_file_is_named_with_the_remedy(damage: Callable[[Path], None],
     with building(target):
         pass
     damage(target / name)
-    with pytest.raises(DamagedFile, match=rf"{name} .*; delete the folder {target}, it is made again"), building(target):
+    with (
+        pytest.raises(DamagedFile, match=rf"{name} .*; delete the folder {target}, it is made again"),
+        building(target),
+    ):
         pass
 
 
@@ -98,9 +101,11 @@ def test_a_folder_of_an_earlier_version_has_no_manifest_and_is_taken(tmp_path: P
 
 
 def test_the_error_of_a_library_names_the_folder_that_it_read(tmp_path: Path) -> None:
-    with pytest.raises(DamagedFile, match=rf"{tmp_path} holds no sound model \(KeyError: 'x'\); delete it"):
-        with loading(tmp_path, "model"):
-            {}["x"]
+    with (
+        pytest.raises(DamagedFile, match=rf"{tmp_path} holds no sound model \(KeyError: 'x'\); put it back, or delete"),
+        loading(tmp_path, "model"),
+    ):
+        {}["x"]
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
@@ -141,9 +146,13 @@ def test_a_disk_without_locks_is_told_from_one_that_cannot_be_written(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    with pytest.raises(OSError, match=rf"{tmp_path} lies on a disk without locks .* WARP_NB_CACHE to a folder on another"):
-        with building(tmp_path / "part"):
-            pytest.fail("it was not refused")
+    with (
+        pytest.raises(
+            OSError, match=rf"{tmp_path} lies on a disk without locks .* WARP_NB_CACHE to a folder on another"
+        ),
+        building(tmp_path / "part"),
+    ):
+        pytest.fail("it was not refused")
 
 
 def build_first(target: Path, inside: Any, refused: Any, results: Any) -> None:
@@ -188,7 +197,9 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WARP_NB_CACHE", "~/elsewhere")
     assert cache_dir() == Path.home() / "elsewhere"
     monkeypatch.setenv("WARP_NB_CACHE", "~nobody-of-this-name/x")
-    with pytest.raises(ValueError, match=r"^~nobody-of-this-name/x names a home folder .* WARP_NB_CACHE names the cache"):
+    with pytest.raises(
+        ValueError, match=r"^~nobody-of-this-name/x names a home folder .* WARP_NB_CACHE names the cache"
+    ):
         cache_dir()
     monkeypatch.delenv("WARP_NB_CACHE")
     assert cache_dir().name == "warp_nb"

@@ -324,9 +324,17 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> N
         ({"lr": 0.02, "eta": 0.9}, {"reward": never}, r"lr: 0\.01 there, 0\.02 here; eta: 0\.3 there, 0\.9 here"),
         ({"snapshot_every": 1}, {}, "snapshot_every: 0 there, 1 here"),
         ({"threads": 2}, {}, "threads: 1 there, 2 here"),
-        ({}, {"reward": dead}, r"configuration \(reward: {'name': 'opinion'} there, {'name': 'dead'} here"),
+        (
+            {},
+            {"reward": dead},
+            r"configuration \(reward\.name: 'opinion' there, 'dead' here; reward\.source_sha256: '\w+' there, ",
+        ),
         ({}, {"train_prompts": ["the film"]}, r"configuration \(prompts_sha256"),
-        ({}, {"policy": tiny.gpt2(39, seed=5)}, r"holds a run of another configuration \(policy_sha256"),
+        (
+            {},
+            {"policy": tiny.gpt2(len(tiny.tokenizer()), seed=5, spread=0.05)},
+            r"configuration \(policy_sha256: '\w+' there",
+        ),
         ({}, {"name": "other"}, "task_name: 'tiny' there, 'other' here"),
     ]
     for changes, task, said in refusals:

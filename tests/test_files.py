@@ -14,8 +14,18 @@ from faulty import cut, flip
 from safetensors.torch import load_file, save_file
 
 from warp_nb.algorithm.merge import weights_of
-from warp_nb.files import DEEPEST, DamagedFile, fingerprint, json_values, read_record, replacing, seal, unseal, write_json
-from warp_nb.files import _seal_of  # to seal what `seal` would not write
+from warp_nb.files import (
+    DEEPEST,
+    DamagedFile,
+    _seal_of,  # to seal what `seal` would not write
+    fingerprint,
+    json_values,
+    read_record,
+    replacing,
+    seal,
+    unseal,
+    write_json,
+)
 
 # atomic writes
 

@@ -10,6 +10,7 @@ import tiny
 import torch
 from brute import MODELS
 
+from warp_nb.files import seal, unseal
 from warp_nb.measure import reference_cache
 from warp_nb.measure.evaluation import evaluate
 from warp_nb.measure.reference_cache import ReferenceSide
@@ -65,9 +66,12 @@ def test_everything_that_changes_the_bits_makes_another_file(saved: Path) -> Non
         side(policy).rollout(PROMPTS, 3)
     finally:
         torch.set_num_threads(threads)
-    assert len(list(saved.iterdir())) == 7
+    other = tiny.llama(words)
+    other.config.rms_norm_eps = 1e-3
+    side(other).rollout(PROMPTS, 3)
+    assert len(list(saved.iterdir())) == 8
     side(policy).rollout(PROMPTS, 3)
-    assert len(list(saved.iterdir())) == 7
+    assert len(list(saved.iterdir())) == 8
 
 
 def test_a_model_whose_head_is_not_all_is_never_saved(saved: Path) -> None:
@@ -110,3 +114,31 @@ def test_what_is_damaged_is_named_and_made_again(saved: Path) -> None:
     with pytest.warns(UserWarning, match=rf"{path.name} is damaged .*; it is made again"):
         again = side(policy).rollout(PROMPTS, 3)
     assert torch.equal(again[1], made[1]) and torch.equal(side(policy).rollout(PROMPTS, 3)[1], made[1])
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning(saved: Path) -> None:
+    """As on a read-only or full disk."""
+    saved.write_text("a file where the folder should be")
+    policy = tiny.llama(len(tiny.tokenizer()))
+    plain, logits = side(policy, large=1 << 60).rollout(PROMPTS, 3)
+    with pytest.warns(UserWarning, match=rf"{saved} cannot be written .*, so the reference's side .* WARP_NB_CACHE"):
+        found = side(policy).rollout(PROMPTS, 3)
+    assert torch.equal(found[1], logits) and torch.equal(found[0].ids, plain.ids)
+
+
+@pytest.mark.parametrize("damage", ["shape", "name", "prompts"])
+def test_a_sealed_file_of_other_tensors_is_named_and_made_again(damage: str, saved: Path) -> None:
+    policy = tiny.llama(len(tiny.tokenizer()))
+    made = side(policy).rollout(PROMPTS, 3)
+    (path,) = saved.iterdir()
+    tensors, record = unseal(path)
+    if damage == "shape":
+        tensors["hidden"] = tensors["hidden"][:1].clone()
+    elif damage == "name":
+        tensors["other"] = tensors.pop("sampled_log_probs")
+    else:
+        tensors["ids"][0, -6] += 1
+    seal(path, tensors, record)
+    with pytest.warns(UserWarning, match=rf"{path.name} is damaged .*; it is made again"):
+        again = side(policy).rollout(PROMPTS, 3)
+    assert torch.equal(again[1], made[1])

@@ -79,9 +79,9 @@ FULL_DISK = """
 import resource, signal
 from pathlib import Path
 import tiny
-from faulty import CONFIG, contents, quick
+from faulty import CONFIG, Opinion, contents, fail, quick
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
-before, task = contents(folder), tiny.task()
+before, task = contents(folder), tiny.task(reward=Opinion(0, fail))
 if limit:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

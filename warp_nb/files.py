@@ -139,12 +139,12 @@ def loading(folder: Path, kind: str) -> Iterator[None]:
     """Turn any error of a library that loads `kind` from `folder` in the block into a DamagedFile."""
     try:
         yield
-    except DamagedFile:
+    except (DamagedFile, ImportError, MemoryError):
         raise
     except Exception as error:  # libraries pass on their parsers' errors, of no common kind
         raise DamagedFile(
-            f"{folder} holds no sound {kind} ({type(error).__name__}: {str(error)[:300]}); "
-            f"delete it, it is made again"
+            f"{folder} holds no sound {kind} ({type(error).__name__}: {str(error)[:300]}); put it back, or delete it "
+            f"if it lies in a cache: it is made again"
         ) from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,13 @@ PACKAGES = ("torch", "transformers", "trl", "datasets", "numpy", "papermill")
 
 def peak_rss_mb() -> float:
     """Return the peak resident memory of this process, MB."""
+    try:
+        import resource
+    except ImportError:  # Windows, whose figures psutil reads
+        import psutil
+
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 

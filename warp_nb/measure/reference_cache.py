@@ -2,7 +2,7 @@
 
 For a large policy it is saved in the cache folder: the completions, and the hidden states that the output head read
 when it scored them. From these the head reproduces the logits bit-identically. If it does not (a head that does more
-than multiply), nothing is saved and everything is computed each time.
+than multiply), or if the folder cannot be written, nothing is saved and everything is computed each time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from warp_nb.algorithm.objective import Rollout, Sampling, completion_logits, inputs
 from warp_nb.fast.decoding import sample
 from warp_nb.fast.devices import LARGE
-from warp_nb.files import DamagedFile, cache_dir, fingerprint, seal, unseal
+from warp_nb.files import DamagedFile, cache_dir, seal, unseal
+from warp_nb.tasks.identity import policy_identity, versions
 from warp_nb.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -31,16 +32,18 @@ class ReferenceSide:
     def __init__(self, reference: PreTrainedModel, task: Task, sampling: Sampling, large: int = LARGE) -> None:
         self.reference, self.task, self.sampling = reference, task, sampling
         saved = reference.num_parameters() >= large
-        self.weights = fingerprint(dict(reference.named_parameters())) if saved else ""
+        self.identity = policy_identity(reference) | versions() if saved else {}
 
     @torch.no_grad()
     def rollout(self, prompts: list[str], seed: int) -> tuple[Rollout, torch.Tensor]:
         """Return completions sampled with the noise of `seed`, and the reference's logits on them [B, C, V]."""
         ids, mask = self.task.encode(prompts, self.sampling)
-        path = self._path(ids, mask, seed) if self.weights else None
-        if path is not None and path.exists():
+        path = self._path(ids, mask, seed) if self.identity else None
+        if path is not None:
             try:
-                return self._load(path)
+                return self._load(path, ids)
+            except FileNotFoundError:
+                pass
             except DamagedFile as error:
                 warnings.warn(f"{error}; it is made again", stacklevel=2)
         noise = torch.Generator().manual_seed(seed)
@@ -57,25 +60,46 @@ class ReferenceSide:
         hidden = out.hidden_states[-1]
         if torch.equal(self._head(hidden, width), out.logits):
             tensors = {name: value for name, value in vars(rollout).items() if isinstance(value, torch.Tensor)}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            seal(path, {name: tensor.cpu() for name, tensor in (tensors | {"hidden": hidden}).items()}, None)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                seal(path, {name: tensor.cpu() for name, tensor in (tensors | {"hidden": hidden}).items()}, None)
+            except OSError as error:
+                warnings.warn(
+                    f"{path.parent} cannot be written ({error}), so the reference's side of the evaluation is not "
+                    f"saved; WARP_NB_CACHE moves the cache",
+                    stacklevel=2,
+                )
         return out.logits
 
-    def _load(self, path: Path) -> tuple[Rollout, torch.Tensor]:
-        """Load what `_score_and_save` wrote, on the reference's device."""
-        saved = {name: tensor.to(self.reference.device) for name, tensor in unseal(path)[0].items()}
+    def _load(self, path: Path, ids: torch.Tensor) -> tuple[Rollout, torch.Tensor]:
+        """Load what `_score_and_save` wrote for these prompts, on the reference's device."""
+        saved, _ = unseal(path)
+        rows, width = ids.shape
+        length, channels = self.sampling.max_new_tokens, self.reference.get_output_embeddings().weight.shape[1]
+        drawn = saved["completion_mask"].shape[-1] if "completion_mask" in saved else 0
+        wanted = {
+            "ids": (rows, width + drawn, False),
+            "attention_mask": (rows, width + drawn, False),
+            "completion_mask": (rows, drawn, False),
+            "sampled_log_probs": (rows, drawn, True),
+            "hidden": (rows, width + drawn - 1, channels, True),
+        }
+        found = {name: (*tensor.shape, tensor.is_floating_point()) for name, tensor in saved.items()}
+        if found != wanted or not 0 < drawn <= length or not torch.equal(saved["ids"][:, :width], ids.cpu()):
+            raise DamagedFile(f"{path} is damaged (its tensors are not those of these prompts)")
+        saved = {name: tensor.to(self.reference.device) for name, tensor in saved.items()}
         hidden = saved.pop("hidden")
         rollout = Rollout(**saved, temperature=self.sampling.temperature)
-        return rollout, self._head(hidden, rollout.tokens.shape[1])
+        return rollout, self._head(hidden, drawn)
 
     def _head(self, hidden: torch.Tensor, width: int) -> torch.Tensor:
         return self.reference.get_output_embeddings()(hidden[:, -width:, :])
 
     def _path(self, ids: torch.Tensor, mask: torch.Tensor, seed: int) -> Path:
-        """Return the file for all that the bits depend on: weights, tokens, noise, sampling, torch, CPU, threads."""
+        """Return the file for all that the bits depend on: the policy, tokens, noise, sampling, CPU, threads."""
         facts: dict[str, Any] = {
-            "layout": 3,
-            "weights": self.weights,
+            "layout": 4,
+            "reference": self.identity,
             "prompts": [ids.tolist(), mask.tolist()],
             "settings": [seed, *vars(self.sampling).values()],
             "machine": [torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],

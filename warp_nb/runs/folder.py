@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from warp_nb.config import WarpConfig
-from warp_nb.files import fingerprint, write_json
-from warp_nb.tasks.reward_interface import describe_reward
+from warp_nb.files import DamagedFile, locked, read_record, unseal, unusable, write_json
+from warp_nb.tasks.identity import task_identity
 from warp_nb.tasks.task import Task
 
 FREE = {"save_every"}
 """Parameters that change no bit of a result, so they may differ when a folder is used again."""
+OWNER, CONFIG, LOCK = "owner.json", "config.json", ".lock"
+TENSORS = r"(?:init_\d+|run_\d+_\d+(?:\.state|\.state-before|\.at-(?:\d+|anchor))?)\.safetensors"
+TEMPORARY = re.compile(rf"\.(?:{TENSORS}|owner\.json|config\.json)\.[0-9a-f]{{32}}\.new")
+"""Names of the temporary files that a killed process of this package may leave in a folder of runs."""
+REMEDY = "pass another out_dir"
 
 
 def identity(config: WarpConfig, task: Task, replaced: list[str]) -> dict[str, Any]:
@@ -29,17 +33,25 @@ def identity(config: WarpConfig, task: Task, replaced: list[str]) -> dict[str, A
     return settings | task_identity(task) | {"parts": replaced}
 
 
-def task_identity(task: Task) -> dict[str, Any]:
-    """Return the task's part of `identity`; a worker that rebuilds the task must get the same."""
-    prompts = hashlib.sha256("\0".join(task.train_prompts).encode()).hexdigest()
-    weights = fingerprint(dict(task.policy.named_parameters()))
-    found = {"task_name": task.name, "policy_sha256": weights, "prompts_sha256": prompts}
-    return json.loads(json.dumps(found | {"reward": describe_reward(task.reward)}))
+def flattened(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested dicts by their path, `config.n_head`."""
+    found: dict[str, Any] = {}
+    for name, value in nested.items():
+        found |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def differences(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
     """Describe how `mine` differs from `theirs`; empty when it does not."""
-    return "; ".join(f"{k}: {theirs.get(k)!r} there, {mine[k]!r} here" for k in mine if theirs.get(k) != mine[k])
+    there, here = flattened(theirs), flattened(mine)
+    names = [name for name in here | there if name not in FREE and there.get(name) != here.get(name)]
+    return "; ".join(f"{name}: {shown(there.get(name))} there, {shown(here.get(name))} here" for name in names)
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, at most 200 characters."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 @contextmanager
@@ -50,53 +62,123 @@ def claimed(folder: Path, mine: dict[str, Any], alone: bool = True) -> Iterator[
     releases the lock when its process ends in any way.
 
     Raises:
-        ValueError: the folder cannot be written, or holds runs of another configuration or task (all that differs
-            is listed).
+        ValueError: the folder cannot be written, its disk has no locks, it holds files of our names that are not
+            ours, or runs of another configuration or task (all that differs is listed).
         RuntimeError: another call is using it; the message names its process and start time.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", blocking=False)
-        lock.acquire()
-    except Timeout:
-        raise RuntimeError(f"{folder} is in use by {_owner(folder)}; wait for it, or pass another out_dir") from None
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written ({error}); pass another out_dir, or make it writable") from error
-    try:
-        started = datetime.now().astimezone().isoformat(timespec="seconds")
-        write_json(folder / "owner.json", {"pid": os.getpid(), "host": socket.gethostname(), "started": started})
-        if alone:
-            for left in folder.glob(".*.new"):
-                left.unlink(missing_ok=True)
-        agree(folder / "config.json", mine)
+    with ExitStack() as stack:
+        try:
+            refuse_foreign_lock(folder / LOCK)
+            stack.enter_context(locked(folder / LOCK, remedy=REMEDY, blocking=False))
+        except Timeout:
+            raise RuntimeError(f"{folder} is in use by {owner(folder)}; wait for it, or {REMEDY}") from None
+        except OSError as error:
+            raise ValueError(str(error)) from error
+        try:
+            refuse_foreign(folder)
+            stack.callback((folder / OWNER).unlink, missing_ok=True)
+            started = datetime.now().astimezone().isoformat(timespec="seconds")
+            write_json(folder / OWNER, {"pid": os.getpid(), "host": socket.gethostname(), "started": started})
+            agree(folder / CONFIG, mine)
+            if alone:
+                delete_temporaries(folder)
+        except OSError as error:
+            raise ValueError(str(unusable(folder, error, REMEDY))) from error
         yield
-    finally:
-        (folder / "owner.json").unlink(missing_ok=True)
-        lock.release()
+
+
+def refuse_foreign_lock(path: Path) -> None:
+    """Raise ValueError if the file is no lock: one is empty, or begins with a process id where there is no flock."""
+    with suppress(OSError):  # what cannot be read cannot be locked, which says why
+        if path.is_file() and not re.match(rb"\d+\s|$", path.read_bytes()[:40]):
+            raise ValueError(f"{path} is no lock of a run, since it is not empty; move it, or {REMEDY}")
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise ValueError if a file has a name of ours and is not ours: runs would overwrite or delete it.
+
+    In a folder that has a config.json, files with the names of runs are ours, also damaged ones.
+    """
+    wrong = ""
+    if (folder / OWNER).exists() and not read_owner(folder):
+        wrong = f"{folder / OWNER} does not name a process"
+    elif not (folder / CONFIG).exists():
+        for path in folder.iterdir():
+            if re.fullmatch(TENSORS, path.name) and path.is_file():
+                try:
+                    unseal(path)
+                except DamagedFile as error:
+                    wrong = str(error)
+    if wrong:
+        raise ValueError(f"{wrong}, so it is not of a run in this folder; move it, or {REMEDY}")
+
+
+def delete_temporaries(folder: Path) -> None:
+    """Delete the temporary files that a killed process of this package left, and no other file."""
+    for path in folder.iterdir():
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def agree(path: Path, mine: dict[str, Any]) -> None:
     """Write what the runs depend on to `path`, or raise ValueError if the file there differs."""
-    if path.exists():
-        try:
-            theirs = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); put it back, or pass another out_dir: it "
-                f"alone says which configuration its runs belong to"
-            ) from error
-        differing = differences(theirs, {name: value for name, value in mine.items() if name not in FREE})
-        if differing:
-            raise ValueError(f"{path.parent} holds a run of another configuration ({differing}); pass another out_dir")
-        if theirs == mine:
-            return
-    write_json(path, mine)
-
-
-def _owner(folder: Path) -> str:
-    """Describe the process that holds the lock, as far as it is recorded."""
     try:
-        told = json.loads((folder / "owner.json").read_text(encoding="utf-8"))
-        return f"process {told['pid']} on {told['host']} since {told['started']}"
-    except (OSError, ValueError, KeyError):
+        theirs = read_record(path)
+    except FileNotFoundError:
+        write_json(path, mine)
+        return
+    except DamagedFile as error:
+        raise ValueError(
+            f"{error}; put it back, or {REMEDY}: it alone says which configuration its runs belong to"
+        ) from error
+    differing = differences(theirs, mine)
+    if differing:
+        raise ValueError(f"{path.parent} holds a run of another configuration ({differing}); {REMEDY}")
+    if theirs != mine:
+        write_json(path, mine)
+
+
+def read_agreed(folder: Path) -> tuple[WarpConfig, dict[str, Any]]:
+    """Read config.json in a worker: the configuration, and the record that holds it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedFile: it is damaged, or holds no valid configuration.
+    """
+    found = read_record(folder / CONFIG)
+    try:
+        return WarpConfig(**{name: found[name] for name in WarpConfig.model_fields}), found
+    except (KeyError, ValueError) as error:
+        raise DamagedFile(f"{folder / CONFIG} is damaged (it holds no valid configuration: {error})") from error
+
+
+def owner(folder: Path) -> str:
+    """Describe the process that holds the lock; a dead one on this host, which left its record, is not named."""
+    found = read_owner(folder)
+    if not found or (found["host"] == socket.gethostname() and not alive(found["pid"])):
         return "another process"
+    return f"process {found['pid']} on {found['host']} since {found['started']}"
+
+
+def read_owner(folder: Path) -> dict[str, Any]:
+    """Read the record of the process that uses the folder; empty if there is no valid one."""
+    try:
+        found = read_record(folder / OWNER)
+    except (OSError, DamagedFile):
+        return {}
+    kinds = {"pid": int, "host": str, "started": str}
+    sound = found.keys() == kinds.keys() and all(type(found[name]) is kind for name, kind in kinds.items())
+    return found if sound and found["pid"] > 0 else {}
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process with this id exists here; True where the system cannot tell without disturbing it."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

@@ -9,7 +9,6 @@ again at any time.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import pickle
 import warnings
@@ -29,8 +28,9 @@ from warp_nb.algorithm.merge import Weights
 from warp_nb.config import WarpConfig
 from warp_nb.files import DamagedFile, fingerprint, json_values, seal, unseal
 from warp_nb.runs.checkpoint import Checkpoints
-from warp_nb.runs.folder import differences, task_identity
+from warp_nb.runs.folder import differences, read_agreed
 from warp_nb.runs.training import FAST, OnStep, Parts, RunResult, train
+from warp_nb.tasks.identity import task_identity
 from warp_nb.tasks.prepared import LOADERS, load_task
 from warp_nb.tasks.task import Task
 
@@ -171,16 +171,24 @@ def work(job: Job) -> None:
         if finished(job) is not None:
             return
         init = load_start(job)
-        agreed = json.loads((Path(job.folder) / "config.json").read_text(encoding="utf-8"))
+        config, agreed = load_agreed(job)
         device = round_robin(job.device, job.m - 1, torch.cuda.device_count())
         task, facts = rebuilt(job.rebuild, device)
-        differing = differences(agreed, facts)
+        differing = differences({name: agreed.get(name) for name in facts}, facts)
         if differing:
             raise RuntimeError(
                 f"the task rebuilt in this worker is not the one of {job.folder} ({differing}); rebuild must make "
                 f"the same policy, prompts and reward again: share WARP_NB_CACHE, install the same versions"
             )
-        make(job, init, WarpConfig(**{name: agreed[name] for name in WarpConfig.model_fields}), task)
+        make(job, init, config, task)
+
+
+def load_agreed(job: Job) -> tuple[WarpConfig, dict[str, Any]]:
+    """Load what the runs of the job's folder depend on; raise RuntimeError if it is missing or damaged."""
+    try:
+        return read_agreed(Path(job.folder))
+    except FileNotFoundError as error:
+        raise RuntimeError(f"{error.filename} is not here; pass an out_dir on a disk that all workers share") from None
 
 
 def load_start(job: Job) -> Weights:

@@ -129,7 +129,7 @@ class Training(Watch):
         self.history: list[Row] = []
         self.restored = 0
         """Number of steps that were restored from a checkpoint."""
-        self.interrupted: Callable[[], bool] = lambda: False
+        self.interrupted: Callable[[], BaseException | None] = lambda: None
         self.noise_before: torch.Tensor | None = None
         """State of the noise generator before the current step; None between two steps."""
         self.run: Run | None = None
@@ -204,8 +204,9 @@ class Training(Watch):
         self.on_step(self.history[-1])
         if self.checkpoints is not None and config.save_every and run.step % config.save_every == 0:
             self.checkpoints.save(self)
-        if self.interrupted():
-            raise KeyboardInterrupt(f"stopped after step {run.step} of {config.T}")
+        if (stop := self.interrupted()) is not None:
+            stop.add_note(f"stopped after step {run.step} of {config.T}")
+            raise stop
 
     def snapshot(self, run: Run) -> None:
         """Pass the weights to `keep` if a snapshot is due."""
@@ -280,7 +281,7 @@ def train(config: WarpConfig, task: Task, init: Weights, *, i: int, m: int, **se
     """Train θ^m from θ_init for T steps (lines 4 to 9); `settings` are the keywords of `Training`.
 
     With `checkpoints` it resumes from the last one, and saves one every `config.save_every` steps and after an error
-    or a SIGINT. A SIGINT takes effect at the end of the step, a second one at once.
+    or a signal (see `interrupts_wait`), which takes effect at the end of the step, a second one at once.
 
     Raises:
         ValueError, RuntimeError: the reward fails its check or raises (see `call_reward`).

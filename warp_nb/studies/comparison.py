@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from warp_nb.algorithm.merge import Weights
 from warp_nb.config import ExperimentConfig
 from warp_nb.fast.devices import training_dtype
-from warp_nb.files import json_values
+from warp_nb.files import json_values, replacing
 from warp_nb.measure.checks import Check, reads_like_reference, run_checks
 from warp_nb.measure.estimates import Estimate, mean_interval
 from warp_nb.measure.evaluation import (
@@ -306,7 +306,8 @@ def train_arm(config: ExperimentConfig, task: Task, folder: Path, arm: str, *, o
         home.mkdir(parents=True, exist_ok=True)
         name = "run_1_1.safetensors"
         if (folder / WARP / name).exists() and not (home / name).exists():
-            shutil.copyfile(folder / WARP / name, home / name)
+            with replacing(home / name) as temporary:
+                shutil.copyfile(folder / WARP / name, temporary)
     return warp(config, task, home, progress=on_step)
 
 

@@ -12,6 +12,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, get_args
 
+from warp_nb.files import loading
 from warp_nb.tasks import hub, wheels
 
 if TYPE_CHECKING:
@@ -33,12 +34,12 @@ def _reviews(source: Source) -> pd.DataFrame:
     """Return all distinct IMDb reviews of a source in the order of their sha256: columns text, label."""
     import pandas as pd
 
-    if source == "embedded":
-        frame = pd.read_csv(wheels.imdb_csv())
-        frame = frame[frame["source"] == "imdb"]
-    else:
-        frame = pd.read_parquet(hub.fetch_from_hub(hub.IMDB) / hub.IMDB.files[0])
-    frame = pd.DataFrame({"text": frame["text"].map(clean), "label": frame["label"]})
+    embedded = source == "embedded"
+    path = wheels.imdb_csv() if embedded else hub.fetch_from_hub(hub.IMDB) / hub.IMDB.files[0]
+    with loading(path.parent, "table of reviews"):
+        frame = pd.read_csv(path) if embedded else pd.read_parquet(path)
+        frame = frame[frame["source"] == "imdb"] if embedded else frame
+        frame = pd.DataFrame({"text": frame["text"].map(clean), "label": frame["label"]})
     frame = frame.drop_duplicates("text")
     frame["digest"] = frame["text"].map(lambda text: hashlib.sha256(text.encode()).hexdigest())
     return frame.sort_values("digest", ignore_index=True)[["text", "label"]]

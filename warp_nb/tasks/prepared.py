@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from warp_nb.fast.devices import choose_device
+from warp_nb.files import loading
 from warp_nb.tasks import hub, imdb
 from warp_nb.tasks.task import Task
 from warp_nb.tasks.text import first_tokens
@@ -77,8 +78,9 @@ def load_policy(folder: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    return policy, AutoTokenizer.from_pretrained(folder)
+    with loading(folder, "policy"):
+        policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        return policy, AutoTokenizer.from_pretrained(folder)
 
 
 def _small(device: str) -> Loaded:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from warp_nb.fast.devices import bf16_is_fast
-from warp_nb.files import building, cache_dir, write_json
+from warp_nb.files import building, cache_dir, loading, read_record, write_json
 from warp_nb.tasks import hub, imdb, wheels
 from warp_nb.tasks.isolation import fit, quiet, trainer_versions, undisturbed
 
@@ -135,8 +135,8 @@ class RewardModel:
 
         if not (folder / CONFIG_FILE).exists():
             raise FileNotFoundError(f"{folder} holds no {CONFIG_FILE}, so no finished reward model; train it again")
-        offset = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["offset"]
-        with quiet():
+        with quiet(), loading(folder, "reward model"):
+            offset = float(read_record(folder / CONFIG_FILE)["offset"])
             model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         return cls(model.to(device or "cpu"), tokenizer, offset, folder)
@@ -167,7 +167,7 @@ class RewardModel:
         """Return plain facts for banners and result files: parameters, offset, and how it was trained."""
         stored: dict[str, Any] = {"offset": self.offset}
         if self.folder:
-            stored = json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            stored = read_record(self.folder / CONFIG_FILE)
         return {"name": self.__name__, "parameters": self.model.num_parameters()} | stored
 
 

