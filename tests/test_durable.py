@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,8 +22,9 @@ from faulty import BEFORE, CONFIG, FOUR_RUNS, STATE, Opinion, cut, everything, f
 
 from warp_nb.algorithm.merge import weights_of
 from warp_nb.config import WarpConfig
-from warp_nb.files import DamagedFile, fingerprint, seal, unseal
+from warp_nb.files import DamagedFile, fingerprint, seal, unseal, write_json
 from warp_nb.runs.checkpoint import Checkpoints
+from warp_nb.runs.folder import owner
 from warp_nb.runs.jobs import SnapshotFiles, torch_threads
 from warp_nb.runs.training import FAST, PLAIN, Training, train
 
@@ -208,7 +214,7 @@ def test_a_resumed_run_has_all_its_snapshots(after: int, save_every: int, tmp_pa
     config = SNAPSHOTS.replace(save_every=save_every)
     with pytest.raises(RuntimeError):
         quick(config, tiny.task(reward=Opinion(after + 1, fail)), out_dir=tmp_path)
-    assert set(SnapshotFiles(tmp_path)) == {(1, 1, step) for step in range(1, after + 1)}
+    assert set(SnapshotFiles(tmp_path, {})) == {(1, 1, step) for step in range(1, after + 1)}
     again = quick(config, out_dir=tmp_path)
     assert set(again.snapshots) == EVERY and again.runs.loaded.tolist() == [after / 4]
     assert everything(again) == whole(SNAPSHOTS)
@@ -313,6 +319,90 @@ def test_a_damaged_configuration_is_refused(tmp_path: Path) -> None:
         quick(out_dir=tmp_path)
 
 
+HARMS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
+    "policy shape": lambda tensors, record: tensors.update({POLICY: tensors[POLICY][:1].clone()}),
+    "policy name": lambda tensors, record: tensors.update({"policy.other": tensors.pop(POLICY)}),
+    "policy dtype": lambda tensors, record: tensors.update({POLICY: tensors[POLICY].half()}),
+    "anchor missing": lambda tensors, record: tensors.pop("anchor.transformer.wpe.weight"),
+    "moment shape": lambda tensors, record: tensors.update({"optimizer.0.exp_avg": torch.zeros(1)}),
+    "moment missing": lambda tensors, record: tensors.pop("optimizer.3.exp_avg_sq"),
+    "moment of no parameter": lambda tensors, record: tensors.update({"optimizer.99.step": torch.zeros(())}),
+    "moment of no number": lambda tensors, record: tensors.update({"optimizer.x.step": torch.zeros(())}),
+    "noise": lambda tensors, record: tensors.update(noise=torch.zeros_like(tensors["noise"])),
+    "short noise": lambda tensors, record: tensors.update(noise=tensors["noise"][:9].clone()),
+    "probe": lambda tensors, record: tensors.update({"probe.expected": torch.zeros(1, dtype=torch.float64)}),
+    "no history": lambda tensors, record: record.update(history=[]),
+    "long history": lambda tensors, record: record.update(history=record["history"] * 2),
+    "no rows": lambda tensors, record: record.update(history=[[]]),
+    "rows without figures": lambda tensors, record: record.update(history=[{"step": 1}]),
+    "another run": lambda tensors, record: record["history"][0].update(run=2),
+    "no start": lambda tensors, record: record.pop("start"),
+}
+"""What a sealed checkpoint may hold that is not of the run."""
+POLICY = "policy.transformer.wte.weight"
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_checkpoint_that_does_not_fit_is_named_and_the_one_before_is_used(harm: str, tmp_path: Path) -> None:
+    stopped(tmp_path, 3, save_every=1)
+    tensors, record = unseal(tmp_path / STATE)
+    HARMS[harm](tensors, record)
+    seal(tmp_path / STATE, tensors, record)
+    with pytest.warns(UserWarning, match=r"run_1_1\.state\.safetensors is damaged \(.*; the run resumes after step 2"):
+        again = quick(CONFIG.replace(save_every=1), out_dir=tmp_path)
+    assert everything(again) == whole()
+
+
+WRONG_RESULTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
+    "shape": lambda weights, record: weights.update({"transformer.wte.weight": torch.zeros(1)}),
+    "name": lambda weights, record: weights.update(other=weights.pop("transformer.wte.weight")),
+    "no facts": lambda weights, record: record.pop("facts"),
+    "empty facts": lambda weights, record: record.update(facts={}),
+    "text for a fact": lambda weights, record: record["facts"].update(unmoved="0"),
+    "facts are a list": lambda weights, record: record.update(facts=[]),
+    "no steps": lambda weights, record: record.update(history=[]),
+    "no figures": lambda weights, record: record["history"][0].pop("reward"),
+    "null for a figure": lambda weights, record: record["history"][1].update(kl=None),
+}
+
+
+@pytest.mark.parametrize("harm", WRONG_RESULTS)
+def test_a_result_of_another_kind_is_named_and_made_again(harm: str, tmp_path: Path) -> None:
+    quick(out_dir=tmp_path)
+    weights, record = unseal(tmp_path / RESULT)
+    WRONG_RESULTS[harm](weights, record)
+    seal(tmp_path / RESULT, weights, record)
+    with pytest.warns(UserWarning, match=r"run_1_1\.safetensors is damaged \(.*; the run is made again"):
+        again = quick(out_dir=tmp_path)
+    assert again.runs.loaded.tolist() == [0.0] and everything(again) == whole()
+
+
+@pytest.mark.parametrize("record", [None, [], 7, "ok", {"status": "ok"}])
+def test_a_sealed_record_that_is_none_is_named(record: Any, tmp_path: Path) -> None:
+    quick(out_dir=tmp_path)
+    weights, _ = unseal(tmp_path / RESULT)
+    seal(tmp_path / RESULT, weights, record)
+    with pytest.warns(UserWarning, match="its record lacks facts, history, start"):
+        assert everything(quick(out_dir=tmp_path)) == whole()
+
+
+def test_a_snapshot_of_another_policy_is_named(tmp_path: Path) -> None:
+    found = quick(SNAPSHOTS, out_dir=tmp_path).snapshots
+    seal(tmp_path / "run_1_1.at-2.safetensors", weights_of(tiny.gpt2(len(tiny.tokenizer()), width=8)), 2)
+    with pytest.raises(DamagedFile, match=r"run_1_1\.at-2\.safetensors is damaged \(its tensors are not the policy's"):
+        found[1, 1, 2]
+    (tmp_path / "run_x_y.at-end.safetensors").touch()  # not ours
+    assert set(found) == EVERY
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "[" * 100_000, '{"lr": ' * 100_000, '"ok"', '{"status": "ok"}'])
+def test_a_configuration_that_is_no_record_is_refused(text: str, tmp_path: Path) -> None:
+    quick(out_dir=tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json is damaged .* put it back, or pass another out_dir"):
+        quick(out_dir=tmp_path)
+
+
 # whose folder it is
 
 
@@ -357,3 +447,70 @@ def test_a_folder_names_the_parts_that_were_replaced(tmp_path: Path) -> None:
     quick(out_dir=tmp_path / "fast")
     with pytest.raises(ValueError, match=r"parts: \[\] there, \['sample', 'token_log_probs', 'token_kl', "):
         quick(parts=PLAIN, out_dir=tmp_path / "fast")
+
+
+# files that are not ours
+
+
+def test_no_file_that_is_not_ours_is_deleted(tmp_path: Path) -> None:
+    hexes = "0123456789abcdef" * 2
+    theirs = [
+        ".notes.new", ".config.json.new", f".thesis.tex.{hexes}.new", f".run_1_1.csv.{hexes}.new", "run_1_1.csv",
+        f".config.json.{hexes[:-1]}.new", f".config.json.{hexes.upper()}.new", f".index.html.{hexes}.new",
+    ]  # fmt: skip
+    ours = [
+        f".{name}.{hexes}.new"
+        for name in ("config.json", "owner.json", "init_12.safetensors", "run_1_2.safetensors")
+        + tuple(f"run_1_2.{kind}.safetensors" for kind in ("state", "state-before", "at-10", "at-anchor"))
+    ]
+    for name in theirs + ours:
+        (tmp_path / name).write_text(name)
+    (tmp_path / f".run_1_3.safetensors.{hexes}.new").mkdir()
+    quick(CONFIG.replace(T=1), out_dir=tmp_path)
+    left = {path.name: path for path in tmp_path.iterdir()}
+    assert all(left[name].read_text() == name for name in theirs) and not left.keys() & set(ours)
+    assert f".run_1_3.safetensors.{hexes}.new" in left, "a folder is not ours"
+
+
+@pytest.mark.parametrize("name", [".lock", "owner.json", "config.json", "run_1_1.safetensors", "init_1.safetensors"])
+def test_a_file_of_anothers_that_has_our_name_is_refused_and_stays(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"owner": "me"}')
+    with pytest.raises(ValueError, match=rf"{name} .*pass another out_dir"):
+        quick(out_dir=tmp_path)
+    assert (tmp_path / name).read_text() == '{"owner": "me"}'
+    assert {path.name for path in tmp_path.iterdir()} <= {name, ".lock"}
+
+
+@pytest.mark.parametrize("found", ["[]", '{"pid": -1, "host": "x", "started": "y"}', '{"pid": "1"}', "[" * 100_000])
+def test_a_record_of_an_owner_that_is_none_is_refused_by_name(found: str, tmp_path: Path) -> None:
+    (tmp_path / "owner.json").write_text(found)
+    with pytest.raises(ValueError, match=r"owner\.json does not name a process, .*; move it, or pass another out_dir"):
+        quick(out_dir=tmp_path)
+    assert owner(tmp_path) == "another process"
+
+
+def test_a_dead_process_is_not_named_as_the_owner(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead_process:
+        dead_process.wait()
+    found = {"pid": dead_process.pid, "host": socket.gethostname(), "started": "2026-01-01T00:00:00+00:00"}
+    write_json(tmp_path / "owner.json", found)
+    assert owner(tmp_path) == "another process"
+    write_json(tmp_path / "owner.json", found | {"host": "elsewhere"})
+    assert owner(tmp_path) == f"process {dead_process.pid} on elsewhere since 2026-01-01T00:00:00+00:00"
+    quick(CONFIG.replace(T=1), out_dir=tmp_path)
+    assert not (tmp_path / "owner.json").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_named(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refused(handle: int, how: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path} lies on a disk without locks .*; pass another out_dir"
+    ) as caught:
+        quick(out_dir=tmp_path)
+    assert "make it writable" not in str(caught.value)

@@ -24,7 +24,7 @@ from faulty import everything, flip
 
 from warp_nb.algorithm.merge import weights_of
 from warp_nb.config import WarpConfig
-from warp_nb.files import fingerprint, seal, unseal
+from warp_nb.files import DamagedFile, fingerprint, seal, unseal
 from warp_nb.runs.jobs import Job, default_threads, device_name, finished, main, process_pool, round_robin, work
 from warp_nb.runs.training import FAST
 from warp_nb.runs.warp import WarpResult, warp
@@ -189,10 +189,10 @@ def test_a_result_that_does_not_fit_is_made_again(harm: str, job: Job) -> None:
         job.result.unlink()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        assert finished(job) is None
+        assert finished(job, weights, ONE.T) is None
         work(job)
     assert all("damaged" in str(warning.message) for warning in told) and bool(told) == (harm == "damage")
-    again = finished(job)
+    again = finished(job, weights, ONE.T)
     assert again is not None and fingerprint(again.weights) == fingerprint(weights)
 
 
@@ -219,12 +219,36 @@ def test_another_start_is_refused_before_training_and_the_caller_writes_it_again
     assert fingerprint(unseal(start)[0]) == job.start and result.runs.loaded.tolist() == [0, 1]
 
 
+def test_what_a_worker_reads_is_named_when_it_does_not_fit(job: Job) -> None:
+    """θ_init of another policy, and a configuration that is none, missing or incomplete."""
+    folder, start = Path(job.folder), Path(job.folder) / "init_1.safetensors"
+    sound, _ = unseal(start)
+    narrow = weights_of(tiny.gpt2(len(tiny.tokenizer()), width=8))
+    seal(start, narrow, None)
+    with pytest.raises(
+        DamagedFile, match=r"init_1\.safetensors is damaged .*c_attn.bias torch\.float32 \[24\], the policy"
+    ):
+        work(replace(job, start=fingerprint(narrow)))
+    start.unlink()
+    with pytest.raises(RuntimeError, match=r"init_1\.safetensors is not here"):
+        main([str(folder), "1", "1", "--task", "small"])
+    seal(start, sound, None)
+    for text in ("[]", '{"status": "ok"}', (folder / "config.json").read_text().replace('"lr": ', '"lr": -')):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(DamagedFile, match=r"config\.json is damaged"):
+            work(job)
+    (folder / "config.json").unlink()
+    with pytest.raises(RuntimeError, match=r"config\.json is not here; pass an out_dir on a disk that all workers"):
+        work(job)
+    assert not job.result.exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"policy": tiny.gpt2(39, seed=5)}, "policy_sha256"),
         ({"train_prompts": ["the film"]}, "prompts_sha256"),
-        ({"reward": tiny.counted()}, "reward: {'name': 'count'} there, {'name': 'opinion'} here"),
+        ({"reward": tiny.counted()}, r"reward\.name: 'count' there, 'opinion' here"),
     ],
 )
 def test_a_worker_that_makes_another_task_says_what_differs(changes: dict[str, Any], said: str) -> None:

@@ -12,6 +12,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
 }
+MOMENTS = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": set()}
+"""Names of what each optimizer remembers of a parameter, in its shape but for the number of steps."""
 
 
 def optimizer_of(name: str, device: torch.device) -> Callable[..., torch.optim.Optimizer]:

@@ -14,6 +14,7 @@ from typing import Protocol
 from warp_nb.algorithm.merge import Weights
 from warp_nb.files import DamagedFile, seal, unseal
 from warp_nb.runs.facts import Row
+from warp_nb.runs.layout import check_record, read_from
 
 
 class Resumable(Protocol):
@@ -59,16 +60,18 @@ class Checkpoints:
         for path in (self.path, self.before):
             try:
                 tensors, record = unseal(path)
+                with read_from(path):
+                    check_record(record, {"start", "history"})
+                    if record["start"] != self.start:
+                        warnings.warn(f"{path} belongs to a run from another θ_init; it is ignored", stacklevel=3)
+                        continue
+                    training.load_state_dict(tensors, record["history"])
             except FileNotFoundError:
                 continue
             except DamagedFile as error:
                 damaged.append(str(error))
                 self._damaged = path == self.path
                 continue
-            if record["start"] != self.start:
-                warnings.warn(f"{path} belongs to a run from another θ_init; it is ignored", stacklevel=3)
-                continue
-            training.load_state_dict(tensors, record["history"])
             self.saved_at = len(training.history)
             break
         if len(damaged) == 2:

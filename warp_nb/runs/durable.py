@@ -72,7 +72,7 @@ class DurableRuns(Runs):
         config = config.replace(threads=config.threads or default_threads(executor, config.M))
         super().__init__(config, task, parts, on_step)
         self.folder, self.executor = folder, executor
-        self.snapshots = SnapshotFiles(folder)
+        self.snapshots = SnapshotFiles(folder, dict(task.policy.named_parameters()))
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -98,7 +98,7 @@ class DurableRuns(Runs):
         ]
         # a listing: a network disk may report for a minute that a file which was missing before is still missing
         present = {path.name for path in self.folder.iterdir()}
-        found = {job.m: finished(job) for job in jobs if job.result.name in present}
+        found = {job.m: finished(job, init, self.config.T) for job in jobs if job.result.name in present}
         ready = {m: result for m, result in found.items() if result is not None}
         for result in ready.values():
             result.facts["loaded"] = 1.0
@@ -107,13 +107,13 @@ class DurableRuns(Runs):
         if self.executor is not None and missing:
             seal(start_file(self.folder, i), init, None)
             for job in send(self.executor, missing):
-                ready[job.m] = self.arrived(job)
+                ready[job.m] = self.arrived(job, init)
                 self.tell(ready[job.m])
         return jobs, ready
 
-    def arrived(self, job: Job) -> RunResult:
+    def arrived(self, job: Job, init: Weights) -> RunResult:
         """Load the result of a job that a worker reported as done; raise RuntimeError if it is not in the folder."""
-        result = finished(job)
+        result = finished(job, init, self.config.T)
         if result is None:
             raise RuntimeError(
                 f"run {job.m} of iteration {job.i} was reported done, but {job.result} is missing or damaged; "

@@ -124,6 +124,8 @@ def agree(path: Path, mine: dict[str, Any]) -> None:
     """Write what the runs depend on to `path`, or raise ValueError if the file there differs."""
     try:
         theirs = read_record(path)
+        if not {"task_name", "policy_sha256"} <= theirs.keys():
+            raise DamagedFile(f"{path} is damaged (it describes no runs, or it is another program's)")
     except FileNotFoundError:
         write_json(path, mine)
         return

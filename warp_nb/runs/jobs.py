@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import pickle
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -27,8 +28,10 @@ import torch
 from warp_nb.algorithm.merge import Weights
 from warp_nb.config import WarpConfig
 from warp_nb.files import DamagedFile, fingerprint, json_values, seal, unseal
+from warp_nb.paths import expanded
 from warp_nb.runs.checkpoint import Checkpoints
 from warp_nb.runs.folder import differences, read_agreed
+from warp_nb.runs.layout import check_facts, check_history, check_record, check_tensors, read_from
 from warp_nb.runs.training import FAST, OnStep, Parts, RunResult, train
 from warp_nb.tasks.identity import task_identity
 from warp_nb.tasks.prepared import LOADERS, load_task
@@ -76,19 +79,27 @@ def start_file(folder: Path, i: int) -> Path:
 # One job
 
 
-def finished(job: Job) -> RunResult | None:
+def finished(job: Job, init: Weights, steps: int) -> RunResult | None:
     """Load the job's result; None if the run has to be trained. Warns if the file is damaged.
 
     Deletes the checkpoints of a finished run, in case its process was killed before it did so.
+
+    Args:
+        job: its result must hold tensors of the names and shapes of `init`, θ_init, and `steps` steps.
     """
     try:
         weights, record = unseal(job.result)
+        with read_from(job.result):
+            check_record(record, {"start", "history", "facts"})
+            if record["start"] != job.start:
+                return None
+            check_tensors(weights, init)
+            check_history(record["history"], job.i, job.m, steps)
+            check_facts(record["facts"])
     except FileNotFoundError:
         return None
     except DamagedFile as error:
         warnings.warn(f"{error}; the run is made again", stacklevel=2)
-        return None
-    if record["start"] != job.start:
         return None
     job.checkpoints.clear()
     facts = {name: math.nan if value is None else value for name, value in record["facts"].items()}
@@ -116,10 +127,13 @@ def make(
 
 
 class SnapshotFiles(Mapping[tuple[int, int, int | str], Weights]):
-    """(i, m, step) -> weights of run (i, m) after that step; (i, m, "anchor") -> its final anchor. Read on access."""
+    """(i, m, step) -> weights of run (i, m) after that step; (i, m, "anchor") -> its final anchor. Read on access.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    A file whose tensors do not have the names and shapes of `like`, the policy's, is refused as damaged.
+    """
+
+    def __init__(self, folder: Path, like: Mapping[str, torch.Tensor]) -> None:
+        self.folder, self.like = folder, like
 
     @staticmethod
     def path(folder: Path, key: tuple[int, int, int | str]) -> Path:
@@ -128,16 +142,20 @@ class SnapshotFiles(Mapping[tuple[int, int, int | str], Weights]):
         return folder / f"run_{i}_{m}.at-{at}.safetensors"
 
     def __getitem__(self, key: tuple[int, int, int | str]) -> Weights:
+        path = self.path(self.folder, key)
         try:
-            return unseal(self.path(self.folder, key))[0]
+            found, _ = unseal(path)
         except FileNotFoundError:
             raise KeyError(key) from None
+        with read_from(path):
+            check_tensors(found, self.like)
+        return found
 
     def __iter__(self) -> Iterator[tuple[int, int, int | str]]:
-        names = [path.name.removesuffix(".safetensors") for path in self.folder.glob("run_*.at-*.safetensors")]
-        for run, _, at in (name.partition(".at-") for name in names):
-            _, i, m = run.split("_")
-            yield int(i), int(m), int(at) if at.isdigit() else at
+        for path in self.folder.iterdir():
+            if found := re.fullmatch(r"run_(\d+)_(\d+)\.at-(\d+|anchor)\.safetensors", path.name):
+                i, m, at = found.groups()
+                yield int(i), int(m), at if at == "anchor" else int(at)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -168,10 +186,10 @@ def work(job: Job) -> None:
     if type(current_process()).__name__ == "ForkProcess":
         raise RuntimeError("this worker was forked, which OpenMP does not survive; pass process_pool(workers)")
     with ALONE:
-        if finished(job) is not None:
-            return
         init = load_start(job)
         config, agreed = load_agreed(job)
+        if finished(job, init, config.T) is not None:
+            return
         device = round_robin(job.device, job.m - 1, torch.cuda.device_count())
         task, facts = rebuilt(job.rebuild, device)
         differing = differences({name: agreed.get(name) for name in facts}, facts)
@@ -180,6 +198,8 @@ def work(job: Job) -> None:
                 f"the task rebuilt in this worker is not the one of {job.folder} ({differing}); rebuild must make "
                 f"the same policy, prompts and reward again: share WARP_NB_CACHE, install the same versions"
             )
+        with read_from(start_file(Path(job.folder), job.i)):
+            check_tensors(init, dict(task.policy.named_parameters()))
         make(job, init, config, task)
 
 
@@ -194,10 +214,7 @@ def load_agreed(job: Job) -> tuple[WarpConfig, dict[str, Any]]:
 def load_start(job: Job) -> Weights:
     """Load θ_init of the job's iteration; raise RuntimeError if it is missing, damaged or not the job's."""
     path = start_file(Path(job.folder), job.i)
-    try:
-        init, _ = unseal(path)
-    except FileNotFoundError:
-        raise RuntimeError(f"{path} is not here; pass an out_dir on a disk that all workers share") from None
+    init = read_start(path)
     found = fingerprint(init)
     if found != job.start:
         raise RuntimeError(
@@ -205,6 +222,14 @@ def load_start(job: Job) -> Weights:
             f"give every call of warp() a separate out_dir that nothing else writes to"
         )
     return init
+
+
+def read_start(path: Path) -> Weights:
+    """Read a file with θ_init; raise RuntimeError if it is missing or damaged."""
+    try:
+        return unseal(path)[0]
+    except FileNotFoundError:
+        raise RuntimeError(f"{path} is not here; pass an out_dir on a disk that all workers share") from None
 
 
 @lru_cache(maxsize=1)
@@ -310,6 +335,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", required=True, choices=LOADERS)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args(argv)
-    start = fingerprint(unseal(start_file(Path(given.folder), given.iteration))[0])
+    folder = expanded(given.folder)
+    start = fingerprint(read_start(start_file(folder, given.iteration)))
     rebuild = pickle.dumps(partial(load_task, given.task))
-    work(Job(given.folder, given.iteration, given.run, start, given.device, rebuild))
+    work(Job(str(folder), given.iteration, given.run, start, given.device, rebuild))

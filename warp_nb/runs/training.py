@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from statistics import fmean, median
 from typing import Any
@@ -20,10 +20,11 @@ from warp_nb.algorithm.run import Run, Watch, train_run
 from warp_nb.config import WarpConfig
 from warp_nb.fast import averages, decoding, scoring
 from warp_nb.fast.devices import arithmetic, prepare_attention
-from warp_nb.fast.optimizers import optimizer_of
+from warp_nb.fast.optimizers import MOMENTS, optimizer_of
 from warp_nb.runs.checkpoint import Checkpoints
 from warp_nb.runs.facts import AnchorProbe, Row, displacement, tokens_after_end
 from warp_nb.runs.interrupts import interrupts_wait
+from warp_nb.runs.layout import check_history, check_moments, check_noise, check_tensors
 from warp_nb.tasks.task import Task
 
 OnStep = Callable[[Row], None]
@@ -241,25 +242,42 @@ class Training(Watch):
         return found | {"noise": self.noise.get_state()}
 
     def load_state_dict(self, state: Weights, history: list[Row]) -> None:
-        """Continue after the last row of `history`, with the tensors that `state_dict` returned there."""
+        """Continue after the last row of `history`, with the tensors that `state_dict` returned there.
+
+        Raises:
+            Misfit: they are not of this policy, optimizer and run; nothing has changed.
+        """
         assert self.run is not None
         parts: dict[str, Weights] = {}
+        moments: dict[int, Weights] = {}
         for name, value in state.items():
             part, _, rest = name.partition(".")
-            parts.setdefault(part, {})[rest] = value
+            if part == "optimizer":
+                index, _, moment = rest.partition(".")
+                moments.setdefault(int(index) if index.isdecimal() else -1, {})[moment] = value
+            else:
+                parts.setdefault(part, {})[rest] = value
+        self.check_state(state, moments, history)
         load_(self.run.policy, parts["policy"])
         if self.config.anchor == "ema":
             load_(self.run.anchor, parts["anchor"])
             self.probe.load_state_dict(parts["probe"])
-        moments: dict[int, Weights] = {}
-        for name, value in parts.get("optimizer", {}).items():
-            index, _, moment = name.partition(".")
-            moments.setdefault(int(index), {})[moment] = value
         self.run.optimizer.load_state_dict(self.run.optimizer.state_dict() | {"state": moments})
         self.noise.set_state(parts["noise"][""].cpu())
         self.history, self.restored, self.run.step = list(history), len(history), len(history)
         for _ in history:
             next(self.batches)
+
+    def check_state(self, state: Weights, moments: Mapping[int, Weights], history: list[Row]) -> None:
+        """Raise Misfit unless tensors, moments by parameter, and rows are those of a checkpoint of this run."""
+        assert self.run is not None
+        check_history(history, *self.place.values(), self.config.T)
+        check_tensors(
+            {name: value for name, value in state.items() if not name.startswith("optimizer.")}, self.state_dict()
+        )
+        check_noise(state["noise"])
+        trained = [value for value in self.run.policy.parameters() if value.requires_grad]
+        check_moments(moments, trained, MOMENTS[self.config.optimizer])
 
     # Result
 

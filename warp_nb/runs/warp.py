@@ -16,6 +16,7 @@ from warp_nb.algorithm.merge import Weights, load_, weights_of
 from warp_nb.algorithm.warp import algorithm_1
 from warp_nb.config import WarpConfig
 from warp_nb.fast.devices import training_dtype
+from warp_nb.paths import expanded
 from warp_nb.runs.durable import DurableRuns, Runs
 from warp_nb.runs.facts import Row
 from warp_nb.runs.geometry import merge_facts, pairwise_angles
@@ -82,8 +83,8 @@ def warp(
         parts: the functions that a run calls.
 
     Raises:
-        ValueError: a prompt leaves no room for a completion, `out_dir` holds runs of another configuration or task or
-            cannot be written, the executor is not one of processes, the task has no usable `rebuild`, or `parts` are
+        ValueError: a prompt leaves no room for a completion; `out_dir` holds runs of another configuration or task, or
+            cannot be written; the executor is not one of processes, the task has no usable `rebuild`, or `parts` are
             not the defaults, which workers use.
         RuntimeError: another call is using the folder; both checkpoints of a run are damaged; a worker lacks the
             files of the folder, rebuilds another task, or dies with its pool.
@@ -108,7 +109,7 @@ def warp(
         if out_dir is None and executor is None:
             runs: Runs = Runs(config, task, parts, on_step)
         else:
-            folder = Path(out_dir or stack.enter_context(tempfile.TemporaryDirectory()))
+            folder = expanded(out_dir or stack.enter_context(tempfile.TemporaryDirectory()))
             runs = DurableRuns(config, task, parts, on_step, folder=folder, executor=executor)
             stack.enter_context(runs.claimed())
         end, merged = algorithm_1(
