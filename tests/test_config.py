@@ -160,6 +160,21 @@ def test_a_result_file_that_cannot_be_written_is_refused_at_once(given: Any, tol
         ExperimentConfig.from_notebook({"result_file": path})
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no shell expands it: in a parameters cell, in a YAML file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "made").mkdir()
+    names = {"out_dir": "~/runs", "result_file": "~/made/r.json"}
+    assert ExperimentConfig.from_notebook(names).out_dir == str(tmp_path / "runs")
+    with pytest.raises(ValueError, match=r"result_file = '~/gone/r.json' refused: its folder must exist"):
+        ExperimentConfig.from_notebook({"result_file": "~/gone/r.json"})
+    with pytest.raises(
+        ValueError, match=r"out_dir = '~nobody-of-this-name/x' refused .* a home folder that is unknown"
+    ):
+        ExperimentConfig(out_dir="~nobody-of-this-name/x")
+
+
 # The object
 
 

@@ -458,11 +458,9 @@ def test_no_file_that_is_not_ours_is_deleted(tmp_path: Path) -> None:
         ".notes.new", ".config.json.new", f".thesis.tex.{hexes}.new", f".run_1_1.csv.{hexes}.new", "run_1_1.csv",
         f".config.json.{hexes[:-1]}.new", f".config.json.{hexes.upper()}.new", f".index.html.{hexes}.new",
     ]  # fmt: skip
-    ours = [
-        f".{name}.{hexes}.new"
-        for name in ("config.json", "owner.json", "init_12.safetensors", "run_1_2.safetensors")
-        + tuple(f"run_1_2.{kind}.safetensors" for kind in ("state", "state-before", "at-10", "at-anchor"))
-    ]
+    kinds = ("state", "state-before", "at-10", "at-anchor")
+    names = ["config.json", "owner.json", "init_12.safetensors", "run_1_2.safetensors"]
+    ours = [f".{name}.{hexes}.new" for name in [*names, *(f"run_1_2.{kind}.safetensors" for kind in kinds)]]
     for name in theirs + ours:
         (tmp_path / name).write_text(name)
     (tmp_path / f".run_1_3.safetensors.{hexes}.new").mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from pathlib import Path
 
 import nbformat
@@ -119,6 +120,59 @@ def test_a_kept_function_that_is_no_longer_right_is_not_used() -> None:
     for text in ("def slerp(d1, d2, lam):\n    return d1\n", "def slerp(", "x = 1\n", "raise TypeError\n", "\xff"):
         kept("slerp").write_text(text, encoding="latin-1")
         assert mine("slerp") is slerp
+
+
+PLANTED = READERS + "print('run')\n"
+
+
+def test_only_code_that_nobody_else_can_have_written_is_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = kept("pair_accuracy")
+    path.parent.mkdir(parents=True, mode=0o700)
+    path.write_text(PLANTED)
+    path.chmod(0o600)
+    assert mine("pair_accuracy") is not pair_accuracy and capsys.readouterr().out == "run\n"
+    for one, mode, sound in (
+        (path, 0o620, 0o600),
+        (path, 0o602, 0o600),
+        (path.parent, 0o770, 0o700),
+        (path.parent, 0o777, 0o700),
+    ):
+        one.chmod(mode)
+        assert mine("pair_accuracy") is pair_accuracy
+        pieces()
+        one.chmod(sound)
+    monkeypatch.setattr("os.getuid", lambda: path.stat().st_uid + 1)
+    assert mine("pair_accuracy") is pair_accuracy
+    pieces()
+    assert capsys.readouterr().out == "", "it was run"
+
+
+def test_a_function_is_saved_for_this_user_alone_under_any_umask(cache: Path) -> None:
+    before = os.umask(0)
+    try:
+        check(of_file(cache, READERS, "pair_accuracy"))
+    finally:
+        os.umask(before)
+    assert kept("pair_accuracy").stat().st_mode & 0o777 == 0o600
+    assert kept("pair_accuracy").parent.stat().st_mode & 0o777 == 0o700 and mine("pair_accuracy") is not pair_accuracy
+
+
+def test_a_function_that_cannot_be_saved_is_right_all_the_same(
+    cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A cache that cannot be written; a folder of lessons that others may write."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(exercises.KEPT, str(tmp_path / "file" / "lessons"))
+    check(of_file(cache, READERS, "pair_accuracy"))
+    assert "✓ pair_accuracy: верно, 2 случая.\n  Сохранить функцию не удалось (" in capsys.readouterr().out
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    monkeypatch.setenv(exercises.KEPT, str(tmp_path / "open"))
+    check(of_file(cache, READERS, "pair_accuracy"))
+    assert f"код оттуда не выполняется (chmod go-w {tmp_path / 'open'})" in capsys.readouterr().out
+    assert mine("pair_accuracy") is pair_accuracy
 
 
 @pytest.mark.parametrize(

@@ -179,9 +179,10 @@ WAITING = """
 import os, signal, tiny
 from faulty import Opinion, quick
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background with it ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 def wait(scores, signals=1):
-    # Return when that many SIGINT have come and Python has called their handler.
+    # Return when that many signals have come and Python has called their handler.
     told, tells = os.pipe()
     os.set_blocking(tells, False)
     before = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
@@ -212,6 +213,62 @@ def test_ctrl_c_ends_after_the_step_and_twice_at_once(signals: int, steps: int, 
     again = quick(out_dir=tmp_path)
     assert again.runs.loaded.tolist() == [steps / CONFIG.T]
     assert everything(again) == everything(quick())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(("signals", "steps"), [(1, 2), (2, 1)])
+def test_a_scheduler_that_ends_the_process_leaves_the_state(
+    number: signal.Signals, signals: int, steps: int, tmp_path: Path
+) -> None:
+    """As Ctrl+C; the exit code is that of a process which the signal ended, and `finally` has run."""
+    code = f"""
+try:
+    quick(task=tiny.task(reward=Opinion(2, lambda s: wait(s, {signals}))), out_dir={str(tmp_path)!r})
+finally:
+    print("cleaned", flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", PATHS + WAITING + code], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        for _ in range(signals):
+            assert run.stdout.readline() == "inside\n"
+            run.send_signal(number)
+        assert run.communicate(timeout=120)[0] == "cleaned\n" and run.returncode == 128 + number
+    assert not (tmp_path / "owner.json").exists()
+    again = quick(out_dir=tmp_path)
+    assert again.runs.loaded.tolist() == [steps / CONFIG.T]
+    assert everything(again) == everything(quick())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_processes_waits_and_a_second_one_does_not(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped, interrupts_wait() as interrupted:
+        signal.raise_signal(number)
+        stop = interrupted()
+        assert isinstance(stop, SystemExit) and stop.code == 128 + number
+        signal.raise_signal(number)
+        pytest.fail("the second signal was lost")
+    assert signal.getsignal(number) is before and stopped.value.code == 128 + number
+
+
+def test_the_programs_own_handler_is_called_after_the_block_and_an_ignored_signal_stays_ignored() -> None:
+    called: list[bool] = []
+    inside = [True]
+    before = [signal.signal(signal.SIGTERM, lambda *_: called.append(inside[0])), signal.getsignal(signal.SIGHUP)]
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupts_wait() as interrupted:
+            signal.raise_signal(signal.SIGHUP)
+            assert interrupted() is None
+        with pytest.raises(SystemExit), interrupts_wait():
+            signal.raise_signal(signal.SIGTERM)
+            assert not called
+            inside[0] = False
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGHUP, before[1])
+    assert called == [False]
 
 
 def test_a_first_interrupt_is_noted_a_second_one_raises_and_python_has_its_handler_back() -> None:

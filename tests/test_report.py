@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ import pytest
 from jinja2 import ChoiceLoader, DictLoader
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from pages import links, tables
-from synthetic import diagnosis_record, record, results
+from synthetic import comparison_record, diagnosis_record, record, results
 
 from warp_nb.files import write_json
-from warp_nb.report.catalogue import EXPERIMENTS, Experiment, rows_of
-from warp_nb.report.command import main, summarise
+from warp_nb.report.catalogue import EXPERIMENTS, Experiment, results_of, rows_of
+from warp_nb.report.command import arguments, main, summarise
 from warp_nb.report.execution import link_back_
+from warp_nb.report.index_page import index
 from warp_nb.report.page import PAGE_ENVIRONMENT, footer
-from warp_nb.studies.result_files import read_result
+from warp_nb.report.readme import filled_readme
+from warp_nb.studies.result_files import read_result, read_result_of
 
 ROOT = Path(__file__).parents[1]
 NAMES = [one.name for one in rows_of(EXPERIMENTS)]
@@ -178,15 +181,72 @@ def test_a_merged_result_is_ok_only_when_all_that_run_by_default_are(tmp_path: P
     [
         (None, {"status": "missing"}),
         ('{"status": "ok", "film": 3}', {"status": "ok", "film": 3}),
-        ('{"status": "ok"', {"status": "failed", "error": "r.json is not JSON"}),
-        ('{"film": 3}', {"status": "failed", "error": "no status"}),
-        ("[1]", {"status": "failed", "error": "no status"}),
+        ('{"status": "ok"', {"status": "failed", "error": "r.json is damaged (Expecting ',' delimiter: line 1 column"}),
+        ('{"film": 3}', {"status": "failed", "error": "r.json has no status"}),
+        ('{"status": ["ok"]}', {"status": "failed", "error": "r.json has no status"}),
+        ("[1]", {"status": "failed", "error": "r.json is damaged (it holds '[1]' where an object is expected)"}),
+        ("[" * 100_000, {"status": "failed", "error": "r.json is damaged ("}),
+        (
+            '{"status": "ok", "x": ' + "[" * 900 + "]" * 900 + "}",
+            {"status": "failed", "error": "r.json is damaged (it is"},
+        ),
     ],
 )
 def test_a_result_file_counts_only_when_it_is_whole(text: str | None, found: dict[str, Any], tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "r.json").write_text(text)
-    assert read_result(tmp_path / "r.json") == found
+    read = read_result(tmp_path / "r.json")
+    error = found.pop("error", "")
+    assert read.pop("error", "").startswith(error) and read == found
+
+
+HARMS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a status alone": lambda found: [found.pop(name) for name in [*found] if name != "status"],
+    "no summary": lambda found: found.pop("summary"),
+    "a measure is text": lambda found: found["summary"]["reward_policy"].update(value="high"),
+    "a list for the configuration": lambda found: found.update(config=[]),
+    "no rows of the history": lambda found: found.update(history=[1, 2]),
+    "a check without a name": lambda found: found["checks"][0].pop("name"),
+    "no command": lambda found: found.pop("run"),
+    "versions are a list": lambda found: found["machine"].update(versions=[]),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_result_without_what_pages_show_is_a_failed_one(harm: str, tmp_path: Path) -> None:
+    """The pages, the merged result and the tables are made, and say which file lacks what."""
+    for name, one in results().items():
+        if name == "exp2":
+            HARMS[harm](one)
+        write_json(tmp_path / f"{name}.result.json", one)
+    write_json(tmp_path / "diagnosis.result.json", {"status": "ok"})
+    write_json(tmp_path / "exp5.result.json", {"status": "ok", "summary": [], "config": {}})
+    found = results_of("smollm", tmp_path, EXPERIMENTS)
+    assert {name for name, one in found.items() if one["status"] == "ok"} == {"exp1", "exp3", "exp4"}
+    for name in ("exp2", "exp5", "diagnosis"):
+        assert re.match(rf"{name}\.result\.json is incomplete \(.+\); run it again", found[name]["error"])
+        assert footer(found[name]).count("is incomplete") == 1
+    page = index("smollm", [one for one in EXPERIMENTS if one.reported], found, {})
+    assert page.count("is incomplete") == 3
+    marks = "".join(f"<!-- {kind} smollm -->\n<!-- /{kind} -->\n" for kind in ("results", "comparison", "diagnosis"))
+    assert "| exp2 | not finished |" in filled_readme(marks, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("section", "made"),
+    [("", lambda: results()["exp1"]), ("comparison", comparison_record), ("diagnosis", diagnosis_record)],
+)
+def test_a_whole_result_is_taken(section: str, made: Callable[[], dict[str, Any]], tmp_path: Path) -> None:
+    write_json(tmp_path / "r.json", made())
+    assert read_result_of(section, tmp_path / "r.json")["status"] == "ok"
+
+
+def test_a_tilde_in_the_arguments_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write_notebook(tmp_path / "mine", "exp1", "1")
+    chosen = arguments(["exp1", "--out", "~/reports", "--notebooks", "~/mine"])
+    assert (chosen.out, chosen.notebooks) == (tmp_path / "reports", tmp_path / "mine")
 
 
 @pytest.mark.slow

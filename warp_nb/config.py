@@ -6,10 +6,11 @@ import ast
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from warp_nb.paths import expanded
 
 RESERVED = {"result_file"}
 
@@ -115,12 +116,18 @@ class ExperimentConfig(WarpConfig):
     n_eval_prompts: Int = Field(256, ge=8, description="held-out prompts of the evaluation")
     out_dir: str = Field("", description="folder of a resumable run; empty: nothing is saved")
 
+    @field_validator("out_dir")
+    @classmethod
+    def _home(cls, path: str) -> str:
+        """Replace a leading `~` by the home folder."""
+        return str(expanded(path)) if path else path
+
 
 def check_result_file(path: Any) -> None:
     """Raise ValueError unless `path` is empty or names a file in a folder that exists."""
     if not isinstance(path, str):
         raise ValueError(f"result_file = {path!r} refused: must be the path of a file; pass e.g. -p result_file r.json")
-    if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
+    if path and (expanded(path).is_dir() or not expanded(path).absolute().parent.is_dir()):
         raise ValueError(f"result_file = {path!r} refused: its folder must exist, and it must not be a folder itself")
 
 

@@ -1,7 +1,7 @@
 """Functions that a lesson calls for a gap: `check`, `solution`, `mine`. The reader's correct functions are saved.
 
 They are saved as text in the user's cache folder, `lessons/<name>.py` (WARP_NB_LESSONS moves them), and are executed
-from there.
+from there if nobody else can have written them: file and folder belong to this user, and no other may write them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from warp_nb.course.gaps import GAPS, Function, Gap, call, defined, mistaken
 from warp_nb.files import cache_dir, write_text
 from warp_nb.notebook.numbers import counted, format_number
 from warp_nb.notebook.tables import table
+from warp_nb.paths import expanded
 from warp_nb.runs.training import Parts, train
 from warp_nb.tasks.task import Task
 
@@ -72,11 +73,25 @@ def check(function: Function) -> None:
         print(f"✗ {gap.name}: {fault}")
         return
     print(f"✓ {gap.name}: верно, {counted(len(gap.cases()), 'случай', 'случая', 'случаев')}.")
-    kept(gap.name).parent.mkdir(parents=True, exist_ok=True)
-    write_text(kept(gap.name), source)
+    if reason := keep(gap, source):
+        print(f"  {reason}; в следующих уроках её заменит готовая.")
+
+
+def keep(gap: Gap, source: str) -> str:
+    """Save a correct function for later lessons; return in Russian why it could not be saved, empty if it is saved."""
+    path = kept(gap.name)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_text(path, source)
+        path.chmod(0o600)
+    except OSError as error:
+        return f"Сохранить функцию не удалось ({error})"
+    if own_source(path) is None:
+        return f"В {path.parent} могут писать и другие, поэтому код оттуда не выполняется (chmod go-w {path.parent})"
     if kept_function(gap) is None:
-        kept(gap.name).unlink()
-        print("  Функция опирается на другие имена этой тетради; в следующих уроках её заменит готовая.")
+        path.unlink()
+        return "Функция опирается на другие имена этой тетради"
+    return ""
 
 
 def unfilled(source: str) -> bool:
@@ -189,14 +204,35 @@ def stub(name: str) -> str:
 
 def kept(name: str) -> Path:
     """Return the file of the reader's correct function of this name."""
-    return Path(os.environ.get(KEPT) or cache_dir() / "lessons") / f"{name}.py"
+    return expanded(os.environ.get(KEPT) or cache_dir() / "lessons") / f"{name}.py"
+
+
+def own_source(path: Path) -> str | None:
+    """Read a file that only this user can have written; None if there is none, or if others may write it.
+
+    Windows keeps no such permissions; there the user's cache folder is private.
+    """
+    try:
+        with open(path, encoding="utf-8") as handle:
+            owned = [os.fstat(handle.fileno()), path.parent.stat()]
+            source = handle.read()
+    except (OSError, ValueError):
+        return None
+    sound = not hasattr(os, "getuid") or all(s.st_uid == os.getuid() and not s.st_mode & 0o022 for s in owned)
+    return source if sound else None
 
 
 def kept_function(gap: Gap) -> Function | None:
     """Load the reader's function if one is saved and still correct, in the namespace of the solution's module."""
+    source = own_source(kept(gap.name))
+    return None if source is None else correct(gap, source)
+
+
+def correct(gap: Gap, source: str) -> Function | None:
+    """Return the function that a text defines if it is correct."""
     try:
-        function = defined(kept(gap.name).read_text(encoding="utf-8"), gap.name, gap.namespace)
-    except Exception:  # no file, or one that no longer runs: with any error it is not a correct function
+        function = defined(source, gap.name, gap.namespace)
+    except Exception:  # it no longer runs: with any error it is not a correct function
         return None
     return None if diagnosis(gap, function) else function
 
@@ -213,8 +249,8 @@ def pieces() -> SimpleNamespace:
     for module in (merge, objective, run, warp, solutions):
         source = inspect.getsource(module)
         for gap in GAPS.values():
-            if gap.solution.__module__ == module.__name__ and kept_function(gap):
-                own = kept(gap.name).read_text(encoding="utf-8")
+            own = own_source(kept(gap.name)) if gap.solution.__module__ == module.__name__ else None
+            if own is not None and correct(gap, own):
                 source = source.replace(inspect.getsource(gap.solution), own)
         source = re.sub(r"^from warp_nb\..*$", "", source, flags=re.MULTILINE)
         exec(compile(source, f"<{module.__name__}>", "exec", dont_inherit=True), namespace)

@@ -20,8 +20,10 @@ from warp_nb.notebook.conclusions import believable_change, conclude
 from warp_nb.notebook.plots import BLOCK_INCHES, geometry, panels, summary_forest, training_curves
 from warp_nb.notebook.prose import filled, paragraphs
 from warp_nb.notebook.tables import TABLE_WORDS, table
+from warp_nb.paths import expanded
 from warp_nb.studies.comparison import Arm
 from warp_nb.studies.experiment import ExperimentResult
+from warp_nb.studies.records import TimedRecord, fault_of
 from warp_nb.studies.result_files import OK, read_result, reports_of
 from warp_nb.tasks.prepared import LOADERS, resolve
 from warp_nb.tasks.task import Task, describe
@@ -61,9 +63,10 @@ def time_elsewhere(
     start = (near or Path.cwd()).absolute()
     folders = [reports_of(task, folder / "reports") for folder in (start, *start.parents)]
     for found in map(read_result, (path for folder in folders for path in sorted(folder.glob("exp*.result.json")))):
-        theirs = found.get("config", {})
-        same = all(theirs.get(key) == getattr(config, key) for key in LENGTHS)
-        if found["status"] == OK and same and "history" in found:
+        if found["status"] != OK or fault_of(TimedRecord, found):
+            continue
+        theirs = found["config"]
+        if all(theirs.get(key) == getattr(config, key) for key in LENGTHS):
             taken = [row["seconds"] for row in found["history"]]
             beside = max(0.0, found["seconds"] - sum(taken)) / theirs["n_seeds"]
             where = found["machine"]["gpu"] or found["machine"]["cpu"]
@@ -107,7 +110,7 @@ def record(result: Any) -> dict[str, Any]:
 def save(result: Any, path: str) -> None:
     """Write a result and its conclusion as JSON, atomically; an empty path writes nothing."""
     if path:
-        write_json(Path(path), record(result) | {"conclusion": conclude(result)})
+        write_json(expanded(path), record(result) | {"conclusion": conclude(result)})
 
 
 def limits(result: ExperimentResult) -> Markdown:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from warp_nb.studies.original import ROWS, OriginalRow
-from warp_nb.studies.result_files import read_result, reports_of, result_path
+from warp_nb.studies.result_files import read_result_of, reports_of, result_path
 
 Result = dict[str, Any]
 """A result file's content."""
@@ -65,7 +65,7 @@ def results_of(task: str, out: Path, experiments: Iterable[Experiment]) -> dict[
         experiments: the list of experiments.
     """
     return {
-        one.name: read_result(result_path(out if one.once else reports_of(task, out), one.name))
+        one.name: read_result_of(one.section, result_path(out if one.once else reports_of(task, out), one.name))
         for one in experiments
         if one.reported
     }

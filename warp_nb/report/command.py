@@ -27,13 +27,14 @@ from typing import Any
 import nbformat
 
 from warp_nb.files import write_bytes, write_json, write_text
+from warp_nb.paths import expanded
 from warp_nb.report.catalogue import EXPERIMENTS, Experiment, Result, results_of
 from warp_nb.report.execution import run
 from warp_nb.report.guide import steps
 from warp_nb.report.index_page import PANELS, draw_curves, index
 from warp_nb.report.page import footer, notebook_html
 from warp_nb.report.readme import filled_readme
-from warp_nb.studies.result_files import DEFAULT_TASK, FAILED, OK, read_result, reports_of, result_path
+from warp_nb.studies.result_files import DEFAULT_TASK, FAILED, OK, read_result_of, reports_of, result_path
 
 LONG = ("history", "geometry", "runs", "merges", "arms", "samples", "gate")
 """Tables that are only in the result file of an experiment."""
@@ -76,9 +77,9 @@ def arguments(argv: Sequence[str] | None, experiments: Sequence[Experiment] = EX
         "experiments", nargs="*", metavar="NAME", help=f"{', '.join(reported)}; by default {', '.join(default)}"
     )
     parser.add_argument("--task", default=DEFAULT_TASK, help="smollm, small or gpt2")
-    parser.add_argument("--out", type=Path, default=Path("reports"), help="folder of the reports; by default reports")
+    parser.add_argument("--out", type=expanded, default=Path("reports"), help="folder of the reports (reports)")
     parser.add_argument(
-        "--notebooks", type=Path, default=notebooks_folder(), help="folder of the notebooks; by default notebooks"
+        "--notebooks", type=expanded, default=notebooks_folder(), help="folder of the notebooks; by default notebooks"
     )
     parser.add_argument("--seeds", type=int, default=0, help="trainings an experiment; 3 for the task small, else 1")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
@@ -143,7 +144,7 @@ def make_report(experiment: Experiment, chosen: argparse.Namespace, out: Path) -
         print(f"{name}: running", *(f"{key} = {value}" for key, value in parameters.items()), flush=True)
         status = run(name, chosen.notebooks, folder, parameters, command=shlex.join(words), timeout=chosen.timeout)
         print(f"{name}: {status}", flush=True)
-    result = read_result(result_path(folder, name))
+    result = read_result_of(experiment.section, result_path(folder, name))
     notebook = folder / f"{name}.ipynb"
     if notebook.exists():
         page = notebook_html(nbformat.read(notebook, as_version=4), name, footer(result))

@@ -29,6 +29,7 @@ from warp_nb.config import WarpConfig
 from warp_nb.course.exercises import KEPT
 from warp_nb.notebook.numbers import format_duration, plural
 from warp_nb.notebook.prose import ENVIRONMENT
+from warp_nb.paths import expanded
 from warp_nb.report.catalogue import EXPERIMENTS, Experiment
 from warp_nb.report.execution import cause
 from warp_nb.report.page import rendered
@@ -121,8 +122,10 @@ def chosen(named: Sequence[Path], folder: Path) -> list[Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, time and write notebooks; return exit code 1 if one stopped with an error."""
     parser = argparse.ArgumentParser(prog="warp-nb guide", description="Run committed notebooks in place.")
-    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK", help="all but experiment 5 by default")
-    parser.add_argument("--folder", type=Path, default=NOTEBOOKS, help="folder of the notebooks and their index")
+    parser.add_argument(
+        "notebooks", nargs="*", type=expanded, metavar="NOTEBOOK", help="by default all but experiment 5"
+    )
+    parser.add_argument("--folder", type=expanded, default=NOTEBOOKS, help="folder of the notebooks and their index")
     parser.add_argument("--timeout", type=int, default=7200, metavar="SECONDS", help="most a cell may take")
     given = parser.parse_args(argv)
     missing = [str(path) for path in given.notebooks if not path.is_file()]

@@ -33,6 +33,7 @@ from warp_nb.measure.evaluation import (
     pareto_front,
 )
 from warp_nb.measure.machine import machine, peak_rss_mb
+from warp_nb.paths import expanded
 from warp_nb.runs.training import OnStep
 from warp_nb.runs.warp import WarpResult, reporting, warp
 from warp_nb.studies.experiment import TABLES, evaluation_settings, stacked
@@ -250,7 +251,7 @@ def run_comparison(config: ExperimentConfig, task: Task, *, progress: bool = Tru
     seeds = [config.seed + index for index in range(config.n_seeds)]
     with ExitStack() as stack:
         on_step = stack.enter_context(reporting(progress, total_steps(config)))
-        home = Path(config.out_dir or stack.enter_context(tempfile.TemporaryDirectory()))
+        home = expanded(config.out_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         found = [train_seed(config.replace(seed=seed), task, home / f"seed_{seed}", on_step) for seed in seeds]
     arms = {}
     for arm in ARMS:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -31,11 +30,12 @@ from warp_nb.config import WarpConfig
 from warp_nb.fast.decoding import sample
 from warp_nb.fast.devices import bf16_is_fast, training_dtype
 from warp_nb.fast.scoring import token_kl
-from warp_nb.files import building, cache_dir, fingerprint, json_values, write_json
+from warp_nb.files import DamagedFile, building, cache_dir, fingerprint, json_values, read_record, write_json
 from warp_nb.measure.checks import run_checks
 from warp_nb.measure.estimates import mean_interval
 from warp_nb.measure.evaluation import MEASURES, Evaluation, evaluate
 from warp_nb.measure.machine import machine
+from warp_nb.paths import expanded
 from warp_nb.runs.facts import displacement
 from warp_nb.runs.jobs import torch_threads
 from warp_nb.runs.training import derive_seed
@@ -303,9 +303,14 @@ def read_table(path: str | Path = "") -> CellTable:
     """Read the table in a file, empty if there is no file; without a path, the table that the package ships."""
     if not path:
         path = Path(str(files("warp_nb.studies") / "diagnosis.json"))
-    if not Path(path).exists():
+    path = expanded(path)
+    try:
+        found = read_record(path)
+    except FileNotFoundError:
         return CellTable(machine(), {})
-    found = json.loads(Path(path).read_text(encoding="utf-8"))
+    parts = [found.get("machine"), found.get("cells")]
+    if not all(isinstance(one, dict) for one in (*parts, *(parts[1] or {}).values())):
+        raise DamagedFile(f"{path} is no table of the diagnosis (it lacks machine or cells); delete it or name another")
     return CellTable(found["machine"], found["cells"])
 
 
@@ -337,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="warp-nb diagnosis", description=main.__doc__)
     parser.add_argument("words", nargs="*", help="measure only cells whose name holds all of them")
     told = f"JSON file that is read and written ({TABLE}); a new one begins with what the package ships"
-    parser.add_argument("--table", type=Path, default=TABLE, help=told)
+    parser.add_argument("--table", type=expanded, default=TABLE, help=told)
     parser.add_argument("--again", action="store_true", help="measure also what the table has")
     chosen = parser.parse_args(argv)
     wanted = [cell for cell in cells() if set(chosen.words) <= set(cell.name.split())]

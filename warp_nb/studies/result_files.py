@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from warp_nb.files import DamagedFile, read_record
+from warp_nb.studies.records import RECORDS, fault_of
 
 DEFAULT_TASK = "smollm"
 OK, FAILED, MISSING = "ok", "failed", "missing"
@@ -21,11 +23,25 @@ def result_path(folder: Path, name: str) -> Path:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Read a result file; return a status alone if it is missing or incomplete."""
+    """Read a result file; return a status, with an error, if it is missing, damaged or has no status."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_record(path)
     except FileNotFoundError:
         return {"status": MISSING}
-    except ValueError:
-        return {"status": FAILED, "error": f"{path.name} is not JSON"}
-    return found if isinstance(found, dict) and "status" in found else {"status": FAILED, "error": "no status"}
+    except DamagedFile as error:
+        return {"status": FAILED, "error": str(error).replace(str(path), path.name, 1)}
+    if found.get("status") not in (OK, FAILED, MISSING):
+        return {"status": FAILED, "error": f"{path.name} has no status"}
+    return found
+
+
+def read_result_of(section: str, path: Path) -> dict[str, Any]:
+    """Read the result file of an experiment; one that lacks what its pages show, or holds it otherwise, has failed.
+
+    Args:
+        section: the experiment's section (see RECORDS); a file of another section is taken as it is.
+        path: the file.
+    """
+    found = read_result(path)
+    fault = fault_of(RECORDS[section], found) if found["status"] == OK and section in RECORDS else ""
+    return {"status": FAILED, "error": f"{path.name} is incomplete ({fault}); run it again"} if fault else found

@@ -1,0 +1,173 @@
+"""What pages take from a finished result file; a file that lacks a part of it, or holds it otherwise, has failed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Number = float | None
+"""None where the number is unknown."""
+
+
+class Part(BaseModel):
+    """A part of a result file; what else stands there is not read."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class Interval(Part):
+    value: Number
+    low: Number
+    high: Number
+
+
+class Settings(Part):
+    T: int
+    lr: float
+    warmup_steps: int
+    n_seeds: int
+
+
+class Repeated(Settings):
+    seed: int
+
+
+class RunRow(Part):
+    command: str
+    seconds: float
+    cores: int | None = None
+    memory_gb: Number = None
+
+
+class Machine(Part):
+    cpu: str
+    gpu: str | None
+    threads: int
+    python: str
+    versions: dict[str, str]
+
+
+class Summary(Part):
+    reward_reference: Interval
+    reward_policy: Interval
+    reward_difference: Interval
+    kl_reference_policy: Interval
+    kl_policy_reference: Interval
+
+
+class CheckRow(Part):
+    name: str
+    applies: bool
+    passed: bool
+
+
+class StepRow(Part):
+    seed: int
+    iteration: int
+    run: int
+    step: int
+    objective: Number
+    reward: Number
+    kl: Number
+
+
+class Loaded(Part):
+    loaded: float
+
+
+class ExperimentRecord(Part):
+    """A row of the common table, its curves and its footer."""
+
+    config: Repeated
+    summary: Summary
+    checks: list[CheckRow]
+    history: list[StepRow]
+    runs: list[Loaded]
+    conclusion: list[str]
+    machine: Machine
+    peak_rss_mb: float
+    run: RunRow
+
+
+class ArmSummary(Part):
+    steps: int
+    readable: list[bool]
+    equal_kl: list[float]
+    gain_at_equal_kl: Interval
+    reward_difference: list[Interval]
+    kl_policy_reference: list[Interval]
+    perplexity_policy: list[Interval]
+    perplexity_reference: list[Interval]
+
+
+class ComparisonRecord(Part):
+    """The section of experiment 5."""
+
+    config: Settings
+    summary: dict[str, ArmSummary]
+    advantage: dict[str, Interval]
+    conclusion: list[str]
+
+
+class VerdictRow(Part):
+    name: str
+    english: str
+    verdict: str
+    verdict_english: str
+    outcomes: list[bool]
+
+
+class Combination(Part):
+    reward: str
+    seeds: str
+    warm_up: str
+    scoring: str
+    matched: int
+    traits: dict[str, bool]
+
+
+class DiagnosisRecord(Part):
+    """The section of the diagnosis."""
+
+    verdicts: list[VerdictRow]
+    tried: int
+    as_good: int
+    best: Combination
+    conclusion: list[str]
+
+
+class Trained(Part):
+    n_seeds: Annotated[int, Field(ge=1)]
+
+
+class Computer(Part):
+    gpu: str | None
+    cpu: str
+
+
+class Timed(Part):
+    seconds: float
+
+
+class TimedRecord(Part):
+    """What the estimate of a duration takes from a result file."""
+
+    config: Trained
+    machine: Computer
+    seconds: float
+    history: Annotated[list[Timed], Field(min_length=1)]
+
+
+RECORDS: dict[str, type[Part]] = {"": ExperimentRecord, "comparison": ComparisonRecord, "diagnosis": DiagnosisRecord}
+"""What a finished result holds, by the section of its experiment; empty for a row of the common table."""
+
+
+def fault_of(kind: type[Part], found: dict[str, Any]) -> str:
+    """Describe the first three places where a record is not of its kind; empty if it is."""
+    try:
+        kind.model_validate(found)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        return "; ".join(faults[:3])
+    return ""
