@@ -512,3 +512,11 @@ def test_a_disk_without_locks_is_named(code: int, tmp_path: Path, monkeypatch: p
     ) as caught:
         quick(out_dir=tmp_path)
     assert "make it writable" not in str(caught.value)
+
+
+def test_a_tilde_in_out_dir_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    quick(CONFIG.replace(T=1), out_dir="~/runs")
+    assert (tmp_path / "runs" / RESULT).exists() and not (tmp_path / "~").exists()

@@ -92,6 +92,43 @@ def imported(tree: ast.Module) -> set[str]:
     return plain | {"." * node.level + (node.module or "") for node in nodes if isinstance(node, ast.ImportFrom)}
 
 
+POSIX = {"resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "posix", "syslog"}
+"""Modules that Windows lacks."""
+ALL_WITHOUT = """
+import pkgutil, sys
+from importlib import import_module
+import warp_nb
+names = [one.name for one in pkgutil.walk_packages(warp_nb.__path__, "warp_nb.") if "__main__" not in one.name]
+for name in names:  # what other packages need of them is theirs
+    import_module(name)
+for name in [one for one in sys.modules if one.partition(".")[0] == "warp_nb"]:
+    del sys.modules[name]
+sys.modules.update(dict.fromkeys(("resource", "fcntl"), None))
+for name in ["warp_nb", *names]:
+    import_module(name)
+print(len(names))
+"""
+
+
+def test_no_module_needs_what_windows_lacks() -> None:
+    """At the top of a module; inside a function it stands in a `try`."""
+    named = {
+        (path, name.partition(".")[0])
+        for path, tree in MODULES.items()
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names])
+    }
+    assert len(named) > 100 and not [one for one in named if one[1] in POSIX]
+
+
+@pytest.mark.slow
+def test_every_module_is_imported_without_what_windows_lacks() -> None:
+    done = subprocess.run([sys.executable, "-c", ALL_WITHOUT], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 50
+
+
 def test_algorithm_1_imports_torch_and_the_standard_library_only() -> None:
     allowed = {"torch", *sys.stdlib_module_names}
     found = set()

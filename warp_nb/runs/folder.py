@@ -24,7 +24,7 @@ OWNER, CONFIG, LOCK = "owner.json", "config.json", ".lock"
 TENSORS = r"(?:init_\d+|run_\d+_\d+(?:\.state|\.state-before|\.at-(?:\d+|anchor))?)\.safetensors"
 TEMPORARY = re.compile(rf"\.(?:{TENSORS}|owner\.json|config\.json)\.[0-9a-f]{{32}}\.new")
 """Names of the temporary files that a killed process of this package may leave in a folder of runs."""
-REMEDY = "pass another out_dir"
+ANOTHER_FOLDER = "pass another out_dir"
 
 
 def identity(config: WarpConfig, task: Task, replaced: list[str]) -> dict[str, Any]:
@@ -45,10 +45,10 @@ def differences(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
     """Describe how `mine` differs from `theirs`; empty when it does not."""
     there, here = flattened(theirs), flattened(mine)
     names = [name for name in here | there if name not in FREE and there.get(name) != here.get(name)]
-    return "; ".join(f"{name}: {shown(there.get(name))} there, {shown(here.get(name))} here" for name in names)
+    return "; ".join(f"{name}: {abridged(there.get(name))} there, {abridged(here.get(name))} here" for name in names)
 
 
-def shown(value: Any) -> str:
+def abridged(value: Any) -> str:
     """Return a value for a message, at most 200 characters."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}…"
@@ -69,9 +69,9 @@ def claimed(folder: Path, mine: dict[str, Any], alone: bool = True) -> Iterator[
     with ExitStack() as stack:
         try:
             refuse_foreign_lock(folder / LOCK)
-            stack.enter_context(locked(folder / LOCK, remedy=REMEDY, blocking=False))
+            stack.enter_context(locked(folder / LOCK, remedy=ANOTHER_FOLDER, blocking=False))
         except Timeout:
-            raise RuntimeError(f"{folder} is in use by {owner(folder)}; wait for it, or {REMEDY}") from None
+            raise RuntimeError(f"{folder} is in use by {owner(folder)}; wait for it, or {ANOTHER_FOLDER}") from None
         except OSError as error:
             raise ValueError(str(error)) from error
         try:
@@ -83,7 +83,7 @@ def claimed(folder: Path, mine: dict[str, Any], alone: bool = True) -> Iterator[
             if alone:
                 delete_temporaries(folder)
         except OSError as error:
-            raise ValueError(str(unusable(folder, error, REMEDY))) from error
+            raise ValueError(str(unusable(folder, error, ANOTHER_FOLDER))) from error
         yield
 
 
@@ -91,7 +91,7 @@ def refuse_foreign_lock(path: Path) -> None:
     """Raise ValueError if the file is no lock: one is empty, or begins with a process id where there is no flock."""
     with suppress(OSError):  # what cannot be read cannot be locked, which says why
         if path.is_file() and not re.match(rb"\d+\s|$", path.read_bytes()[:40]):
-            raise ValueError(f"{path} is no lock of a run, since it is not empty; move it, or {REMEDY}")
+            raise ValueError(f"{path} is no lock of a run, since it is not empty; move it, or {ANOTHER_FOLDER}")
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -110,7 +110,7 @@ def refuse_foreign(folder: Path) -> None:
                 except DamagedFile as error:
                     wrong = str(error)
     if wrong:
-        raise ValueError(f"{wrong}, so it is not of a run in this folder; move it, or {REMEDY}")
+        raise ValueError(f"{wrong}, so it is not of a run in this folder; move it, or {ANOTHER_FOLDER}")
 
 
 def delete_temporaries(folder: Path) -> None:
@@ -131,11 +131,11 @@ def agree(path: Path, mine: dict[str, Any]) -> None:
         return
     except DamagedFile as error:
         raise ValueError(
-            f"{error}; put it back, or {REMEDY}: it alone says which configuration its runs belong to"
+            f"{error}; put it back, or {ANOTHER_FOLDER}: it alone says which configuration its runs belong to"
         ) from error
     differing = differences(theirs, mine)
     if differing:
-        raise ValueError(f"{path.parent} holds a run of another configuration ({differing}); {REMEDY}")
+        raise ValueError(f"{path.parent} holds a run of another configuration ({differing}); {ANOTHER_FOLDER}")
     if theirs != mine:
         write_json(path, mine)
 

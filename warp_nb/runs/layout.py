@@ -16,12 +16,12 @@ import torch
 from warp_nb.algorithm.merge import Weights
 from warp_nb.files import DamagedFile
 
-COLUMNS = (
+STEP_FIGURES = (
     "iteration", "run", "step", "reward", "kl", "objective", "penalty", "tokens", "sampling_gap", "grad_norm",
     "empty", "after_end", "lr", "seconds",
 )  # fmt: skip
 """Figures of a step in a history."""
-FACTS = (
+RUN_FACTS = (
     "iteration", "run", "run_seed", "loaded", "delta_norm", "unmoved", "anchor_moved", "anchor_error",
     "scored_after_end", "empty_completions", "sampling_gap", "seconds",
 )  # fmt: skip
@@ -65,7 +65,7 @@ def check_history(history: Any, i: int, m: int, steps: int) -> None:
     if not isinstance(history, list) or not 0 < len(history) <= steps:
         raise Misfit(f"its history is no list of 1 to {steps} steps")
     for step, row in enumerate(history, start=1):
-        if not isinstance(row, dict) or not row.keys() >= set(COLUMNS) or not all(map(is_number, row.values())):
+        if not isinstance(row, dict) or not row.keys() >= set(STEP_FIGURES) or not all(map(is_number, row.values())):
             raise Misfit(f"row {step} of its history lacks a figure")
         if (row["iteration"], row["run"], row["step"]) != (i, m, step):
             raise Misfit(f"row {step} of its history is of another step or run")
@@ -73,7 +73,7 @@ def check_history(history: Any, i: int, m: int, steps: int) -> None:
 
 def check_facts(facts: Any) -> None:
     """Raise Misfit unless `facts` holds the measurements of a run, each a number or None (unknown)."""
-    if not isinstance(facts, dict) or not facts.keys() >= set(FACTS):
+    if not isinstance(facts, dict) or not facts.keys() >= set(RUN_FACTS):
         raise Misfit("its measurements of the run are incomplete")
     if not all(value is None or is_number(value) for value in facts.values()):
         raise Misfit("one of its measurements of the run is no number")

@@ -10,19 +10,19 @@ Number = float | None
 """None where the number is unknown."""
 
 
-class Part(BaseModel):
+class Taken(BaseModel):
     """A part of a result file; what else stands there is not read."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-class Interval(Part):
+class Interval(Taken):
     value: Number
     low: Number
     high: Number
 
 
-class Settings(Part):
+class Settings(Taken):
     T: int
     lr: float
     warmup_steps: int
@@ -33,14 +33,14 @@ class Repeated(Settings):
     seed: int
 
 
-class RunRow(Part):
+class RunRow(Taken):
     command: str
     seconds: float
     cores: int | None = None
     memory_gb: Number = None
 
 
-class Machine(Part):
+class Machine(Taken):
     cpu: str
     gpu: str | None
     threads: int
@@ -48,7 +48,7 @@ class Machine(Part):
     versions: dict[str, str]
 
 
-class Summary(Part):
+class Summary(Taken):
     reward_reference: Interval
     reward_policy: Interval
     reward_difference: Interval
@@ -56,13 +56,13 @@ class Summary(Part):
     kl_policy_reference: Interval
 
 
-class CheckRow(Part):
+class CheckRow(Taken):
     name: str
     applies: bool
     passed: bool
 
 
-class StepRow(Part):
+class StepRow(Taken):
     seed: int
     iteration: int
     run: int
@@ -72,25 +72,25 @@ class StepRow(Part):
     kl: Number
 
 
-class Loaded(Part):
+class LoadedShare(Taken):
     loaded: float
 
 
-class ExperimentRecord(Part):
+class ExperimentRecord(Taken):
     """A row of the common table, its curves and its footer."""
 
     config: Repeated
     summary: Summary
     checks: list[CheckRow]
     history: list[StepRow]
-    runs: list[Loaded]
+    runs: list[LoadedShare]
     conclusion: list[str]
     machine: Machine
     peak_rss_mb: float
     run: RunRow
 
 
-class ArmSummary(Part):
+class ArmSummary(Taken):
     steps: int
     readable: list[bool]
     equal_kl: list[float]
@@ -101,7 +101,7 @@ class ArmSummary(Part):
     perplexity_reference: list[Interval]
 
 
-class ComparisonRecord(Part):
+class ComparisonRecord(Taken):
     """The section of experiment 5."""
 
     config: Settings
@@ -110,7 +110,7 @@ class ComparisonRecord(Part):
     conclusion: list[str]
 
 
-class VerdictRow(Part):
+class VerdictRow(Taken):
     name: str
     english: str
     verdict: str
@@ -118,7 +118,7 @@ class VerdictRow(Part):
     outcomes: list[bool]
 
 
-class Combination(Part):
+class BestFit(Taken):
     reward: str
     seeds: str
     warm_up: str
@@ -127,30 +127,30 @@ class Combination(Part):
     traits: dict[str, bool]
 
 
-class DiagnosisRecord(Part):
+class DiagnosisRecord(Taken):
     """The section of the diagnosis."""
 
     verdicts: list[VerdictRow]
     tried: int
     as_good: int
-    best: Combination
+    best: BestFit
     conclusion: list[str]
 
 
-class Trained(Part):
+class Trained(Taken):
     n_seeds: Annotated[int, Field(ge=1)]
 
 
-class Computer(Part):
+class Computer(Taken):
     gpu: str | None
     cpu: str
 
 
-class Timed(Part):
+class Timed(Taken):
     seconds: float
 
 
-class TimedRecord(Part):
+class TimedRecord(Taken):
     """What the estimate of a duration takes from a result file."""
 
     config: Trained
@@ -159,11 +159,11 @@ class TimedRecord(Part):
     history: Annotated[list[Timed], Field(min_length=1)]
 
 
-RECORDS: dict[str, type[Part]] = {"": ExperimentRecord, "comparison": ComparisonRecord, "diagnosis": DiagnosisRecord}
+RECORDS: dict[str, type[Taken]] = {"": ExperimentRecord, "comparison": ComparisonRecord, "diagnosis": DiagnosisRecord}
 """What a finished result holds, by the section of its experiment; empty for a row of the common table."""
 
 
-def fault_of(kind: type[Part], found: dict[str, Any]) -> str:
+def fault_of(kind: type[Taken], found: dict[str, Any]) -> str:
     """Describe the first three places where a record is not of its kind; empty if it is."""
     try:
         kind.model_validate(found)

@@ -73,7 +73,9 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 def reward_identity(reward: Reward) -> dict[str, Any]:
     """Return what a reward says of itself, and the sha256 of its source: of a function, or of an object's class."""
     if isinstance(reward, partial):
-        return reward_identity(reward.func) | {"bound": [words(reward.args), words(reward.keywords)]}
+        return reward_identity(reward.func) | {
+            "bound": [without_address(reward.args), without_address(reward.keywords)]
+        }
     source = reward if inspect.isroutine(reward) or inspect.isclass(reward) else type(reward)
     return describe_reward(reward) | {"source_sha256": source_sha256(source)}
 
@@ -108,10 +110,10 @@ def lasting(settings: dict[str, Any]) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """Return plain JSON values, as they are read from a file again; what JSON cannot hold becomes text."""
-    return json.loads(json.dumps(json_values(value), default=words))
+    return json.loads(json.dumps(json_values(value), default=without_address))
 
 
-def words(value: Any) -> str:
+def without_address(value: Any) -> str:
     """Return the representation of an object without its address, which differs between processes."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
