@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,28 @@ def test_a_reward_is_known_by_its_source() -> None:
     assert half["source_sha256"] == source_sha256(weighed) and half != whole
     by_objects = [reward_identity(partial(weighed, model=Weighed())) for _ in range(2)]
     assert by_objects[0] == by_objects[1], "an address is no identity"
+
+
+def test_a_decorated_reward_is_known_by_the_source_of_what_is_decorated() -> None:
+    cached = lru_cache(weighed)
+    assert reward_identity(cached)["source_sha256"] == source_sha256(weighed) is not None
+
+
+@pytest.mark.parametrize("changed", ["__call__", "helper"])
+def test_a_class_of_a_notebook_is_known_by_its_methods(changed: str, tmp_path: Path) -> None:
+    """Python finds the source of a function of a cell, and not that of a class."""
+
+    def of_cell(value: str) -> Any:
+        lines = {"__call__": "return [1.0]", "helper": "return 1"} | {changed: value}
+        body = "\n".join(f"    def {name}(self, *args, **kwargs):\n        {line}" for name, line in lines.items())
+        path = tmp_path / f"cell{len(list(tmp_path.iterdir()))}.py"
+        path.write_text(f"class Own:\n{body}\n")
+        names: dict[str, Any] = {"__name__": "a_cell"}
+        exec(compile(path.read_text(), str(path), "exec"), names)
+        return names["Own"]()
+
+    first, same, other = (reward_identity(of_cell(value)) for value in ("return [2.0]", "return [2.0]", "return [3.0]"))
+    assert first["source_sha256"] is not None and first == same != other
 
 
 def test_a_reward_without_source_is_known_by_its_name() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from faulty import CONFIG, STATE, Opinion, everything, quick, stopped
 
 from warp_nb.files import unseal
 from warp_nb.runs.interrupts import interrupts_wait
+from warp_nb.runs.training import FAST
 from warp_nb.tasks.prepared import SMALL, load_policy
 
 HERE = Path(__file__).parent
@@ -238,6 +240,21 @@ finally:
     again = quick(out_dir=tmp_path)
     assert again.runs.loaded.tolist() == [steps / CONFIG.T]
     assert everything(again) == everything(quick())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_between_two_runs_unwinds_the_call(number: signal.Signals, tmp_path: Path) -> None:
+    """Here in the merge: the folder is released, finished runs stay."""
+
+    def merge(*args: Any, **settings: Any) -> Any:
+        signal.raise_signal(number)
+        pytest.fail("the signal was lost")
+
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        quick(CONFIG.replace(T=1), out_dir=tmp_path, parts=replace(FAST, merge=merge))
+    assert stopped.value.code == 128 + number and signal.getsignal(number) is before
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "config.json", "run_1_1.safetensors"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -30,5 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (_, words) in COMMANDS.items():
         choices.add_parser(name, help=words, add_help=False)
     chosen, _ = parser.parse_known_args(given[:1])
-    module, _ = COMMANDS[chosen.command]
-    return int(import_module(module).main(given[1:]) or 0)
+    command = import_module(COMMANDS[chosen.command][0])
+    from warp_nb.files import DamagedFile  # here, so that the help costs no torch
+
+    try:
+        return int(command.main(given[1:]) or 0)
+    except DamagedFile as error:
+        print(error, file=sys.stderr)
+        return 1

@@ -61,7 +61,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
-        with open(temporary, "rb") as handle:
+        with open(temporary, "r+b") as handle:  # Windows syncs only what may be written
             os.fsync(handle.fileno())
         with suppress(OSError):  # a disk without permissions
             temporary.chmod(mode)  # safetensors makes files that only their owner can read

@@ -18,6 +18,24 @@ def ended_by(number: int) -> BaseException:
 
 
 @contextmanager
+def signals_unwind() -> Iterator[None]:
+    """Raise SystemExit for SIGTERM and SIGHUP in the block where they would end the process without any `finally`."""
+    main = threading.current_thread() is threading.main_thread()
+    ending = [number for number in ENDING if main and signal.getsignal(number) == signal.SIG_DFL]
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        raise ended_by(number)
+
+    for number in ending:
+        signal.signal(number, unwind)
+    try:
+        yield
+    finally:
+        for number in ending:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
 def interrupts_wait() -> Iterator[Callable[[], BaseException | None]]:
     """Defer the first signal of ENDING in the block, where the yielded function returns what to raise for it, or None.
 

@@ -20,6 +20,7 @@ from warp_nb.paths import expanded
 from warp_nb.runs.durable import DurableRuns, Runs
 from warp_nb.runs.facts import Row
 from warp_nb.runs.geometry import merge_facts, pairwise_angles
+from warp_nb.runs.interrupts import signals_unwind
 from warp_nb.runs.training import FAST, OnStep, Parts
 from warp_nb.tasks.task import Task
 
@@ -105,6 +106,7 @@ def warp(
     config = config.replace(dtype=training_dtype(config.dtype, task.policy))
     merge = partial(parts.merge, method=config.merge, by=config.merge_by, lam=config.lam)
     with ExitStack() as stack:
+        stack.enter_context(signals_unwind())
         on_step = stack.enter_context(reporting(progress, config.I * config.M * config.T))
         if out_dir is None and executor is None:
             runs: Runs = Runs(config, task, parts, on_step)

@@ -6,6 +6,7 @@ Only the files named here are ever requested, so no pickle is downloaded.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,10 @@ def fetch_from_hub(part: HubPart) -> Path:
             HfApi().repo_info(part.repo, repo_type=part.kind, revision=part.revision, timeout=TIMEOUT)
             folder = snapshot(local=False)
         except Exception as error:  # the hub's client passes on its transport's errors, of no common kind
+            remedy = "HF_HOME moves the hub's cache" if on_disk(error) else "Connect the machine to the hub"
             raise RuntimeError(
                 f"could not fetch {part.repo} from the Hugging Face hub ({type(error).__name__}: {first_line(error)}). "
-                f"Connect the machine to the hub, or run the task that needs none: -p task smollm"
+                f"{remedy}, or run the task that needs none: -p task smollm"
             ) from error
     if not folder.name.startswith(part.commit):
         raise RuntimeError(
@@ -94,6 +96,11 @@ def fetch_from_hub(part: HubPart) -> Path:
     if lacking(folder):
         raise RuntimeError(f"{part.repo} lacks {', '.join(lacking(folder))}; run another task: -p task smollm")
     return folder
+
+
+def on_disk(error: Exception) -> bool:
+    """Return whether an error is of writing a file: without permission, on a read-only or full disk."""
+    return isinstance(error, OSError) and error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC}
 
 
 def first_line(error: Exception) -> str:

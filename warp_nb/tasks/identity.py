@@ -76,7 +76,8 @@ def reward_identity(reward: Reward) -> dict[str, Any]:
         return reward_identity(reward.func) | {
             "bound": [without_address(reward.args), without_address(reward.keywords)]
         }
-    source = reward if inspect.isroutine(reward) or inspect.isclass(reward) else type(reward)
+    inner = inspect.unwrap(reward)
+    source = inner if inspect.isroutine(inner) or inspect.isclass(inner) else type(inner)
     return describe_reward(reward) | {"source_sha256": source_sha256(source)}
 
 
@@ -88,13 +89,14 @@ def versions() -> dict[str, str]:
 def source_sha256(function: Any) -> str | None:
     """Return the sha256 of the source of a function or class, None where there is no source.
 
-    A class of a notebook cell has none; there it is that of the method `__call__`.
+    A class of a notebook cell has none; there it is that of its methods.
     """
     try:
-        return sha256(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+        return sha256(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError):
-        own = vars(function).get("__call__") if inspect.isclass(function) else None
-        return None if own is None else source_sha256(own)
+        methods = filter(inspect.isfunction, vars(function).values()) if inspect.isclass(function) else []
+        found = [source for source in map(source_sha256, methods) if source is not None]
+        return sha256(" ".join(found)) if found else None
 
 
 def settings_of(config: Any) -> dict[str, Any]:
