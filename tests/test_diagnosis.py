@@ -17,6 +17,8 @@ import pytest
 import tiny
 import torch
 
+from warp_nb import cli
+from warp_nb.files import DamagedFile
 from warp_nb.measure.checks import OF_THE_TEXT
 from warp_nb.runs.jobs import torch_threads
 from warp_nb.studies import diagnosis, verdicts
@@ -406,3 +408,20 @@ def test_a_planted_fault_is_seen_when_a_cell_is_measured_again() -> None:
     assert departures(measure(faster), TABLE[cell.name]) == {"norms", "moved"}
     turned = measure(cell, load=lambda name: replace(prepared_task(name), reward=negated))
     assert departures(turned, TABLE[cell.name]) == {"reward", "failed"}
+
+
+@pytest.mark.parametrize("text", ["[]", '{"status": "ok"}', '{"machine": {}, "cells": {"a": 1}}', "[" * 100_000, ""])
+def test_a_table_that_is_none_is_named(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(text)
+    with pytest.raises(DamagedFile, match=r"table\.json is (damaged|no table)"):
+        diagnosis.read_table(path)
+    assert cli.main(["diagnosis", "--table", str(path)]) == 1
+    assert "table.json is " in capsys.readouterr().err and path.read_text() == text
+
+
+def test_a_tilde_in_the_path_of_a_table_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "table.json").write_text('{"machine": {"cpu": "Z80"}, "cells": {}}')
+    assert diagnosis.read_table("~/table.json").machine == {"cpu": "Z80"}

