@@ -141,6 +141,45 @@ def test_names_that_were_not_injected_are_the_notebooks_own() -> None:
     assert ExperimentConfig.from_notebook(names) == ExperimentConfig(T=20)
 
 
+CELL = "lr: float = 1e-6  # x\nT: int = 10  # x\nresult_file: str = ''  # x"
+TYPO = "# Parameters\nlearnig_rate = 1"
+
+
+@pytest.mark.parametrize(
+    ("cells", "refused"),
+    [
+        ([CELL, TYPO], "learnig_rate"),
+        ([CELL, TYPO, "# Parameters\nlr = 1"], ""),
+        ([CELL, TYPO, CELL], ""),
+        ([CELL, TYPO, "del learnig_rate"], ""),
+        ([CELL, TYPO, "lr = 1e-3", "note: str = 'x'"], "learnig_rate"),
+        ([CELL.replace("lr:", "lrr:")], "lrr"),
+        ([CELL.replace("lr:", "lrr:"), CELL], ""),
+        ([CELL, CELL.replace("T:", "steps:")], "steps"),
+        ([CELL, "note: str = 'x'", "# Parameters of a plot\n%matplotlib inline\nwidth = 1"], ""),
+    ],
+)
+def test_a_mistyped_name_is_refused_until_its_cell_is_mended(cells: list[str], refused: str) -> None:
+    names = {"In": ["", *cells], "T": 3}
+    if not refused:
+        assert ExperimentConfig.from_notebook(names) == ExperimentConfig(T=3)
+        return
+    with pytest.raises(ValueError, match=f"^unknown parameter {refused}( |;)"):
+        ExperimentConfig.from_notebook(names)
+
+
+@pytest.mark.parametrize(("name", "value"), [("task", tiny.task()), ("merge", max), ("I", tiny), ("out_dir", Path())])
+def test_a_parameters_name_that_another_cell_has_taken_is_said_shortly(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be a parameter's value, got an object of type \w+: another cell"):
+        ExperimentConfig.from_notebook({name: value, "T": 3})
+
+
+def test_an_error_cuts_a_long_value_short() -> None:
+    with pytest.raises(ValueError, match=r"^merge = 'x{79}… \(100002 characters\) refused") as caught:
+        ExperimentConfig(merge="x" * 100_000)
+    assert len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

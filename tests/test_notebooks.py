@@ -12,8 +12,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import tiny
+from IPython.core.inputtransformer2 import TransformerManager
+from IPython.core.interactiveshell import InteractiveShell
 from nbval.plugin import get_sanitize_patterns
+from traitlets.config import Config
 
+import warp_nb
 from warp_nb.config import RESERVED, ExperimentConfig
 from warp_nb.measure.estimates import Estimate
 from warp_nb.notebook.numbers import fixed, format_estimate, format_number
@@ -91,6 +96,61 @@ def test_committed_outputs_are_whole_and_small(name: str) -> None:
 def test_no_notebook_is_large() -> None:
     sizes = {path.name: path.stat().st_size for path in FOLDER.rglob("*.ipynb")}
     assert len(sizes) >= 14 and max(sizes.values()) < 1_000_000
+
+
+# Cells in any order
+
+
+def assigned(source: str) -> set[str]:
+    """The names that a cell binds at its top level, in loops and branches, by imports and definitions."""
+    tree, found = ast.parse(TransformerManager().transform_cell(source)), set()
+    inner = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)]
+    hidden = {id(child) for node in inner for child in ast.walk(node) if child is not node}
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store | ast.Del):
+            found.add(node.id)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(one.asname or one.name).partition(".")[0] for one in node.names}
+    return found
+
+
+def test_what_a_cell_binds_is_found() -> None:
+    source = "import a.b, c as d\nfrom e import f\ng: int = 1\nfor h in []:\n    i = j = 1\ndef k():\n    hidden = 1\n%pip x"
+    assert assigned(source) == {"a", "d", "f", "g", "h", "i", "j", "k"}
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.ipynb")), ids=lambda path: path.stem)
+def test_no_cell_takes_the_name_of_a_parameter(path: Path) -> None:
+    name = path.relative_to(FOLDER).with_suffix("").as_posix()
+    (stated,) = [cell for cell in cells(name) if tagged(cell, "parameters")] or [None]
+    if stated is not None:
+        others = [cell.source for cell in cells(name) if cell is not stated and not tagged(cell, "parameters")]
+        assert not set().union(*map(assigned, others)) & assigned(stated.source)
+    else:
+        assert name == "index" or name.startswith("lessons/"), "a notebook without parameters"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["exp", "diagnosis"])
+def test_every_cell_can_be_run_twice_and_the_first_ones_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the tiny task; a changed parameter then counts."""
+    monkeypatch.setattr(warp_nb, "load_task", lambda *_: tiny.task())
+    shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}))
+    small = {"I": 1, "T": 2, "batch_size": 2, "max_new_tokens": 4, "n_eval_prompts": 8}
+    sources = [cell.source for cell in cells(name)]
+    place = next(place for place, cell in enumerate(cells(name)) if tagged(cell, "parameters"))
+    for source in sources:
+        for _ in range(2):
+            shell.run_cell(source, store_history=True).raise_error()
+            shell.push({key: value for key, value in small.items() if key in shell.user_ns})
+    if name == "exp":
+        shell.run_cell("lr = 3e-4", store_history=True)
+        shell.run_cell(sources[place + 1], store_history=True).raise_error()
+        assert shell.user_ns["config"].lr == 3e-4 and shell.user_ns["config"].T == 2
 
 
 # What nbval compares

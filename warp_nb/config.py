@@ -6,6 +6,7 @@ import ast
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from difflib import get_close_matches
+from numbers import Number
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -13,6 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from warp_nb.paths import expanded
 
 RESERVED = {"result_file"}
+SHOWN = 80
+"""Characters of a value that an error repeats."""
 
 
 def _number(value: Any) -> Any:
@@ -95,11 +98,16 @@ class WarpConfig(BaseModel):
         """Read the parameters cell and the values that papermill injected from `names`, a notebook's `globals()`.
 
         Raises:
-            ValueError: an injected name is not a parameter, or a value is invalid.
+            ValueError: a cell of parameters assigns a name that is none, another cell has taken a parameter's name, or
+                a value is invalid.
         """
-        unknown = injected(names) - set(cls.model_fields) - RESERVED
+        known = set(cls.model_fields) | RESERVED
+        unknown = stated(names, known) - known
         if unknown:
             raise ValueError(say_unknown(sorted(unknown), cls.model_fields))
+        rebound = [say_rebound(name, names[name]) for name in sorted(known & names.keys()) if is_object(names[name])]
+        if rebound:
+            raise ValueError("\n".join(rebound))
         check_result_file(names.get("result_file", ""))
         return cls(**{name: names[name] for name in cls.model_fields if name in names})
 
@@ -126,21 +134,56 @@ class ExperimentConfig(WarpConfig):
 def check_result_file(path: Any) -> None:
     """Raise ValueError unless `path` is empty or names a file in a folder that exists."""
     if not isinstance(path, str):
-        raise ValueError(f"result_file = {path!r} refused: must be the path of a file; pass e.g. -p result_file r.json")
+        raise ValueError(
+            f"result_file = {shown(path)} refused: must be the path of a file; pass e.g. -p result_file r.json"
+        )
     if path and (expanded(path).is_dir() or not expanded(path).absolute().parent.is_dir()):
-        raise ValueError(f"result_file = {path!r} refused: its folder must exist, and it must not be a folder itself")
+        raise ValueError(
+            f"result_file = {shown(path)} refused: its folder must exist, and it must not be a folder itself"
+        )
 
 
-def injected(names: dict[str, Any]) -> set[str]:
-    """Return the names that papermill's injected cell assigns, found in IPython's input history."""
-    found: set[str] = set()
+def stated(names: dict[str, Any], known: Collection[str]) -> set[str]:
+    """Return the names that the cells of parameters assign, found in IPython's input history.
+
+    The parameters cell consists of annotated assignments, at least one of a known name; papermill's injected cell
+    begins with `# Parameters`. Only the last run of each counts, the parameters cell run again replaces what was
+    injected before, and `del` removes a name.
+    """
+    cell: set[str] = set()
+    injected: set[str] = set()
     for source in names.get("In", []):
-        if source.lstrip().startswith("# Parameters"):
-            with suppress(SyntaxError):  # a user's cell with a magic; papermill writes plain Python
-                for node in ast.walk(ast.parse(source)):
-                    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                        found.add(node.id)
-    return found
+        with suppress(SyntaxError):  # a user's cell with a magic; papermill writes plain Python
+            tree = ast.parse(source)
+            found = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+            assigned = {node.id for node in found if isinstance(node.ctx, ast.Store)}
+            deleted = {node.id for node in found if isinstance(node.ctx, ast.Del)}
+            if all(isinstance(node, ast.AnnAssign) for node in tree.body) and not assigned.isdisjoint(known):
+                cell, injected = assigned, set()
+            elif source.lstrip().startswith("# Parameters"):
+                injected = assigned
+            cell, injected = cell - deleted, injected - deleted
+    return cell | injected
+
+
+def is_object(value: Any) -> bool:
+    """Return whether a value is neither a number nor text, nor a plain collection: no parameter was ever such."""
+    return not isinstance(value, str | Number | list | tuple | dict | set | None)
+
+
+def say_rebound(name: str, value: Any) -> str:
+    """Name a parameter whose name another cell has taken, and the remedy."""
+    kind = type(value).__name__
+    return (
+        f"{name} must be a parameter's value, got an object of type {kind}: another cell assigns this name; "
+        f"give the object another name, and run the cell of parameters again before this one"
+    )
+
+
+def shown(value: Any) -> str:
+    """Return the representation of a value, cut to SHOWN characters."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"
 
 
 def explain(cls: type[BaseModel], error: ValidationError, given: dict[str, Any]) -> str:
@@ -156,7 +199,7 @@ def explain(cls: type[BaseModel], error: ValidationError, given: dict[str, Any])
             continue
         field, value = cls.model_fields[name], given.get(name, fault["input"])
         rule = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        lines.append(f"{name} = {value!r} refused ({field.description}): {rule}; pass e.g. -p {name} {field.default}")
+        lines.append(f"{name} = {shown(value)} refused ({field.description}): {rule}; pass e.g. -p {name} {field.default}")
     return "\n".join(lines)
 
 
