@@ -2,20 +2,22 @@
 
     python scripts/badges.py owner/name
 
-Running it again with another address replaces the first one. Standard library only.
+The first cell installs the commit that is checked out, so push it before you hand out the notebooks; outside of a git
+checkout no commit is pinned. Running it again replaces address and commit. Standard library only.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE = "https://colab.research.google.com/assets/colab-badge.svg"
 README_MARKS = re.compile(r"(<!-- badges -->\n).*?(<!-- /badges -->)", re.DOTALL)
-ADDRESS = re.compile(r'^REPO = "[^"]*"', re.MULTILINE)
+ADDRESS = re.compile(r'^REPO = "[^"]*"(.*)\nCOMMIT = "[^"]*"', re.MULTILINE)
 NOTEBOOK_BADGE = re.compile(r"\A\[!\[[^\n]*\n\n")
 
 
@@ -25,6 +27,15 @@ def badge(repo: str, notebook: str) -> str:
     return f"[![Открыть {notebook} в Colab]({IMAGE})]({target})"
 
 
+def checked_out(root: Path) -> str:
+    """Return the full commit of the checkout `root`; empty if it is none."""
+    try:
+        done = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # git is not installed
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
 def write(repo: str, root: Path = ROOT) -> None:
     """Change README.md, notebooks/*.ipynb and notebooks/lessons/*.ipynb under `root`.
 
@@ -32,7 +43,7 @@ def write(repo: str, root: Path = ROOT) -> None:
     """
     if not re.fullmatch(r"[A-Za-z0-9-]+/[A-Za-z0-9._-]+", repo):
         raise ValueError(f"REPO must be owner/name, got {repo!r}; run e.g. make badges REPO=octocat/warp")
-    folder = root / "notebooks"
+    folder, commit = root / "notebooks", checked_out(root)
     paths = [*sorted(folder.glob("lessons/*.ipynb")), *sorted(folder.glob("*.ipynb"))]
     notebooks = {path.relative_to(folder).as_posix(): path for path in paths}
     lines = "".join(f"{badge(repo, name)} `{name}`  \n" for name in notebooks)
@@ -46,7 +57,7 @@ def write(repo: str, root: Path = ROOT) -> None:
         title["source"] = f"{badge(repo, name)}\n\n{words}".splitlines(keepends=True)
         for cell in others:
             if cell["cell_type"] == "code":
-                source = ADDRESS.sub(f'REPO = "{repo}"', "".join(cell["source"]))
+                source = ADDRESS.sub(rf'REPO = "{repo}"\1\nCOMMIT = "{commit}"', "".join(cell["source"]))
                 cell["source"] = source.splitlines(keepends=True)
                 break
         path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -74,39 +75,83 @@ def test_a_notebook_whose_kernel_was_killed_resumes_to_the_same_numbers(tmp_path
         assert mine | {"seconds": 0} == other | {"seconds": 0}
 
 
+def first_cell(path: Path = FOLDER / "exp1.ipynb") -> str:
+    return next(cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code").source
+
+
+def clone(folder: Path, project: str = "warp-nb") -> Path:
+    """A project in `folder` that names itself `project` and holds a folder warp_nb."""
+    (folder / "warp_nb").mkdir(parents=True)
+    (folder / "warp_nb" / "__init__.py").write_text("inside = True\n")
+    (folder / "pyproject.toml").write_text(f'[project]\nname = "{project}"\n')
+    return folder
+
+
+def test_every_notebook_has_the_same_first_cell() -> None:
+    paths = sorted(FOLDER.rglob("*.ipynb"))
+    assert len(paths) > 10 and {first_cell(path) for path in paths} == {first_cell()}
+
+
 @pytest.mark.parametrize(
-    ("folder", "repo", "installed"),
+    ("folder", "address", "installed"),
     [
-        (FOLDER, "", str(FOLDER.parent)),
-        (Path("/"), "octocat/warp", "git+https://github.com/octocat/warp"),
+        (FOLDER, {}, str(FOLDER.parent)),
+        (Path("/"), {"REPO": "octocat/warp"}, "git+https://github.com/octocat/warp"),
+        (Path("/"), {"REPO": "octocat/warp", "COMMIT": "ab" * 20}, f"git+https://github.com/octocat/warp@{'ab' * 20}"),
+        (FOLDER, {"REPO": "octocat/warp"}, str(FOLDER.parent)),
     ],
 )
 def test_the_first_cell_installs_what_is_missing(
-    folder: Path, repo: str, installed: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, address: dict[str, str], installed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
-    run_first_cell(folder, repo, asked, monkeypatch)
-    assert asked == [f"install -q {installed}"]
+    assert run_first_cell(folder, address, monkeypatch) == [["install", "-q", installed]]
 
 
-def test_the_first_cell_says_what_to_do_where_it_cannot_install(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("inside", [".", "notebooks/lessons", ".."])
+@pytest.mark.parametrize("name", ["warp_nb", "WARP of mine, $HOME's"])
+def test_the_first_cell_finds_the_clone_around_and_below_whatever_its_path(
+    name: str, inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = clone(tmp_path / "my clones" / name)
+    (made / "notebooks" / "lessons").mkdir(parents=True)
+    assert run_first_cell(made / inside, {}, monkeypatch) == [["install", "-q", str(made)]]
+
+
+@pytest.mark.parametrize("inside", [".", "notebooks", ".."])
+def test_the_first_cell_installs_no_other_project(inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = clone(tmp_path / "warp_nb", project="another")
+    (other / "notebooks").mkdir()
+    (other / "setup.py").write_text("raise SystemExit('foreign code')")
+    (tmp_path / "warp_nb.txt").mkdir()
     with pytest.raises(ModuleNotFoundError, match="make badges"):
-        run_first_cell(Path("/"), "", [], monkeypatch)
+        run_first_cell(other / inside, {}, monkeypatch)
 
 
-def run_first_cell(folder: Path, repo: str, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The notebook's first code cell as IPython would run it, where warp_nb is not installed."""
+def test_the_first_cell_takes_no_folder_for_the_package(tmp_path: Path) -> None:
+    """A Python without site-packages, above a clone called warp_nb; what a cell run too early imported is forgotten."""
+    made = clone(tmp_path / "warp_nb")
+    source = first_cell().replace("%pip install -q {source}", "print(source); sys.path.insert(0, source)")
+    program = f"import warp_nb\n{source}\nimport warp_nb; print(warp_nb.inside)\n{source}\nprint('here')"
+    done = subprocess.run([sys.executable, "-S", "-E", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [str(made), "True", "here"], done.stderr
+
+
+def run_first_cell(folder: Path, address: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The words that the first cell gives to %pip in `folder`, as IPython would run it, where warp_nb is missing."""
+    asked: list[list[str]] = []
 
     def run_line_magic(name: str, line: str) -> None:
         assert name == "pip"
-        source: Any = space["source"]
-        asked.append(line.replace("{source}", str(source)))
+        asked.append(shlex.split(line.replace("{source}", str(space["source"]))))
 
-    notebook = nbformat.read(FOLDER / "exp1.ipynb", as_version=4)
-    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    source = first.source.replace('REPO = ""', f'REPO = "{repo}"')
+    source = first_cell()
+    for name, value in address.items():
+        assert f'{name} = ""' in source
+        source = source.replace(f'{name} = ""', f'{name} = "{value}"')
     shell = types.SimpleNamespace(run_line_magic=run_line_magic)
     space: dict[str, Any] = {"get_ipython": lambda: shell}
     monkeypatch.chdir(folder)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sys.modules", dict(sys.modules))
     exec(TransformerManager().transform_cell(source), space)
+    return asked

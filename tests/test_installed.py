@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import nbformat
@@ -37,6 +39,29 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (wheel,) = wheels.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", target, wheel], check=True)
     return target
+
+
+def test_an_editable_install_is_found_from_above_a_clone_that_is_called_as_the_package(tmp_path: Path) -> None:
+    clone, environment = tmp_path / "some clones" / "warp_nb", tmp_path / "environment"
+    for name in ("warp_nb", "notebooks"):
+        shutil.copytree(ROOT / name, clone / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-APACHE", "NOTICE.md"):
+        shutil.copy(ROOT / name, clone)
+    venv.create(environment, with_pip=True)
+    python, (site,) = environment / "bin" / "python", environment.glob("lib/*/site-packages")
+    (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps", "--editable", clone]
+    subprocess.run(pip, check=True)
+    ask = "import warp_nb; from warp_nb import ExperimentConfig; print(warp_nb.__file__)"
+    for place in (clone.parent, clone, clone / "notebooks", tmp_path):
+        done = subprocess.run([python, "-E", "-c", ask], cwd=place, capture_output=True, text=True, check=False)
+        assert done.stdout == f"{clone}/warp_nb/__init__.py\n", done.stderr
+
+
+def test_what_is_installed_brings_no_jupyterlab(installed: Path) -> None:
+    (metadata,) = installed.glob("warp_nb-*.dist-info/METADATA")
+    needed = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata.read_text(encoding="utf-8"), re.MULTILINE)
+    assert "papermill" in needed and not {"jupyterlab", "notebook", "jupyter"} & set(needed)
 
 
 @pytest.fixture

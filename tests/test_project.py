@@ -245,6 +245,18 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_badges_pin_the_commit_that_is_checked_out(copy: Path) -> None:
+    git = ["git", "-C", copy, "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    for _ in range(2):
+        subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "x"], check=True)
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        assert badges(copy, "octocat/warp").returncode == 0
+        for path in (copy / "notebooks").rglob("*.ipynb"):
+            cell = json.loads(path.read_text(encoding="utf-8"))["cells"][1]
+            assert f'\nCOMMIT = "{commit}"\n' in "".join(cell["source"])
+
+
 def test_badges_are_written_and_replaced(copy: Path) -> None:
     assert badges(copy, "first/one").returncode == 0
     assert badges(copy, "octocat/warp").returncode == 0

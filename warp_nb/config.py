@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from warp_nb.paths import expanded
 
 RESERVED = {"result_file"}
-SHOWN = 80
+VALUE_LENGTH = 80
 """Characters of a value that an error repeats."""
 
 
@@ -135,11 +135,11 @@ def check_result_file(path: Any) -> None:
     """Raise ValueError unless `path` is empty or names a file in a folder that exists."""
     if not isinstance(path, str):
         raise ValueError(
-            f"result_file = {shown(path)} refused: must be the path of a file; pass e.g. -p result_file r.json"
+            f"result_file = {shortened(path)} refused: must be the path of a file; pass e.g. -p result_file r.json"
         )
     if path and (expanded(path).is_dir() or not expanded(path).absolute().parent.is_dir()):
         raise ValueError(
-            f"result_file = {shown(path)} refused: its folder must exist, and it must not be a folder itself"
+            f"result_file = {shortened(path)} refused: its folder must exist, and it must not be a folder itself"
         )
 
 
@@ -180,10 +180,10 @@ def say_rebound(name: str, value: Any) -> str:
     )
 
 
-def shown(value: Any) -> str:
-    """Return the representation of a value, cut to SHOWN characters."""
+def shortened(value: Any) -> str:
+    """Return the representation of a value, cut to VALUE_LENGTH characters."""
     text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"
+    return text if len(text) <= VALUE_LENGTH else f"{text[:VALUE_LENGTH]}… ({len(text)} characters)"
 
 
 def explain(cls: type[BaseModel], error: ValidationError, given: dict[str, Any]) -> str:
@@ -199,7 +199,7 @@ def explain(cls: type[BaseModel], error: ValidationError, given: dict[str, Any])
             continue
         field, value = cls.model_fields[name], given.get(name, fault["input"])
         rule = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        lines.append(f"{name} = {shown(value)} refused ({field.description}): {rule}; pass e.g. -p {name} {field.default}")
+        lines.append(f"{name} = {shortened(value)} refused ({field.description}): {rule}; pass e.g. -p {name} {field.default}")
     return "\n".join(lines)
 
 
