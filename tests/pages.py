@@ -25,6 +25,18 @@ HOSTILE = [
     "\u202e<b onclick=alert(1)>gnp.exe",
     "nul \x00<script\x00>alert(1)</script>",
     "lone \ud800<script>alert(1)</script>",
+    "<!--><img src=https://example.org/x.png>-->",
+    "<!-- --!><img src=https://example.org/x.png><!-- -->",
+    "<![CDATA[<img src=https://example.org/x.png>]]>",
+    "<noscript><p title='</noscript><img src=x onerror=alert(1)>'></noscript>",
+    "<xmp><p title='</xmp><img src=x onerror=alert(1)>'></xmp>",
+    "<a href='data:text/html,<script>alert(1)</script>'>x</a>",
+    "<a href=' &#x6a;ava\tscript:alert(1)'>x</a> [x](vbscript:alert)",
+    "<img src='data:image/svg+xml,<svg onload=alert(1)>'>",
+    "![x](data:image/svg+xml;base64,PHN2Zz4=) <img src='data:text/html;base64,AA=='>",
+    "\x1b[31mred\x1b]8;;https://example.org\x07link\x1b]8;;\x07 \x9b2J",
+    "\u2066a\u200eb\u200bc\u2028d\ufeffe\u00adf\U000e0041g",
+    "&#x202e;a &#8203;b &rlm;c &#27;[2Jd",
     "```mermaid\n</pre><script>alert(1)</script>\n```",
 ]
 
@@ -62,7 +74,7 @@ def records(html: str) -> list[dict[str, str]]:
 
 def links(html: str) -> dict[str, str]:
     """Address -> text of every link."""
-    return {link["href"]: link.get_text() for link in BeautifulSoup(html, "html.parser")("a")}
+    return {link["href"]: link.get_text() for link in BeautifulSoup(html, "html.parser")("a", href=True)}
 
 
 def hostile_notebook() -> nbformat.NotebookNode:
@@ -74,9 +86,11 @@ def hostile_notebook() -> nbformat.NotebookNode:
             new_output("display_data", data={"text/markdown": text}),
             new_output("display_data", data={"text/latex": text}),
             new_output("display_data", data={"image/svg+xml": text}),
+            new_output("display_data", data={"image/png": text}),
             new_output("display_data", data={"text/vnd.mermaid": text}),
             new_output("display_data", data={"application/javascript": "alert(1)"}),
             new_output("stream", text=text),
+            new_output("error", ename="ValueError", evalue=text, traceback=[f"\x1b[31mValueError\x1b[39m: {text}"]),
         ]
         cells.append(new_code_cell(f"print({text!r})", outputs=outputs))
     return new_notebook(cells=cells, metadata={"title": "<script>alert(1)</script>"})

@@ -8,20 +8,22 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_notebook
-from pages import HOSTILE, Outline, hostile_notebook
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+from pages import HOSTILE, Outline, hostile_notebook, links
 
+from warp_nb.notebook.prose import UNSEEN
 from warp_nb.report.page import mathml, notebook_html, safe_html, safe_markdown
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
 def test_hostile_text_neither_runs_nor_fetches() -> None:
-    found = Outline(notebook_html(hostile_notebook(), "x"))
+    found = Outline(page := notebook_html(hostile_notebook(), "x"))
     assert "details" in found.tags
     assert not {"script", "iframe", "object", "embed", "link", "form"} & set(found.tags)
     assert not found.handlers
-    assert found.addresses and all(address.startswith("data:") for address in found.addresses)
+    assert found.addresses and all(address.startswith("data:image/png;base64,") for address in found.addresses)
+    assert "red" in page and not UNSEEN.search(page)
 
 
 @pytest.mark.parametrize("make", [safe_html, safe_markdown])
@@ -33,12 +35,37 @@ def test_every_hostile_text_is_tamed_alone(text: str, make: Callable[[str], str]
     assert not {"script", "style", "iframe", "svg"} & set(found.tags), made
     assert not found.handlers and not found.addresses, made
     assert "javascript:" not in made
+    assert not [address for address in links(made) if not address.startswith(("http:", "https:", "mailto:"))]
+    assert not UNSEEN.search(made)
 
 
 def test_tables_and_pictures_survive_cleaning() -> None:
     source = '<table class="x"><tr><td colspan="2">да</td></tr></table><img src="data:image/png;base64,AA==">'
-    assert Outline(safe_html(source)).tags == ["table", "tbody", "tr", "td", "img"]
+    assert Outline(safe_html(source)).tags == ["table", "tr", "td", "img"]
     assert 'colspan="2"' in safe_html(source) and "data:image/png" in safe_html(source)
+
+
+@pytest.mark.parametrize("address", ["#a:b", "a/b:c", "?q=a:b", "//x.org", "HTTPS://x.org", "mailto:a@x.org", "exp1.html"])
+def test_links_to_pages_survive_cleaning(address: str) -> None:
+    assert links(safe_html(f"<a href='{address}'>x</a>")) == {address: "x"}
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "svg+xml", "webp"])
+def test_pictures_of_three_kinds_survive_cleaning(kind: str) -> None:
+    kept = safe_html(f"<img src='data:image/{kind};base64,AA=='><img src='data:image/{kind},AA'>")
+    assert Outline(kept).tags == ["img"] * (kind in ("png", "jpeg", "gif"))
+
+
+def test_what_is_written_is_read_again_as_it_is() -> None:
+    """Cleaning what was cleaned changes nothing: no text becomes a tag."""
+    for text in (*HOSTILE, "&lt;img src=x&gt; &amp;lt;b&amp;gt;", "<b><i></b></i>", "<td>x", "a<b>" * 2000):
+        assert safe_html(once := safe_html(text)) == once
+
+
+def test_colours_of_a_traceback_stay() -> None:
+    error = new_output("error", ename="E", evalue="x", traceback=["\x1b[31mE\x1b[39m: \u202ex"])
+    page = notebook_html(new_notebook(cells=[new_code_cell("x", outputs=[error])]), "x")
+    assert '<span class="ansi-red-fg">E</span>: \\u202ex' in page
 
 
 def test_equations_become_mathml() -> None:

@@ -9,6 +9,7 @@ from pages import ATTACK, Outline, records, tables
 from synthetic import SAMPLE, failed, result
 
 from warp_nb.notebook.check_words import WORDS
+from warp_nb.notebook.prose import UNSEEN, visible
 from warp_nb.notebook.tables import (
     MEASURE_WORDS,
     checks_table,
@@ -97,3 +98,21 @@ def test_a_table_without_rows_is_a_sentence() -> None:
     found = result().evaluations[0]
     found.samples.clear()
     assert tables(samples_table(found).data) == [[[""], ["Примеров нет."]]]
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("плохо\x1b[2Jхорошо", "плохо␛[2Jхорошо"),
+        ("gnp\u202eexe", "gnp\\u202eexe"),
+        ("a\u200bb\u2066c\ufeffd\xade", "a\\u200bb\\u2066c\\ufeffd\\xade"),
+        ("half \ud83d, \U000e0041, \x9b, \x7f, \0", "half \\ud83d, \\U000e0041, \\x9b, ␡, ␀"),
+        ("ё, e\u0301, 🎬️, «\xa0»", "ё, e\u0301, 🎬️, «\xa0»"),
+    ],
+)
+def test_what_a_reader_would_not_see_is_shown(text: str, seen: str) -> None:
+    assert visible(f"{text}\n\t") == f"{seen}\n\t"
+    found = result().evaluations[0]
+    found.samples[:] = [SAMPLE | {"prompt": text, "reference": text, "policy": text}]
+    html = samples_table(found, name=text).data
+    assert html.count(seen) == 3 + 2 and not UNSEEN.search(html)  # cells and headings

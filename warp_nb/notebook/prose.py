@@ -1,4 +1,6 @@
-"""Prose from templates: the text is in `templates/`, what it depends on is decided in Python."""
+"""Prose from templates: the text is in `templates/`, what it depends on is decided in Python. Text of models is shown
+whole, with what a reader would not see.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +43,24 @@ def environment(folder: Path, **settings: Any) -> jinja2.Environment:
 
 ENVIRONMENT = environment(TEMPLATES)
 _compiled = cache(ENVIRONMENT.from_string)
+UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tab and newline: escape codes begin with one
+    r"\xad\u061c\u180e\u200b-\u200f\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # of no width
+    r"\u2028-\u202e\ud800-\udfff]"  # separators of lines, directions of writing, half characters
+)
+"""Characters that change how the text around them is shown, or are not shown themselves."""
+
+
+def visible(text: str) -> str:
+    """Show what a reader would not see: escape codes as ␛, marks of direction and the like as their code."""
+    return UNSEEN.sub(lambda found: picture_of(found[0]), text)
+
+
+def picture_of(sign: str) -> str:
+    """Return the picture of a control character of ASCII, or the code of another character."""
+    if sign == "\x7f":
+        return "␡"
+    return chr(0x2400 + ord(sign)) if sign < " " else sign.encode("ascii", "backslashreplace").decode()
 
 
 def words(name: str) -> dict[str, Any]:

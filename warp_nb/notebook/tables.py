@@ -11,7 +11,7 @@ from IPython.display import HTML
 from warp_nb.measure.checks import Check
 from warp_nb.measure.evaluation import Evaluation
 from warp_nb.notebook.check_words import WORDS, measured
-from warp_nb.notebook.prose import filled, words
+from warp_nb.notebook.prose import filled, visible, words
 from warp_nb.studies.experiment import ExperimentResult
 from warp_nb.studies.original import ROWS, match
 
@@ -56,7 +56,11 @@ def filled_table(kind: str, rows: Iterable[Mapping[str, Any]], /, **facts: Any) 
 
 
 def table(rows: Sequence[Mapping[str, Any]], empty: str = "") -> HTML:
-    """Show rows as an escaped HTML table that MathJax ignores; `empty` is shown if there are none."""
-    frame = pd.DataFrame(rows or [{"": empty}])
+    """Show rows as an escaped HTML table that MathJax ignores, all of their text visible; `empty` if there are none."""
+    seen = [
+        {visible(name): visible(value) if isinstance(value, str) else value for name, value in row.items()}
+        for row in rows or [{"": empty}]
+    ]
+    frame = pd.DataFrame(seen)
     with pd.option_context("display.max_colwidth", None):
         return HTML(frame.to_html(escape=True, index=False, border=0, classes=CLASSES))

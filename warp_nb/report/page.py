@@ -13,15 +13,16 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-import bleach
 import nbformat
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
+from bs4.element import PreformattedString
 from jinja2 import select_autoescape
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from warp_nb.notebook import prose
+from warp_nb.notebook.prose import visible
 
 _TEMPLATES = Path(__file__).parent / "templates"
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -30,13 +31,17 @@ TAGS = frozenset(
     "a abbr b blockquote br caption code dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd li ol p pre s "
     "small span strong sub summary sup table tbody td tfoot th thead tr u ul".split()
 )
+COMMON_ATTRIBUTES = {"class", "id", "title"}
 ATTRIBUTES = {
-    "*": ["class", "id", "title"],
-    "a": ["href"],
-    "img": ["src", "alt", "width", "height"],
-    "td": ["colspan", "rowspan"],
-    "th": ["colspan", "rowspan", "scope"],
+    "a": {"href"},
+    "img": {"src", "alt", "width", "height"},
+    "td": {"colspan", "rowspan"},
+    "th": {"colspan", "rowspan", "scope"},
 }
+LINK = re.compile(r"(?:https?|mailto):.*|[^:]*(?:[/?#].*)?", re.IGNORECASE)
+"""An address of one of these schemes, or one without a scheme."""
+PICTURE = re.compile(r"data:image/(?:png|jpeg|gif);base64,[A-Za-z0-9+/=\s]*", re.IGNORECASE)
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
 MATHML_NAMESPACE = "{http://www.w3.org/1998/Math/MathML}"
 MATHML = frozenset(
     "math mrow mi mn mo ms mtext mspace msub msup msubsup mfrac msqrt mroot mover munder munderover mtable mtr mtd "
@@ -45,19 +50,34 @@ MATHML = frozenset(
 
 
 def safe_html(source: str) -> str:
-    """Reduce HTML to the allowed tags and attributes; scripts and styles are removed with their content.
+    """Reduce HTML to the allowed tags and attributes; scripts, styles and comments are removed with their content.
 
-    An image must be a data address; a link may be relative, http, https or mailto.
+    A picture must be a PNG, JPEG or GIF in a data address; a link may be relative, http, https or mailto. The source is
+    parsed once: what is returned is written from the tree that was cleaned, with all of its text escaped.
     """
     soup = BeautifulSoup(source, "html.parser")
+    for note in [part for part in soup.descendants if isinstance(part, PreformattedString)]:
+        note.extract()
     for element in soup(list(DROPPED)):
         element.decompose()
-    for image in soup("img"):
-        if not str(image.get("src", "")).startswith("data:image/"):
-            image.decompose()
-    return bleach.clean(
-        str(soup), tags=TAGS, attributes=ATTRIBUTES, protocols={"http", "https", "mailto", "data"}, strip=True
-    )
+    for element in soup(True):
+        if element.name == "img" and not PICTURE.fullmatch(str(element.get("src", ""))):
+            element.decompose()
+        elif element.name in TAGS:
+            element.attrs = allowed_attributes(element)
+        else:
+            element.unwrap()
+    return visible(str(soup))
+
+
+def allowed_attributes(element: Tag) -> dict[str, Any]:
+    """Return the attributes of an element that are allowed; a link to a place of another kind loses its address."""
+    allowed = COMMON_ATTRIBUTES | ATTRIBUTES.get(element.name, set())
+    kept = {name: value for name, value in element.attrs.items() if name in allowed}
+    read_by_browsers = re.sub(r"[\x00-\x20\x7f-\xa0]", "", str(kept.get("href", "")))
+    if not LINK.fullmatch(read_by_browsers):
+        del kept["href"]
+    return kept
 
 
 def mathml(latex: str, block: bool) -> str:
@@ -121,8 +141,22 @@ def notebook_html(notebook: nbformat.NotebookNode, title: str, footer: str = "")
         "report_footer": footer,
         "content_policy": CONTENT_POLICY,
     }
-    whole = nbformat.from_dict(each_string(notebook, encodable))
-    return encodable(exporter.from_notebook_node(whole, resources=resources)[0])
+    return str(exporter.from_notebook_node(readable(notebook), resources=resources)[0])
+
+
+def readable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Return the notebook with all of its text visible; only tracebacks keep their colours."""
+    whole = nbformat.from_dict(each_string(notebook, visible))
+    for cell, source in zip(whole.cells, notebook.cells, strict=True):
+        for output, given in zip(cell.get("outputs", []), source.get("outputs", []), strict=True):
+            if output.output_type == "error":
+                output.traceback = [coloured(line) for line in given.traceback]
+    return whole
+
+
+def coloured(line: str) -> str:
+    """Make a line of a traceback visible, but for the escape codes of colours."""
+    return "".join(part if COLOUR.fullmatch(part) else visible(part) for part in re.split(rf"({COLOUR.pattern})", line))
 
 
 def each_string(value: Any, change: Any) -> Any:
@@ -134,18 +168,13 @@ def each_string(value: Any, change: Any) -> Any:
     return change(value) if isinstance(value, str) else value
 
 
-def encodable(text: str) -> str:
-    """Replace every lone surrogate, which UTF-8 cannot encode, by a question mark."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 PAGE_ENVIRONMENT = prose.environment(_TEMPLATES, autoescape=select_autoescape(["html.j2"]), keep_trailing_newline=True)
 PAGE_ENVIRONMENT.filters["markdown"] = safe_markdown
 
 
 def rendered(template: str, **values: Any) -> str:
-    """Render a template of this package; values that are not marked safe are escaped."""
-    return encodable(PAGE_ENVIRONMENT.get_template(template).render(**values))
+    """Render a template of this package; values that are not marked safe are escaped, and all text is visible."""
+    return visible(PAGE_ENVIRONMENT.get_template(template).render(**values))
 
 
 def footer(result: dict[str, Any]) -> str:
