@@ -170,7 +170,9 @@ def test_a_mistyped_name_is_refused_until_its_cell_is_mended(cells: list[str], r
 
 @pytest.mark.parametrize(("name", "value"), [("task", tiny.task()), ("merge", max), ("I", tiny), ("out_dir", Path())])
 def test_a_parameters_name_that_another_cell_has_taken_is_said_shortly(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^{name} must be a parameter's value, got an object of type \w+: another cell"):
+    with pytest.raises(
+        ValueError, match=rf"^{name} must be a parameter's value, got an object of type \w+: another cell"
+    ):
         ExperimentConfig.from_notebook({name: value, "T": 3})
 
 

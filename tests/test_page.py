@@ -45,7 +45,9 @@ def test_tables_and_pictures_survive_cleaning() -> None:
     assert 'colspan="2"' in safe_html(source) and "data:image/png" in safe_html(source)
 
 
-@pytest.mark.parametrize("address", ["#a:b", "a/b:c", "?q=a:b", "//x.org", "HTTPS://x.org", "mailto:a@x.org", "exp1.html"])
+@pytest.mark.parametrize(
+    "address", ["#a:b", "a/b:c", "?q=a:b", "//x.org", "HTTPS://x.org", "mailto:a@x.org", "exp1.html"]
+)
 def test_links_to_pages_survive_cleaning(address: str) -> None:
     assert links(safe_html(f"<a href='{address}'>x</a>")) == {address: "x"}
 

@@ -139,8 +139,10 @@ def test_the_page_tells_how_to_repeat(reports: Path) -> None:
 @pytest.mark.slow
 def test_a_notebook_that_hangs_is_ended_and_the_report_says_where(tmp_path: Path) -> None:
     write_notebook(tmp_path, "exp1", "import threading\nthreading.Event().wait()")
-    assert main(["exp1", "--notebooks", str(tmp_path), "--out", str(tmp_path), "--task", "x", "--timeout", "3"]) == 1
-    error = read_result(tmp_path / "x" / "exp1.result.json")["error"]
+    assert (
+        main(["exp1", "--notebooks", str(tmp_path), "--out", str(tmp_path), "--task", "small", "--timeout", "3"]) == 1
+    )
+    error = read_result(tmp_path / "small" / "exp1.result.json")["error"]
     assert error.startswith("CellTimeoutError") and error.endswith("(ячейка [5]: import threading)")
 
 
@@ -267,6 +269,19 @@ def test_rendering_makes_the_pages_again_without_running(tmp_path: Path, monkeyp
         (["--task", "../x"], "got '../x'"),
         (["--task", ""], "got ''"),
         (["exp1", "exp2"], "no such notebook: notebooks/exp2.ipynb; pass --notebooks"),
+        (["exp1", "--task", "smoll"], "task must be one of auto, small, smollm, gpt2, got 'smoll'"),
+        (["exp1", "--seeds", "-1"], "--seeds must be at least 1, got -1"),
+        (["exp1", "--seeds", "two"], "invalid int value: 'two'"),
+        (["exp1", "--timeout", "0"], "--timeout must be at least 1 second, got 0"),
+        (["diagnosis", "--seeds", "2"], "--seeds 2 would have no effect on diagnosis"),
+        (["exp1", "--render", "--readme"], "not allowed with argument --render"),
+        (["exp1", "--render", "-p", "T", "5", "--seeds", "2"], "--render runs nothing, so -p, --seeds would have no"),
+        (["--readme", "--timeout", "5"], "--readme runs nothing, so --timeout would have no effect"),
+        (["--readme", "--out", "report"], "--readme reads the reports in 'report', which is no folder"),
+        (["--readme", "--out", "README.md"], "--readme reads the reports in 'README.md', which is no folder"),
+        (["exp1", "--render", "--task", "small"], "--render reads the reports in 'reports/small', which is no folder"),
+        (["exp1", "--out", "README.md"], "the folder 'README.md' cannot be written"),
+        (["exp1", "--out", "README.md/reports"], "the folder 'README.md/reports' cannot be written"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_runs(
@@ -274,10 +289,63 @@ def test_wrong_arguments_are_refused_before_anything_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_notebook(Path("notebooks"), "exp1", "1")
+    write_notebook(Path("notebooks"), "diagnosis", "1")
+    Path("README.md").touch()
     with pytest.raises(SystemExit) as stopped:
         main(argv)
     assert stopped.value.code == 2 and said in capsys.readouterr().err
     assert not Path("reports").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("exp4", ["learnig_rate", "1"], "unknown parameter learnig_rate; pass one of task, lr"),
+        ("exp4", ["Lr", "1e-4"], "unknown parameter Lr (did you mean lr?)"),
+        ("exp4", ["T=1;print(1)", "1"], "unknown parameter T=1;print(1)"),
+        ("exp4", ["table_file", "x"], "unknown parameter table_file"),
+        ("exp4", ["lr", "1e4"], "exp4: lr = 10000.0 refused"),
+        ("exp4", ["lr", "fast"], "exp4: lr = 'fast' refused"),
+        ("exp4", ["T", "2.5"], "exp4: T = 2.5 refused"),
+        ("exp4", ["batch_size", "5", "-p", "samples_per_prompt", "2"], "must be a multiple of samples_per_prompt = 2"),
+        ("exp4", ["lam", "0.3", "-p", "M", "3"], "lam = 0.3 needs M = 2, got M = 3"),
+        ("exp4", ["merge", "mean"], "exp4: merge = 'mean' refused"),
+        ("exp4", ["device", "gpu"], "device must be cuda, cuda:N, mps or cpu, got 'gpu'"),
+        ("exp4", ["snapshot_every", "-1"], "snapshot_every = -1 refused"),
+        ("exp4", ["T", "5", "-p", "T", "6"], "-p T is given twice, 5 and 6; pass it once"),
+        ("exp4", ["out_dir", "runs"], "-p out_dir runs refused: the command sets out_dir itself"),
+        ("exp4", ["result_file", "r.json"], "-p result_file r.json refused"),
+        ("exp4", ["n_seeds", "3"], "-p n_seeds 3 refused: the command sets n_seeds itself; pass --seeds"),
+        ("exp4", ["task", "small"], "-p task small refused: the command sets task itself; pass --task"),
+        ("exp5", ["save_evry", "5"], "unknown parameter save_evry (did you mean save_every?)"),
+        ("diagnosis", ["lr", "1e-4"], "diagnosis: unknown parameter lr; pass one of result_file, table_file"),
+        ("diagnosis", ["table_file", "gone.json"], "table_file = 'gone.json' refused: there is no such file"),
+        ("diagnosis", ["table_file", "5"], "table_file = 5 refused: must be str, as '' is"),
+    ],
+)
+def test_a_mistyped_parameter_leaves_the_report_in_place(
+    name: str, given: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the notebooks as they are."""
+    folder = tmp_path if name == "diagnosis" else tmp_path / "small"
+    folder.mkdir(exist_ok=True)
+    for file in (f"{name}.result.json", f"{name}.html", f"{name}.ipynb", "result.json", "index.html"):
+        write_json(folder / file, record())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--task", "small", "--out", str(tmp_path), "--notebooks", str(ROOT / "notebooks"), "-p", *given])
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_right_parameters_reach_the_notebooks() -> None:
+    given = ["-p", "lr", "1e-4", "-p", "T", "1e1", "-p", "snapshot_every", "5", "-p", "device", "cpu"]
+    chosen = arguments(["exp4", "exp5", "--task", "small", "--notebooks", str(ROOT / "notebooks"), *given])
+    wanted = {"task": "small", "n_seeds": 3, "lr": 1e-4, "T": 10, "snapshot_every": 5, "device": "cpu"}
+    assert chosen.wanted == {"exp4": wanted, "exp5": wanted}
+    table = ["-p", "table_file", str(ROOT / "warp_nb" / "studies" / "diagnosis.json")]
+    chosen = arguments(["diagnosis", "--notebooks", str(ROOT / "notebooks"), *table])
+    assert chosen.wanted == {"diagnosis": {"table_file": table[-1]}}
 
 
 @pytest.mark.parametrize(

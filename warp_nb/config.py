@@ -199,7 +199,9 @@ def explain(cls: type[BaseModel], error: ValidationError, given: dict[str, Any])
             continue
         field, value = cls.model_fields[name], given.get(name, fault["input"])
         rule = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        lines.append(f"{name} = {shortened(value)} refused ({field.description}): {rule}; pass e.g. -p {name} {field.default}")
+        lines.append(
+            f"{name} = {shortened(value)} refused ({field.description}): {rule}; pass e.g. -p {name} {field.default}"
+        )
     return "\n".join(lines)
 
 

@@ -6,11 +6,11 @@
     warp-nb report exp5 --task small       # the experiment that the original asks for
     warp-nb report diagnosis               # from the package's table; -p table_file FILE: that of `warp-nb diagnosis`
     warp-nb report --task small --render   # the pages again, from what was run
-    warp-nb report --task small --readme   # the tables of README.md
+    warp-nb report --readme                # the tables of README.md
 
-`python -m warp_nb.report` is the same. An interrupted command resumes when it is repeated: finished runs (i, m) stay in
-`.runs/` beside the reports until their experiment has a result. `result.json`, which merges the results, is deleted
-first and written last.
+`python -m warp_nb.report` is the same. All arguments are checked before anything is replaced. An interrupted command
+resumes when it is repeated: finished runs (i, m) stay in `.runs/` beside the reports until their experiment has a
+result. `result.json`, which merges the results, is deleted first and written last.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 import nbformat
 
 from warp_nb.files import write_bytes, write_json, write_text
+from warp_nb.notebook.prose import visible
 from warp_nb.paths import expanded
 from warp_nb.report.catalogue import EXPERIMENTS, Experiment, Result, results_of
 from warp_nb.report.execution import run
@@ -34,12 +35,11 @@ from warp_nb.report.guide import steps
 from warp_nb.report.index_page import PANELS, draw_curves, index
 from warp_nb.report.page import footer, notebook_html
 from warp_nb.report.readme import filled_readme
+from warp_nb.report.request import REPORTS, check_options, notebook_parameters
 from warp_nb.studies.result_files import DEFAULT_TASK, FAILED, OK, read_result_of, reports_of, result_path
 
 LONG = ("history", "geometry", "runs", "merges", "arms", "samples", "gate")
 """Tables that are only in the result file of an experiment."""
-SEEDS_BY_TASK = {"small": 3}
-"""Trainings per experiment, by task; one for other tasks."""
 
 
 def summarise(task: str, out: Path, experiments: Sequence[Experiment] = EXPERIMENTS) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def summarise(task: str, out: Path, experiments: Sequence[Experiment] = EXPERIME
 
 
 def arguments(argv: Sequence[str] | None, experiments: Sequence[Experiment] = EXPERIMENTS) -> argparse.Namespace:
-    """Parse the command line."""
+    """Parse and check the command line; `wanted` has the parameters of the notebooks that are to be run."""
     reported = [one.name for one in experiments if one.reported]
     default = [one.name for one in experiments if one.by_default]
     parser = argparse.ArgumentParser(prog="warp-nb report", description="Run experiments and write their reports.")
@@ -77,15 +77,16 @@ def arguments(argv: Sequence[str] | None, experiments: Sequence[Experiment] = EX
         "experiments", nargs="*", metavar="NAME", help=f"{', '.join(reported)}; by default {', '.join(default)}"
     )
     parser.add_argument("--task", default=DEFAULT_TASK, help="smollm, small or gpt2")
-    parser.add_argument("--out", type=expanded, default=Path("reports"), help="folder of the reports (reports)")
+    parser.add_argument("--out", type=expanded, default=REPORTS, help="folder of the reports; by default reports")
     parser.add_argument(
         "--notebooks", type=expanded, default=notebooks_folder(), help="folder of the notebooks; by default notebooks"
     )
     parser.add_argument("--seeds", type=int, default=0, help="trainings an experiment; 3 for the task small, else 1")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
     parser.add_argument("--timeout", type=int, metavar="SECONDS", help="most a cell may take; no limit by default")
-    parser.add_argument("--render", action="store_true", help="run nothing, make the pages again")
-    parser.add_argument("--readme", action="store_true", help="run nothing, fill the tables of README.md")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--render", action="store_true", help="run nothing, make the pages again")
+    instead.add_argument("--readme", action="store_true", help="run nothing, fill the tables of README.md")
     chosen = parser.parse_args(argv)
     unknown = set(chosen.experiments) - set(reported)
     if unknown:
@@ -93,10 +94,11 @@ def arguments(argv: Sequence[str] | None, experiments: Sequence[Experiment] = EX
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", chosen.task):
         parser.error(f"--task names a folder of the reports: letters, digits, dots, dashes; got {chosen.task!r}")
     chosen.experiments = [one for one in experiments if one.name in (chosen.experiments or default)]
-    paths = [chosen.notebooks / f"{one.name}.ipynb" for one in chosen.experiments]
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing and not (chosen.render or chosen.readme):
-        parser.error(f"no such notebook: {', '.join(missing)}; pass --notebooks with the folder that holds them")
+    try:
+        check_options(chosen)
+        chosen.wanted = {} if chosen.render or chosen.readme else notebook_parameters(chosen)
+    except ValueError as wrong:
+        parser.error(str(wrong))
     return chosen
 
 
@@ -110,12 +112,7 @@ def main(argv: Sequence[str] | None = None, experiments: Sequence[Experiment] = 
     """Run, render and merge; return exit code 1 if a requested experiment did not end with a result."""
     chosen = arguments(argv, experiments)
     if chosen.readme:
-        readme = Path("README.md")
-        if not readme.is_file():
-            print("--readme fills README.md of the current folder, and there is none", file=sys.stderr)
-            return 1
-        write_text(readme, filled_readme(readme.read_text(encoding="utf-8"), chosen.out, experiments))
-        return 0
+        return fill_readme(Path("README.md"), chosen.out, experiments)
     out = chosen.out.resolve()
     (reports_of(chosen.task, out) / "result.json").unlink(missing_ok=True)
     found = {one.name: make_report(one, chosen, out) for one in chosen.experiments}
@@ -123,30 +120,34 @@ def main(argv: Sequence[str] | None = None, experiments: Sequence[Experiment] = 
     print(reports_of(chosen.task, chosen.out) / "index.html")
     bad = {name: result for name, result in found.items() if result["status"] != OK}
     for name, result in bad.items():
-        print(f"{name} has no result: {result.get('error', 'never run')}", file=sys.stderr)
+        print(visible(f"{name} has no result: {result.get('error', 'never run')}"), file=sys.stderr)
     return 1 if bad else 0
+
+
+def fill_readme(readme: Path, out: Path, experiments: Sequence[Experiment]) -> int:
+    """Fill the tables of a README from the reports in `out`; return exit code 1 if there is no README."""
+    if not readme.is_file():
+        print("--readme fills README.md of the current folder, and there is none", file=sys.stderr)
+        return 1
+    write_text(readme, filled_readme(readme.read_text(encoding="utf-8"), out, experiments))
+    return 0
 
 
 def make_report(experiment: Experiment, chosen: argparse.Namespace, out: Path) -> Result:
     """Run a notebook, unless only pages are wanted, render it, and return its result."""
-    from papermill.cli import _resolve_type  # reads a value of -p as papermill's command line does
-
-    name, folder, words, parameters = experiment.name, out, ["warp-nb", "report", experiment.name], dict[str, Any]()
+    name, place, words = experiment.name, out, ["warp-nb", "report", experiment.name]
+    parameters = chosen.wanted.get(name, {})
     if not experiment.once:
-        folder = reports_of(chosen.task, out)
-        seeds = chosen.seeds or SEEDS_BY_TASK.get(chosen.task, 1)
-        words += ["--task", chosen.task, "--seeds", str(seeds)]
-        parameters = {"task": chosen.task, "n_seeds": seeds}
+        place = reports_of(chosen.task, out)
+        words += ["--task", chosen.task, "--seeds", str(parameters.get("n_seeds", 0))]
     words += [word for pair in chosen.parameters for word in ("-p", *pair)]
-    parameters |= {key: _resolve_type(value) for key, value in chosen.parameters}
-    folder.mkdir(parents=True, exist_ok=True)
     if not chosen.render:
         print(f"{name}: running", *(f"{key} = {value}" for key, value in parameters.items()), flush=True)
-        status = run(name, chosen.notebooks, folder, parameters, command=shlex.join(words), timeout=chosen.timeout)
+        status = run(name, chosen.notebooks, place, parameters, command=shlex.join(words), timeout=chosen.timeout)
         print(f"{name}: {status}", flush=True)
-    result = read_result_of(experiment.section, result_path(folder, name))
-    notebook = folder / f"{name}.ipynb"
+    result = read_result_of(experiment.section, result_path(place, name))
+    notebook = place / f"{name}.ipynb"
     if notebook.exists():
         page = notebook_html(nbformat.read(notebook, as_version=4), name, footer(result))
-        write_text(folder / f"{name}.html", page)
+        write_text(place / f"{name}.html", page)
     return result
