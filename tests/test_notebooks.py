@@ -119,10 +119,8 @@ def assigned(source: str) -> set[str]:
 
 
 def test_what_a_cell_binds_is_found() -> None:
-    source = (
-        "import a.b, c as d\nfrom e import f\ng: int = 1\nfor h in []:\n    i = j = 1\n%pip x"
+    source = "import a.b, c as d\nfrom e import f\ng: int = 1\nfor h in []:\n    i = j = 1\n%pip x"
     source += "\ndef k():\n    hidden = 1"
-    )
     assert assigned(source) == {"a", "d", "f", "g", "h", "i", "j", "k"}
 
 

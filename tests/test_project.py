@@ -73,7 +73,7 @@ def test_environment_installs_what_pyproject_says() -> None:
 
 def test_every_import_of_the_package_is_required() -> None:
     known = {canonicalize_name(r.name) for r in REQUIRED} | {"warp-nb"}
-    names = {"bs4": "beautifulsoup4", "IPython": "ipykernel"}
+    names = {"bs4": "beautifulsoup4", "IPython": "ipykernel", "zmq": "pyzmq"}
     found = set()
     for path in (ROOT / "warp_nb").rglob("*.py"):
         found |= set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))

@@ -19,6 +19,7 @@ from pages import links, tables
 from synthetic import comparison_record, diagnosis_record, record, results
 
 from warp_nb.files import write_json
+from warp_nb.report import guide
 from warp_nb.report.catalogue import EXPERIMENTS, Experiment, results_of, rows_of
 from warp_nb.report.command import arguments, main, summarise
 from warp_nb.report.execution import link_back_
@@ -88,6 +89,17 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with chdir(folder):
         assert main(["--task", "small", "--seeds", "2"]) == 1
     yield folder / "reports" / "small"
+
+
+@pytest.mark.slow
+def test_kernels_of_reports_and_guide_are_encrypted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    asked = "from ipykernel.kernelapp import IPKernelApp\nassert IPKernelApp.instance().curve_secretkey"
+    write_notebook(tmp_path, "exp1", f"{asked}\n{saving(record())}")
+    where = ["--notebooks", str(tmp_path), "--out", str(tmp_path), "--task", "small"]
+    assert main(["exp1", *where, "-p", "T", "5"]) == 0
+    nbformat.write(new_notebook(cells=[new_code_cell(asked)]), tmp_path / "index.ipynb")
+    assert guide.main([str(tmp_path / "index.ipynb"), "--folder", str(tmp_path)]) == 0
+    assert "encryption" not in capfd.readouterr().err
 
 
 @pytest.mark.slow

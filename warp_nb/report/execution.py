@@ -24,6 +24,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from warp_nb.files import write_json
+from warp_nb.report.kernels import EncryptedKernelManager
 from warp_nb.report.scrubbing import scrub, write_scrubbed
 from warp_nb.studies.result_files import FAILED, OK, read_result, result_path
 
@@ -60,6 +61,7 @@ def run(
                 str(executed),
                 parameters=parameters | {key: value for key, value in ours.items() if key in known},
                 kernel_name="python3",
+                kernel_manager_class=EncryptedKernelManager,
                 progress_bar=False,
                 stderr_file=sys.stderr,
                 execution_timeout=timeout,

@@ -28,10 +28,11 @@ from nbformat import NotebookNode
 from warp_nb.config import WarpConfig
 from warp_nb.course.exercises import KEPT
 from warp_nb.notebook.numbers import format_duration, plural
-from warp_nb.notebook.prose import ENVIRONMENT
+from warp_nb.notebook.prose import ENVIRONMENT, visible
 from warp_nb.paths import expanded
 from warp_nb.report.catalogue import EXPERIMENTS, Experiment
 from warp_nb.report.execution import cause
+from warp_nb.report.kernels import EncryptedKernelManager
 from warp_nb.report.page import rendered
 from warp_nb.report.scrubbing import write_scrubbed
 
@@ -97,7 +98,14 @@ def run_in_place(path: Path, timeout: int | None) -> tuple[float, str]:
     """
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(path.parent)}}
-    client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False, resources=resources)
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        kernel_manager_class=EncryptedKernelManager,
+        record_timing=False,
+        resources=resources,
+    )
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as nothing_kept:
         try:
@@ -136,6 +144,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     bad = 0
     for path in chosen(given.notebooks, given.folder):
         seconds, error = run_in_place(path, given.timeout)
-        print(f"{path.name}: {error or f'{seconds:.1f} s'}", file=sys.stderr if error else None)
+        print(visible(f"{path.name}: {error or f'{seconds:.1f} s'}"), file=sys.stderr if error else None)
         bad += bool(error)
     return 1 if bad else 0
