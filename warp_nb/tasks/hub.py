@@ -19,7 +19,8 @@ TIMEOUT = 10.0
 class HubPart:
     """Files of one repository at one commit.
 
-    `commit` is the commit, or its first digits where `revision` is a name that could move.
+    `commit` is the commit, or its first digits where `revision` is a name that could move. Eight digits tell a moved
+    name; they are no proof against somebody who may push to the repository and looks for a commit that begins so.
     """
 
     repo: str
