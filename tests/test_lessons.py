@@ -17,9 +17,10 @@ from filling import borrowed
 from nbformat import NotebookNode
 from synthetic import SAMPLE, result
 
+import warp_nb
 from warp_nb.algorithm.objective import completion_logits, sample, token_kl
 from warp_nb.course import figures as lessons
-from warp_nb.course.exercises import stub
+from warp_nb.course.exercises import KEPT, mine, stub
 from warp_nb.course.gaps import GAPS
 from warp_nb.measure.estimates import Estimate
 from warp_nb.report.guide import title
@@ -110,6 +111,24 @@ def test_the_way_through_the_lessons_is_linked(number: int) -> None:
 
 
 # Figures
+
+
+@pytest.mark.slow
+def test_the_anchors_run_is_the_same_when_its_cell_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEPT, str(tmp_path))
+    monkeypatch.setattr(warp_nb, "load_task", lambda *_: tiny.task())
+    sources = [cell.source for cell in code(lesson(4))]
+    before = next(place for place, source in enumerate(sources) if "load_task" in source)
+    space = {"beta": 0.1, "lessons": lessons, "torch": torch, "train_run": mine("train_run")}
+    exec(sources[1], space)
+    exec(sources[before], space)
+    found = []
+    for _ in range(2):
+        exec(sources[before + 1], space)
+        found.append(space["rows"])
+    assert len(found[0]) == 16 and found[0] == found[1]
 
 
 def points(axes: matplotlib.axes.Axes, label: str) -> list[tuple[float, float]]:
