@@ -176,6 +176,11 @@ def test_a_parameters_name_that_another_cell_has_taken_is_said_shortly(name: str
         ExperimentConfig.from_notebook({name: value, "T": 3})
 
 
+def test_the_settings_before_the_parameters_are_said_to_be_too_early() -> None:
+    with pytest.raises(ValueError, match="no parameter has a value here; run the cell of parameters before this one"):
+        ExperimentConfig.from_notebook({"In": ["", "config = ExperimentConfig.from_notebook(globals())"], "x": 1})
+
+
 def test_an_error_cuts_a_long_value_short() -> None:
     with pytest.raises(ValueError, match=r"^merge = 'x{79}… \(100002 characters\) refused") as caught:
         ExperimentConfig(merge="x" * 100_000)

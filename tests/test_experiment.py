@@ -20,7 +20,8 @@ from warp_nb.notebook.conclusions import conclude
 from warp_nb.notebook.experiment_page import save
 from warp_nb.runs.training import FAST, derive_seed
 from warp_nb.runs.warp import warp
-from warp_nb.studies.experiment import ExperimentResult, evaluation_settings, run_experiment
+from warp_nb.studies.comparison import run_comparison
+from warp_nb.studies.experiment import ExperimentResult, check_loaded, evaluation_settings, run_experiment
 
 CONFIG = ExperimentConfig(
     I=1, T=2, lr=3e-3, warmup_steps=0, mu=0.1, eta=0.3, batch_size=16, max_new_tokens=6, n_eval_prompts=64
@@ -53,6 +54,24 @@ def test_an_experiment_is_warp_its_evaluation_and_the_gate() -> None:
     assert result.gate == gates.gate(tiny.opinion) and result.config.dtype == "float32"
     columns = ["iteration", "run", "step", "reward", "objective", "kl"]
     assert result.history[columns].equals(alone.history[columns])
+
+
+@pytest.mark.parametrize("run", [run_experiment, run_comparison])
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [({"task": "smollm"}, "task = 'small', got 'smollm' in config"), ({"device": "cuda:1"}, "device = 'cpu', got 'cuda'")],
+)
+def test_a_prepared_task_that_was_not_loaded_again_is_refused(run: Any, asked: dict[str, str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        run(CONFIG.replace(**asked), tiny.task(name="small"), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [("small", {}), ("small", {"task": "small", "device": "cpu"}), ("own", {"task": "gpt2", "device": "cuda"})],
+)
+def test_a_task_that_was_loaded_or_is_ones_own_is_taken(name: str, asked: dict[str, str]) -> None:
+    check_loaded(CONFIG.replace(**asked), tiny.task(name=name))
 
 
 def test_the_parts_of_a_run_can_be_varied() -> None:

@@ -98,13 +98,15 @@ class WarpConfig(BaseModel):
         """Read the parameters cell and the values that papermill injected from `names`, a notebook's `globals()`.
 
         Raises:
-            ValueError: a cell of parameters assigns a name that is none, another cell has taken a parameter's name, or
-                a value is invalid.
+            ValueError: the parameters cell was not run, or assigns a name that is no parameter; another cell has taken
+                a parameter's name; or a value is invalid.
         """
         known = set(cls.model_fields) | RESERVED
         unknown = stated(names, known) - known
         if unknown:
             raise ValueError(say_unknown(sorted(unknown), cls.model_fields))
+        if "In" in names and not cls.model_fields.keys() & names.keys():
+            raise ValueError("no parameter has a value here; run the cell of parameters before this one")
         rebound = [say_rebound(name, names[name]) for name in sorted(known & names.keys()) if is_object(names[name])]
         if rebound:
             raise ValueError("\n".join(rebound))

@@ -36,7 +36,7 @@ from warp_nb.measure.machine import machine, peak_rss_mb
 from warp_nb.paths import expanded
 from warp_nb.runs.training import OnStep
 from warp_nb.runs.warp import WarpResult, reporting, warp
-from warp_nb.studies.experiment import TABLES, evaluation_settings, stacked
+from warp_nb.studies.experiment import TABLES, check_loaded, evaluation_settings, stacked
 from warp_nb.tasks.gate import RewardGate
 from warp_nb.tasks.task import Task, describe
 
@@ -245,6 +245,7 @@ def run_comparison(config: ExperimentConfig, task: Task, *, progress: bool = Tru
     With `out_dir` runs are durable in seed_*/ARM, and a second call resumes, as in `warp`.
     """
     started = time.perf_counter()
+    check_loaded(config, task)
     config = config.replace(dtype=training_dtype(config.dtype, task.policy))
     check_eval_prompts(config.n_eval_prompts, task, config.max_new_tokens)
     gate = task.gate(task.reward) if task.gate else None

@@ -18,6 +18,7 @@ from warp_nb.measure.machine import machine, peak_rss_mb
 from warp_nb.runs.training import FAST, Parts, derive_seed
 from warp_nb.runs.warp import WarpResult, reporting, warp
 from warp_nb.tasks.gate import RewardGate
+from warp_nb.tasks.prepared import LOADERS
 from warp_nb.tasks.task import Task, describe
 
 if TYPE_CHECKING:
@@ -90,9 +91,11 @@ def run_experiment(
         parts: the functions that a run calls (see `warp`).
 
     Raises:
-        ValueError: the task has fewer than `n_eval_prompts` held-out prompts; and what `warp` raises.
+        ValueError: another prepared task is loaded than `config` asks for; the task has fewer than `n_eval_prompts`
+            held-out prompts; and what `warp` raises.
     """
     started = time.perf_counter()
+    check_loaded(config, task)
     config = config.replace(dtype=training_dtype(config.dtype, task.policy))
     check_eval_prompts(config.n_eval_prompts, task, config.max_new_tokens)
     gate = task.gate(task.reward) if task.gate else None
@@ -120,6 +123,17 @@ def run_experiment(
         seconds=time.perf_counter() - started,
         peak_rss_mb=peak_rss_mb(),
     )
+
+
+def check_loaded(config: ExperimentConfig, task: Task) -> None:
+    """Raise ValueError if a prepared task is not the one that `config` asks for, or lies on another kind of device."""
+    if task.name not in LOADERS:
+        return
+    asked = {"task": config.task.replace("auto", ""), "device": config.device.partition(":")[0]}
+    loaded = {"task": task.name, "device": task.policy.device.type}
+    for name, value in asked.items():
+        if value and value != loaded[name]:
+            raise ValueError(f"the loaded task has {name} = {loaded[name]!r}, got {value!r} in config; load it again")
 
 
 def evaluation_settings(config: ExperimentConfig, task: Task) -> dict[str, Any]:
