@@ -59,7 +59,10 @@ def test_an_experiment_is_warp_its_evaluation_and_the_gate() -> None:
 @pytest.mark.parametrize("run", [run_experiment, run_comparison])
 @pytest.mark.parametrize(
     ("asked", "said"),
-    [({"task": "smollm"}, "task = 'small', got 'smollm' in config"), ({"device": "cuda:1"}, "device = 'cpu', got 'cuda'")],
+    [
+        ({"task": "smollm"}, "task = 'small', got 'smollm' in config"),
+        ({"device": "cuda:1"}, "device = 'cpu', got 'cuda'"),
+    ],
 )
 def test_a_prepared_task_that_was_not_loaded_again_is_refused(run: Any, asked: dict[str, str], said: str) -> None:
     with pytest.raises(ValueError, match=said):

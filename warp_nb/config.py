@@ -140,9 +140,7 @@ def check_result_file(path: Any) -> None:
             f"result_file = {shortened(path)} refused: must be the path of a file; pass e.g. -p result_file r.json"
         )
     if path and (expanded(path).is_dir() or not expanded(path).absolute().parent.is_dir()):
-        raise ValueError(
-            f"result_file = {shortened(path)} refused: its folder must exist, and it must not be a folder itself"
-        )
+        raise ValueError(f"result_file = {path!r} refused: its folder must exist, and it must not be a folder itself")
 
 
 def stated(names: dict[str, Any], known: Collection[str]) -> set[str]:
