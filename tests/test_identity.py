@@ -94,6 +94,7 @@ OTHERS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "reward": (lambda: {"reward": shout}, "reward.name: 'opinion' there, 'shout' here"),
     "prompts": (lambda: {"train_prompts": ["the film"]}, "prompts_sha256: '"),
 }
+"""The tiny task with one change, and what is said of it."""
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -101,6 +102,11 @@ def test_what_bits_depend_on_is_told(kind: str) -> None:
     make, said = OTHERS[kind]
     told = differences(task_identity(tiny.task()), task_identity(tiny.task(**make())))
     assert said in told
+
+
+def test_prompts_are_told_apart_where_they_are_joined_alike() -> None:
+    joined, apart = (tiny.task(train_prompts=prompts) for prompts in (["the\0film"], ["the", "film"]))
+    assert "prompts_sha256" in differences(task_identity(joined), task_identity(apart))
 
 
 def test_only_the_configuration_is_named_when_only_it_differs() -> None:

@@ -126,6 +126,14 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(saved: Path) -> None:
     assert torch.equal(found[1], logits) and torch.equal(found[0].ids, plain.ids)
 
 
+def test_a_cache_folder_that_has_no_name_costs_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARP_NB_CACHE", "~nobody-of-this-name/x")
+    policy = tiny.llama(len(tiny.tokenizer()))
+    with pytest.warns(UserWarning, match="a home folder that is unknown .*; the reference's side .* is not saved"):
+        found = side(policy).rollout(PROMPTS, 3)
+    assert torch.equal(found[1], side(policy, large=1 << 60).rollout(PROMPTS, 3)[1])
+
+
 @pytest.mark.parametrize("damage", ["shape", "name", "prompts"])
 def test_a_sealed_file_of_other_tensors_is_named_and_made_again(damage: str, saved: Path) -> None:
     policy = tiny.llama(len(tiny.tokenizer()))

@@ -39,10 +39,14 @@ class DamagedFile(RuntimeError):
 
 
 def cache_dir() -> Path:
-    """Return the folder of prepared parts: `$WARP_NB_CACHE`, else the user's cache folder."""
+    """Return the folder of prepared parts: `$WARP_NB_CACHE`, else the user's cache folder.
+
+    Raises:
+        ValueError: that path begins with an unknown home folder, or its links lead in a circle.
+    """
     try:
         return expanded(os.environ.get("WARP_NB_CACHE") or platformdirs.user_cache_dir("warp_nb")).resolve()
-    except ValueError as error:
+    except (ValueError, OSError, RuntimeError) as error:
         raise ValueError(f"{error}; WARP_NB_CACHE names the cache folder") from error
 
 

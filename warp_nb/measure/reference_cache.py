@@ -95,8 +95,16 @@ class ReferenceSide:
     def _head(self, hidden: torch.Tensor, width: int) -> torch.Tensor:
         return self.reference.get_output_embeddings()(hidden[:, -width:, :])
 
-    def _path(self, ids: torch.Tensor, mask: torch.Tensor, seed: int) -> Path:
-        """Return the file for all that the bits depend on: the policy, tokens, noise, sampling, CPU, threads."""
+    def _path(self, ids: torch.Tensor, mask: torch.Tensor, seed: int) -> Path | None:
+        """Return the file for all that the bits depend on: the policy, tokens, noise, sampling, CPU, threads.
+
+        Without a cache folder there is none.
+        """
+        try:
+            folder = cache_dir() / "reference"
+        except ValueError as error:
+            warnings.warn(f"{error}; the reference's side of the evaluation is not saved", stacklevel=2)
+            return None
         facts: dict[str, Any] = {
             "layout": 4,
             "reference": self.identity,
@@ -106,4 +114,4 @@ class ReferenceSide:
             "device": str(self.reference.device),
         }
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        return cache_dir() / "reference" / f"{key[:32]}.safetensors"
+        return folder / f"{key[:32]}.safetensors"

@@ -271,7 +271,7 @@ class Training(Watch):
     def check_state(self, state: Weights, moments: Mapping[int, Weights], history: list[Row]) -> None:
         """Raise Misfit unless tensors, moments by parameter, and rows are those of a checkpoint of this run."""
         assert self.run is not None
-        check_history(history, *self.place.values(), self.config.T)
+        check_history(history, self.place["iteration"], self.place["run"], self.config.T)
         check_tensors(
             {name: value for name, value in state.items() if not name.startswith("optimizer.")}, self.state_dict()
         )

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from warp_nb.tasks.task import Task
 
 LIBRARIES = ("torch", "transformers", "tokenizers")
-VOLATILE = {"_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "torch_dtype"}
+VOLATILE = {
+    "_name_or_path", "_commit_hash", "_from_model_config", "transformers_version", "architectures", "dtype",
+    "torch_dtype",
+}  # fmt: skip
 """Entries of a model's configuration that change with saving and loading, and change no bit."""
 SPELLED = ("add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "split_special_tokens")
 """Settings that a tokenizer applies outside its backend."""
@@ -31,7 +34,7 @@ SPELLED = ("add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "sp
 
 def task_identity(task: Task) -> dict[str, Any]:
     """Return all that the bits of a task's runs depend on, as plain JSON values."""
-    found = {"task_name": task.name, "prompts_sha256": sha256("\0".join(task.train_prompts))}
+    found: dict[str, Any] = {"task_name": task.name, "prompts_sha256": sha256(json.dumps(task.train_prompts))}
     found |= policy_identity(task.policy) | {"tokenizer": tokenizer_identity(task.tokenizer)}
     found |= {"reward": reward_identity(task.reward), "versions": versions()}
     return plain(found)
