@@ -18,6 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from pages import links, tables
 from synthetic import comparison_record, diagnosis_record, record, results
 
+from warp_nb import cli
 from warp_nb.files import write_json
 from warp_nb.report import guide
 from warp_nb.report.catalogue import EXPERIMENTS, Experiment, results_of, rows_of
@@ -271,6 +272,15 @@ def test_rendering_makes_the_pages_again_without_running(tmp_path: Path, monkeyp
     assert main(["exp1", "exp2", "--render"]) == 1, "experiment 2 has no result"
     assert ["Повторить", "x"] in tables(Path("reports/exp1.html").read_text())[-1]
     assert not Path("reports/exp2.html").exists() and "exp1.html" in links(Path("reports/index.html").read_text())
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"cells": 1', "[" * 100_000])
+def test_a_damaged_notebook_among_the_reports_is_named(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "exp1.ipynb").write_text(text)
+    assert cli.main(["report", "exp1", "--render", "--out", str(tmp_path)]) == 1
+    assert "exp1.ipynb holds no sound notebook (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

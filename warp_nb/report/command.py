@@ -26,7 +26,7 @@ from typing import Any
 
 import nbformat
 
-from warp_nb.files import write_bytes, write_json, write_text
+from warp_nb.files import loading, write_bytes, write_json, write_text
 from warp_nb.notebook.prose import visible
 from warp_nb.paths import expanded
 from warp_nb.report.catalogue import EXPERIMENTS, Experiment, Result, results_of
@@ -148,6 +148,8 @@ def make_report(experiment: Experiment, chosen: argparse.Namespace, out: Path) -
     result = read_result_of(experiment.section, result_path(place, name))
     notebook = place / f"{name}.ipynb"
     if notebook.exists():
-        page = notebook_html(nbformat.read(notebook, as_version=4), name, footer(result))
+        with loading(notebook, "notebook"):
+            executed = nbformat.read(notebook, as_version=4)
+        page = notebook_html(executed, name, footer(result))
         write_text(place / f"{name}.html", page)
     return result
