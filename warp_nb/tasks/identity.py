@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 import textwrap
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,7 @@ def versions() -> dict[str, str]:
     return {name: version(name).partition("+")[0] for name in LIBRARIES}
 
 
+@lru_cache(maxsize=64)
 def source_sha256(function: Any) -> str | None:
     """Return the sha256 of the source of a function or class, None where there is no source.
 
