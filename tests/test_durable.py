@@ -176,6 +176,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_reward_is_named_and_the_state_before_it_is_saved(kind: str, tmp_path: Path) -> None:
     with pytest.raises((ValueError, RuntimeError), match=r"reward opinion at iteration 1, run 1, step 3") as caught:
@@ -208,6 +209,7 @@ def test_snapshots_in_a_folder_have_the_bits_of_those_in_memory(tmp_path: Path) 
         again.snapshots[2, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save_every", [0, 1, 3])
 @pytest.mark.parametrize("after", [1, 3])
 def test_a_resumed_run_has_all_its_snapshots(after: int, save_every: int, tmp_path: Path) -> None:
@@ -342,6 +344,7 @@ HARMS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
 POLICY = "policy.transformer.wte.weight"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_checkpoint_that_does_not_fit_is_named_and_the_one_before_is_used(harm: str, tmp_path: Path) -> None:
     stopped(tmp_path, 3, save_every=1)
@@ -366,6 +369,7 @@ WRONG_RESULTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", WRONG_RESULTS)
 def test_a_result_of_another_kind_is_named_and_made_again(harm: str, tmp_path: Path) -> None:
     quick(out_dir=tmp_path)
@@ -377,6 +381,7 @@ def test_a_result_of_another_kind_is_named_and_made_again(harm: str, tmp_path: P
     assert again.runs.loaded.tolist() == [0.0] and everything(again) == whole()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", [None, [], 7, "ok", {"status": "ok"}])
 def test_a_sealed_record_that_is_none_is_named(record: Any, tmp_path: Path) -> None:
     quick(out_dir=tmp_path)
@@ -395,6 +400,7 @@ def test_a_snapshot_of_another_policy_is_named(tmp_path: Path) -> None:
     assert set(found) == EVERY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "[]", "null", "[" * 100_000, '{"lr": ' * 100_000, '"ok"', '{"status": "ok"}'])
 def test_a_configuration_that_is_no_record_is_refused(text: str, tmp_path: Path) -> None:
     quick(out_dir=tmp_path)

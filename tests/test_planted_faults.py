@@ -41,6 +41,7 @@ def failed(result: ExperimentResult) -> set[str]:
 # nothing planted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -87,6 +88,7 @@ def test_a_bad_reward_is_told_by_its_gate(reward: Callable[..., Any], told: set[
 # seeds, weights, the optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_faults_of_the_diagnosis(name: str) -> None:
     assert failed(run(parts=planted([name]))) == {"deltas-nonzero" if name == "never-stepped" else "runs-differ"}

@@ -319,6 +319,7 @@ def test_wrong_arguments_are_refused_before_anything_runs(
     assert not Path("reports").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "given", "said"),
     [

@@ -152,6 +152,7 @@ def test_an_ema_that_never_moves_is_the_sft_anchor_in_the_first_iteration_only()
     assert prints[0][0] == prints[1][0] and prints[0][1] != prints[1][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{}, {"merge": "slerp_weights"}, {"optimizer": "adamw"}, {"anchor": "sft"}], ids=str)
 def test_frozen_weights_stay_frozen(change: dict[str, Any], tmp_path: Path) -> None:
     task = tiny.task(policy=tiny.gpt2(len(tiny.tokenizer()), spread=0.1))
