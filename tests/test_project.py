@@ -140,6 +140,11 @@ def test_algorithm_1_imports_torch_and_the_standard_library_only() -> None:
     assert [name for name in sorted(found - own) if name.partition(".")[0] not in allowed] == []
 
 
+def test_algorithm_1_is_read_in_one_sitting() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "warp_nb" / "algorithm").glob("*.py")]
+    assert 0 < sum(len(text.splitlines()) for text in texts) <= 350
+
+
 def top_functions(body: list[ast.stmt]) -> list[ast.FunctionDef]:
     """Functions and methods; not the functions inside them, which are called where they are defined."""
     inside = [one for node in body if isinstance(node, ast.ClassDef) for one in top_functions(node.body)]

@@ -1,7 +1,6 @@
 """Averages of weights: the anchor (line 9), the merge (line 12), LITI (line 13) and the front (output).
 
-The paper merges each layer "independently" and is silent on the other tensors. Here a layer is a transformer block (the
-name up to its number, `model.layers.3`), and every tensor outside the layers forms a separate block.
+A layer of the paper is a transformer block here (`model.layers.3`); every tensor outside the layers is a block alone.
 """
 
 import re
@@ -45,11 +44,8 @@ def slerp_weights(deltas: Sequence[Tensor], start: Tensor, lam: float) -> Tensor
     return in_turn([start + delta for delta in deltas], start, lam) - start
 
 
-MERGES: dict[str, Merge] = {
-    "slerp": in_turn,
-    "lerp": partial(in_turn, between=torch.lerp),
-    "slerp_weights": slerp_weights,
-}
+LERP = partial(in_turn, between=torch.lerp)
+MERGES: dict[str, Merge] = {"slerp": in_turn, "lerp": LERP, "slerp_weights": slerp_weights}
 
 
 def merge(
