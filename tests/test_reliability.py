@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,24 @@ import tiny
 from faulty import CONFIG, STATE, Opinion, everything, quick, stopped
 
 from warp_nb.files import unseal
-from warp_nb.runs.interrupts import interrupts_wait
+from warp_nb.runs.interrupts import ENDING, interrupts_wait
 from warp_nb.runs.training import FAST
 from warp_nb.tasks.prepared import SMALL, load_policy
 
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Hear the signals of ENDING, which `nohup` and a shell's background jobs begin with ignored."""
+    ignored = [number for number in ENDING if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 PATHS = f"import sys; sys.path[:0] = [{str(HERE)!r}]\n"
 
 
