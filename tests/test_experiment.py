@@ -119,18 +119,27 @@ def test_too_many_evaluation_prompts_are_refused_before_anything_else() -> None:
         run(tiny.task(reward=never, gate=gates.gate), n_eval_prompts=65)
 
 
-@pytest.mark.slow
-def test_a_second_experiment_loads_the_first_ones_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def untrained(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-        assert len(completions) != CONFIG.batch_size, "a run was trained again"
+class Guarded:
+    """`tiny.opinion`, which refuses to score batches of one size."""
+
+    __name__ = "opinion"
+
+    def __init__(self, refused: int = 0) -> None:
+        self.refused = refused
+
+    def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+        assert len(completions) != self.refused, "a run was trained again"
         return tiny.opinion(prompts, completions)
 
-    untrained.__name__ = "opinion"
-    first = run(out_dir=str(tmp_path))
+
+@pytest.mark.slow
+def test_a_second_experiment_loads_the_first_ones_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sound, untrained = (tiny.task(reward=Guarded(size), gate=gates.gate) for size in (0, CONFIG.batch_size))
+    first = run(sound, out_dir=str(tmp_path))
     monkeypatch.chdir(tmp_path.parent)
-    again = run(tiny.task(reward=untrained, gate=gates.gate), out_dir=tmp_path.name)  # the same folder, said otherwise
+    again = run(untrained, out_dir=tmp_path.name)  # the same folder, said otherwise
     assert again.runs.loaded.all() and again.summary == first.summary
-    wider = run(out_dir=str(tmp_path), n_seeds=2, n_eval_prompts=32)
+    wider = run(sound, out_dir=str(tmp_path), n_seeds=2, n_eval_prompts=32)
     assert wider.runs.loaded.tolist() == [1, 1, 0, 0]
     with pytest.raises(ValueError, match=r"eta: 0\.3 there, 0\.4 here"):
-        run(out_dir=str(tmp_path), eta=0.4)
+        run(sound, out_dir=str(tmp_path), eta=0.4)

@@ -285,7 +285,7 @@ quick(config, task)
 in_memory = list(wrote)
 try:
     quick(config, task, out_dir="runs")
-except OSError as error:
+except ValueError as error:
     print(json.dumps([in_memory, wrote, str(error)]))
 """
 
