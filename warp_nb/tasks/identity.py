@@ -12,7 +12,7 @@ import re
 import textwrap
 from functools import lru_cache, partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from warp_nb.files import fingerprint, json_values
 from warp_nb.tasks.reward_interface import Reward, describe_reward
@@ -42,12 +42,12 @@ def task_identity(task: Task) -> dict[str, Any]:
 
 def policy_identity(policy: PreTrainedModel) -> dict[str, Any]:
     """Return the identity of a policy: weights, names of those that are not trained, class, both configurations."""
-    stored = policy.state_dict()
+    stored, kind = policy.state_dict(), cast(Any, type(policy))
     tensors = dict(policy.named_parameters()) | {n: b for n, b in policy.named_buffers() if n in stored}
     return plain(
         {
             "policy_sha256": fingerprint(tensors),
-            "policy_class": {"name": type(policy).__name__, "sha256": source_sha256(type(policy))},
+            "policy_class": {"name": kind.__name__, "sha256": source_sha256(kind)},
             "frozen": [name for name, value in policy.named_parameters() if not value.requires_grad],
             "config": lasting(policy.config.to_dict()),
             "generation_config": lasting(settings_of(getattr(policy, "generation_config", None))),
@@ -80,7 +80,7 @@ def reward_identity(reward: Reward) -> dict[str, Any]:
             "bound": [without_address(reward.args), without_address(reward.keywords)]
         }
     inner = inspect.unwrap(reward)
-    source = inner if inspect.isroutine(inner) or inspect.isclass(inner) else type(inner)
+    source: Any = inner if inspect.isroutine(inner) or inspect.isclass(inner) else type(inner)
     return describe_reward(reward) | {"source_sha256": source_sha256(source)}
 
 
