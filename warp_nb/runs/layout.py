@@ -29,7 +29,7 @@ RUN_FACTS = (
 
 
 class Misfit(ValueError):
-    """What was read does not fit."""
+    """Something that was read does not fit the run that it is read for."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What pages take from a finished result file; a file that lacks a part of it, or holds it otherwise, has failed."""
+"""The fields that pages take from a finished result file; a file that lacks one, or holds it otherwise, has failed."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class Timed(Taken):
 
 
 class TimedRecord(Taken):
-    """What the estimate of a duration takes from a result file."""
+    """The fields of a result file from which a duration is estimated."""
 
     config: Trained
     machine: Computer
