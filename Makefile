@@ -63,7 +63,7 @@ test-slow: $(VENV)/.ready-dev ## the tests that train, execute reports and kill 
 	$(BIN)/python -m pytest -m "slow and not browser" -p no:nbval -n auto --maxprocesses 2 --dist loadfile
 
 browser: $(VENV)/.ready-dev ## the pages, and the lessons in JupyterLab, in headless Chromium
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -m browser -n auto --maxprocesses 2 --dist load
 
 bench: $(VENV)/.ready-dev ## speed and memory against peers and the floor -> benchmarks/README.md
 	$(BIN)/python -m benchmarks
