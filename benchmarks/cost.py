@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from warp_nb.fast.scoring import LARGE_SLICE
-from warp_nb.measure.evaluation import CHUNK
+from warp_nb.fast.decoding import BLOCK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,15 +110,15 @@ def step_work(sizes: Sizes, batch: int, prompt: int, completion: int, bf16: bool
 def evaluation_work(
     sizes: Sizes, n_prompts: int, prompt: int, completion: int, reference_kept: bool = False
 ) -> dict[str, Work]:
-    """Count one `evaluate`, fp32, in chunks of CHUNK prompts.
+    """Count one `evaluate`, fp32, in chunks of BLOCK prompts.
 
     Both sides sample and are scored by both models. With `reference_kept` the reference's side is read from the
     cache folder (`measure.reference_cache`): the policy samples, three forwards score, and the reference's head is
     multiplied.
     """
     total: dict[str, Work] = {}
-    for start in range(0, n_prompts, CHUNK):
-        batch = min(CHUNK, n_prompts - start)
+    for start in range(0, n_prompts, BLOCK):
+        batch = min(BLOCK, n_prompts - start)
         step = step_work(sizes, batch, prompt, completion)
         samplings, forwards = (1, 3) if reference_kept else (2, 4)
         times = [("prefill", samplings), ("decode", samplings), ("anchor", forwards)]

@@ -38,7 +38,7 @@ def measure(
     from benchmarks.cost import evaluation_work, seconds, sizes_of
     from warp_nb import evaluate
     from warp_nb.fast.devices import LARGE
-    from warp_nb.measure.evaluation import CHUNK
+    from warp_nb.fast.decoding import BLOCK
 
     torch.set_num_threads(threads)
     given = work.load_task(task)
@@ -47,7 +47,7 @@ def measure(
         for value in policy.parameters():
             value.mul_(1.001)
     prompt = given.encode(given.eval_prompts, sampling)[0].shape[1]
-    shapes = products(policy, min(CHUNK, n_prompts), prompt + completion - 1, completion)
+    shapes = products(policy, min(BLOCK, n_prompts), prompt + completion - 1, completion)
     rates = best_rates([machine_rates(shapes, torch.float32, sizes.products, **buffers)])
     work_done = evaluation_work(sizes, n_prompts, prompt, completion, reference_kept=sizes.parameters >= LARGE)
     floor = seconds(work_done, rates["flop_per_s"], rates["bytes_per_s"])

@@ -35,18 +35,18 @@ def forbid_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(reference_cache, "sample", refuse)
+    monkeypatch.setattr(reference_cache, "sample_by_seeds", refuse)
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_what_was_saved_gives_the_same_bits(kind: str, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = MODELS[kind](len(tiny.tokenizer()))
-    plain, plain_logits = side(policy, large=1 << 60).rollout(PROMPTS, 3)
+    plain, plain_logits = side(policy, large=1 << 60).rollout(PROMPTS, [3])
     assert not saved.exists(), "a small policy's side is not saved"
-    made = side(policy).rollout(PROMPTS, 3)
+    made = side(policy).rollout(PROMPTS, [3])
     assert len(list(saved.glob("*.safetensors"))) == 1
     forbid_sampling(monkeypatch)
-    loaded = side(policy).rollout(PROMPTS, 3)
+    loaded = side(policy).rollout(PROMPTS, [3])
     for rollout, logits in (made, loaded):
         assert torch.equal(logits, plain_logits) and rollout.temperature == plain.temperature
         for name in ("ids", "attention_mask", "completion_mask", "sampled_log_probs"):
@@ -55,22 +55,22 @@ def test_what_was_saved_gives_the_same_bits(kind: str, saved: Path, monkeypatch:
 
 def test_everything_that_changes_the_bits_makes_another_file(saved: Path) -> None:
     words, policy, threads = len(tiny.tokenizer()), tiny.llama(len(tiny.tokenizer())), torch.get_num_threads()
-    side(policy).rollout(PROMPTS, 3)
-    side(policy).rollout(PROMPTS, 4)
-    side(policy).rollout(PROMPTS[:2], 3)
-    side(policy, temperature=1.0).rollout(PROMPTS, 3)
-    side(policy, tokens=4).rollout(PROMPTS, 3)
-    side(tiny.llama(words, seed=1)).rollout(PROMPTS, 3)
+    side(policy).rollout(PROMPTS, [3])
+    side(policy).rollout(PROMPTS, [4])
+    side(policy).rollout(PROMPTS[:2], [3])
+    side(policy, temperature=1.0).rollout(PROMPTS, [3])
+    side(policy, tokens=4).rollout(PROMPTS, [3])
+    side(tiny.llama(words, seed=1)).rollout(PROMPTS, [3])
     try:
         torch.set_num_threads(threads + 1)
-        side(policy).rollout(PROMPTS, 3)
+        side(policy).rollout(PROMPTS, [3])
     finally:
         torch.set_num_threads(threads)
     other = tiny.llama(words)
     other.config.rms_norm_eps = 1e-3
-    side(other).rollout(PROMPTS, 3)
+    side(other).rollout(PROMPTS, [3])
     assert len(list(saved.iterdir())) == 8
-    side(policy).rollout(PROMPTS, 3)
+    side(policy).rollout(PROMPTS, [3])
     assert len(list(saved.iterdir())) == 8
 
 
@@ -83,7 +83,7 @@ def test_a_model_whose_head_is_not_all_is_never_saved(saved: Path) -> None:
 
     policy = tiny.llama(len(tiny.tokenizer()))
     policy.__class__ = Capped
-    first, again = (side(policy).rollout(PROMPTS, 3) for _ in range(2))
+    first, again = (side(policy).rollout(PROMPTS, [3]) for _ in range(2))
     assert not saved.exists() and torch.equal(first[1], again[1])
 
 
@@ -106,23 +106,23 @@ def test_an_evaluation_is_the_same_with_what_was_saved(saved: Path, monkeypatch:
 
 def test_what_is_damaged_is_named_and_made_again(saved: Path) -> None:
     policy = tiny.llama(len(tiny.tokenizer()))
-    made = side(policy).rollout(PROMPTS, 3)
+    made = side(policy).rollout(PROMPTS, [3])
     (path,) = saved.iterdir()
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.warns(UserWarning, match=rf"{path.name} is damaged .*; it is made again"):
-        again = side(policy).rollout(PROMPTS, 3)
-    assert torch.equal(again[1], made[1]) and torch.equal(side(policy).rollout(PROMPTS, 3)[1], made[1])
+        again = side(policy).rollout(PROMPTS, [3])
+    assert torch.equal(again[1], made[1]) and torch.equal(side(policy).rollout(PROMPTS, [3])[1], made[1])
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning(saved: Path) -> None:
     """As on a read-only or full disk."""
     saved.write_text("a file where the folder should be")
     policy = tiny.llama(len(tiny.tokenizer()))
-    plain, logits = side(policy, large=1 << 60).rollout(PROMPTS, 3)
+    plain, logits = side(policy, large=1 << 60).rollout(PROMPTS, [3])
     with pytest.warns(UserWarning, match=rf"{saved} cannot be written .*, so the reference's side .* WARP_NB_CACHE"):
-        found = side(policy).rollout(PROMPTS, 3)
+        found = side(policy).rollout(PROMPTS, [3])
     assert torch.equal(found[1], logits) and torch.equal(found[0].ids, plain.ids)
 
 
@@ -130,14 +130,14 @@ def test_a_cache_folder_that_has_no_name_costs_a_warning(monkeypatch: pytest.Mon
     monkeypatch.setenv("WARP_NB_CACHE", "~nobody-of-this-name/x")
     policy = tiny.llama(len(tiny.tokenizer()))
     with pytest.warns(UserWarning, match="a home folder that is unknown .*; the reference's side .* is not saved"):
-        found = side(policy).rollout(PROMPTS, 3)
-    assert torch.equal(found[1], side(policy, large=1 << 60).rollout(PROMPTS, 3)[1])
+        found = side(policy).rollout(PROMPTS, [3])
+    assert torch.equal(found[1], side(policy, large=1 << 60).rollout(PROMPTS, [3])[1])
 
 
 @pytest.mark.parametrize("damage", ["shape", "name", "prompts"])
 def test_a_sealed_file_of_other_tensors_is_named_and_made_again(damage: str, saved: Path) -> None:
     policy = tiny.llama(len(tiny.tokenizer()))
-    made = side(policy).rollout(PROMPTS, 3)
+    made = side(policy).rollout(PROMPTS, [3])
     (path,) = saved.iterdir()
     tensors, record = unseal(path)
     if damage == "shape":
@@ -148,5 +148,5 @@ def test_a_sealed_file_of_other_tensors_is_named_and_made_again(damage: str, sav
         tensors["ids"][0, -6] += 1
     seal(path, tensors, record)
     with pytest.warns(UserWarning, match=rf"{path.name} is damaged .*; it is made again"):
-        again = side(policy).rollout(PROMPTS, 3)
+        again = side(policy).rollout(PROMPTS, [3])
     assert torch.equal(again[1], made[1])

@@ -12,11 +12,25 @@ from typing import Any
 import torch
 
 from warp_nb.algorithm.merge import wide
+from warp_nb.algorithm.objective import Rollout, inputs
+from warp_nb.fast.decoders import mask_dtype, visibility
 
 SLICE = {"cpu": 1 << 20}
 """Number of logits in fp32 at a time, by kind of device: 4 MB on the CPU."""
 LARGE_SLICE = 1 << 26
 """The same elsewhere: 268 MB."""
+
+
+def completion_logits(policy: Any, rollout: Rollout) -> torch.Tensor:
+    """Return the logits that predict each completion token, as `objective.completion_logits` does: [B, C, V].
+
+    The model is given the whole causal mask, because transformers would look at the values of a mask [B, L] on the
+    host: a GPU would wait, and the forward could not be captured.
+    """
+    width, before = rollout.tokens.shape[1], inputs(rollout.ids[:, :-1], rollout.attention_mask[:, :-1])
+    mask = before["attention_mask"]
+    before["attention_mask"] = visibility(mask, 0, mask.shape[1]).to(mask_dtype(policy))
+    return policy(**before, use_cache=False, logits_to_keep=width).logits[:, -width:]
 
 
 def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor, temperature: float) -> torch.Tensor:

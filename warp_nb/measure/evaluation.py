@@ -13,7 +13,9 @@ import torch
 
 from warp_nb.algorithm.merge import Weights, front, load_, weights_of
 from warp_nb.algorithm.objective import Rollout, Sampling, completion_logits
-from warp_nb.fast.decoding import sample
+from warp_nb.fast.capture import why_eager
+from warp_nb.fast.decoders import vocabulary
+from warp_nb.fast.decoding import BLOCK, sample_by_seeds
 from warp_nb.fast.scoring import token_kl, token_log_probs
 from warp_nb.measure.estimates import Estimate, exponential, mean_interval
 from warp_nb.measure.reference_cache import ReferenceSide
@@ -34,8 +36,8 @@ MEASURES = (
     "distinct_reference",
     "distinct_policy",
 )
-CHUNK = 32
-"""Prompts per batch."""
+LOGITS = 1 << 29
+"""Largest number of logits of a batch on a GPU: 2 GB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,12 +145,13 @@ def evaluate(
     prompts = [task.eval_prompts[index] for index in order[:n_prompts].tolist()]
     mine, theirs = Side(), Side()
     reference_side = ReferenceSide(reference, task, sampling)
-    for start in range(0, n_prompts, CHUNK):
-        chunk, noise = prompts[start : start + CHUNK], derive_seed(seed, start)
-        rollout, logits = reference_side.rollout(chunk, noise)
+    size = batch_size(policy, reference, sampling)
+    for start in range(0, n_prompts, size):
+        chunk = prompts[start : start + size]
+        seeds = [derive_seed(seed, block) for block in range(start, start + len(chunk), BLOCK)]
+        rollout, logits = reference_side.rollout(chunk, seeds)
         add_batch_(theirs, task, rollout, logits, others=completion_logits(policy, rollout), under=logits)
-        generator = torch.Generator().manual_seed(noise)
-        rollout = sample(policy, *task.encode(chunk, sampling), sampling, generator=generator)
+        rollout = sample_by_seeds(policy, *task.encode(chunk, sampling, "eval_prompts"), sampling, seeds)
         others = completion_logits(reference, rollout)
         add_batch_(mine, task, rollout, completion_logits(policy, rollout), others=others, under=others)
     rewards = [
@@ -156,6 +159,13 @@ def evaluate(
         for side, name in ((theirs, "reference"), (mine, "policy"))
     ]
     return compared(prompts, theirs, mine, rewards, n_samples=n_samples)
+
+
+def batch_size(policy: PreTrainedModel, reference: PreTrainedModel, sampling: Sampling) -> int:
+    """Return the number of prompts in a batch: a block, or on a GPU as many blocks as `LOGITS` allows."""
+    if why_eager(policy) or why_eager(reference):
+        return BLOCK
+    return max(1, LOGITS // (BLOCK * sampling.max_new_tokens * vocabulary(policy))) * BLOCK
 
 
 def add_batch_(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from warp_nb.algorithm.objective import Rollout, Sampling, completion_logits, inputs
-from warp_nb.fast.decoding import sample
+from warp_nb.fast.decoding import sample_by_seeds
 from warp_nb.fast.devices import LARGE
 from warp_nb.files import DamagedFile, cache_dir, seal, unseal
 from warp_nb.tasks.identity import policy_identity, versions
@@ -35,10 +35,13 @@ class ReferenceSide:
         self.identity = policy_identity(reference) | versions() if saved else {}
 
     @torch.no_grad()
-    def rollout(self, prompts: list[str], seed: int) -> tuple[Rollout, torch.Tensor]:
-        """Return completions sampled with the noise of `seed`, and the reference's logits on them [B, C, V]."""
-        ids, mask = self.task.encode(prompts, self.sampling)
-        path = self._path(ids, mask, seed) if self.identity else None
+    def rollout(self, prompts: list[str], seeds: list[int]) -> tuple[Rollout, torch.Tensor]:
+        """Return completions sampled with noise by `seeds`, and the reference's logits on them [B, C, V].
+
+        `prompts` are held-out prompts of the task, and every block of them has a seed (see `sample_by_seeds`).
+        """
+        ids, mask = self.task.encode(prompts, self.sampling, "eval_prompts")
+        path = self._path(ids, mask, seeds) if self.identity else None
         if path is not None:
             try:
                 return self._load(path, ids)
@@ -46,8 +49,7 @@ class ReferenceSide:
                 pass
             except DamagedFile as error:
                 warnings.warn(f"{error}; it is made again", stacklevel=2)
-        noise = torch.Generator().manual_seed(seed)
-        rollout = sample(self.reference, ids, mask, self.sampling, generator=noise)
+        rollout = sample_by_seeds(self.reference, ids, mask, self.sampling, seeds)
         if path is None:
             return rollout, completion_logits(self.reference, rollout)
         return rollout, self._score_and_save(path, rollout)
@@ -95,7 +97,7 @@ class ReferenceSide:
     def _head(self, hidden: torch.Tensor, width: int) -> torch.Tensor:
         return self.reference.get_output_embeddings()(hidden[:, -width:, :])
 
-    def _path(self, ids: torch.Tensor, mask: torch.Tensor, seed: int) -> Path | None:
+    def _path(self, ids: torch.Tensor, mask: torch.Tensor, seeds: list[int]) -> Path | None:
         """Return the file for all that the bits depend on: the policy, tokens, noise, sampling, CPU, threads.
 
         Without a cache folder there is none.
@@ -106,10 +108,10 @@ class ReferenceSide:
             warnings.warn(f"{error}; the reference's side of the evaluation is not saved", stacklevel=2)
             return None
         facts: dict[str, Any] = {
-            "layout": 4,
+            "layout": 5,
             "reference": self.identity,
             "prompts": [ids.tolist(), mask.tolist()],
-            "settings": [seed, *vars(self.sampling).values()],
+            "settings": [seeds, *vars(self.sampling).values()],
             "machine": [torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
             "device": str(self.reference.device),
         }

@@ -23,11 +23,11 @@ def displacement(init: Weights, weights: Weights) -> Row:
     return {"delta_norm": norm, "unmoved": same / sum(value.numel() for value in init.values())}
 
 
-def tokens_after_end(rollout: Rollout, end_ids: tuple[int, ...]) -> float:
-    """Count the tokens of the completion mask after the first end token; 0 unless there is a bug."""
-    ended = torch.isin(rollout.tokens, rollout.tokens.new_tensor(end_ids)).long()
+def tokens_after_end(rollout: Rollout, end_ids: tuple[int, ...]) -> torch.Tensor:
+    """Count the tokens of the completion mask after the first end token, []; 0 unless there is a bug."""
+    ended = sum(((rollout.tokens == end).long() for end in end_ids), torch.zeros_like(rollout.tokens))
     after = (ended.cumsum(1) - ended) > 0
-    return float((rollout.completion_mask & after).sum())
+    return (rollout.completion_mask & after).sum()
 
 
 class AnchorProbe:
@@ -43,9 +43,9 @@ class AnchorProbe:
 
     @staticmethod
     def read(module: torch.nn.Module) -> torch.Tensor:
-        """Return the probed weights, float64 [n] on the CPU."""
-        pieces = [value.detach().reshape(-1)[:PROBED].cpu().double() for value in module.parameters()]
-        return torch.cat(pieces)
+        """Return the probed weights, float64 [n], on their device if it has float64."""
+        found = torch.cat([value.detach().reshape(-1)[:PROBED] for value in module.parameters()])
+        return (found.cpu() if found.device.type == "mps" else found).double()
 
     def follow(self, policy: torch.nn.Module, mu: float) -> None:
         """Apply one step of (1 - mu) * anchor + mu * policy."""
@@ -77,4 +77,4 @@ class AnchorProbe:
 
     def load_state_dict(self, state: Weights) -> None:
         """Continue from the tensors that `state_dict` returned."""
-        self.expected, self.rounding = state["expected"], state["rounding"]
+        self.expected, self.rounding = (state[name].to(self.start.device) for name in ("expected", "rounding"))

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from statistics import fmean, median
 from typing import Any
 
@@ -19,6 +20,7 @@ from warp_nb.algorithm.objective import BASELINES
 from warp_nb.algorithm.run import Run, Watch, train_run
 from warp_nb.config import WarpConfig
 from warp_nb.fast import averages, decoding, scoring
+from warp_nb.fast.capture import CapturedStep, why_eager
 from warp_nb.fast.devices import arithmetic, prepare_attention
 from warp_nb.fast.optimizers import MOMENTS, optimizer_of
 from warp_nb.runs.checkpoint import Checkpoints
@@ -134,35 +136,56 @@ class Training(Watch):
         self.noise_before: torch.Tensor | None = None
         """State of the noise generator before the current step; None between two steps."""
         self.run: Run | None = None
+        self.captured: CapturedStep | None = None
 
     def loss_of(self, policy: Any, anchor: Any) -> torch.Tensor:
         """Return the loss of the next step, whose gradient is line 8's (lines 6 to 8), and measure the step."""
         config, parts, repeats = self.config, self.parts, range(self.config.samples_per_prompt)
         self.started, self.noise_before = time.perf_counter(), self.noise.get_state()
         prompts = [prompt for prompt in next(self.batches) for _ in repeats]
-        ids, mask = self.task.encode(prompts, self.sampling)
+        ids, mask = self.task.encode(prompts, self.sampling, "train_prompts")
         with arithmetic(config.dtype, ids.device):
             rollout = parts.sample(policy, ids, mask, self.sampling, generator=self.noise)  # line 6
         texts = self.task.decode(rollout)
         scores = self.task.score(prompts, texts, self.where())
         rewards = torch.tensor(scores, dtype=torch.float32, device=ids.device)
-        scored = rollout.tokens, rollout.completion_mask, rollout.temperature
         with arithmetic(config.dtype, ids.device):
-            logits, anchor_logits = (parts.completion_logits(model, rollout) for model in (policy, anchor))
-            log_probs, anchor_log_probs = (parts.token_log_probs(side, *scored) for side in (logits, anchor_logits))
-            r_beta = parts.regularised_reward(rewards, log_probs, anchor_log_probs, config.beta)  # line 7
-            advantage = r_beta - BASELINES[config.baseline](r_beta, config.samples_per_prompt)
-            loss = parts.reinforce_loss(advantage, log_probs)  # line 8
-            kl = parts.token_kl(logits.detach(), anchor_logits, *scored[1:]).sum(1)
-        gap = (log_probs.detach() - rollout.sampled_log_probs).abs().max()
+            loss, self.measured = self.step_of(policy, anchor, rollout)(rollout, rewards)
+        self.empty = fmean(not text.strip() for text in texts)
+        return loss
+
+    def step_of(self, policy: Any, anchor: Any, rollout: objective.Rollout) -> Callable[..., tuple[torch.Tensor, Any]]:
+        """Return `terms` of the two models; captured on a GPU, unless a part was replaced, which may do anything."""
+        if self.parts.replaced() or why_eager(policy):
+            return partial(self.terms, policy, anchor, completion_logits=self.parts.completion_logits)
+        shape = len(rollout.ids), rollout.ids.shape[1] - rollout.tokens.shape[1]
+        if self.captured is None or self.captured.shape != shape:
+            self.captured = CapturedStep(partial(self.terms, policy, anchor), policy, shape, self.sampling)
+        return self.captured
+
+    def terms(
+        self,
+        policy: Any,
+        anchor: Any,
+        rollout: objective.Rollout,
+        rewards: torch.Tensor,
+        completion_logits: Callable[..., torch.Tensor],
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss and the measurements of a step; nothing here waits for the device."""
+        config, parts = self.config, self.parts
+        scored = rollout.tokens, rollout.completion_mask, rollout.temperature
+        logits, anchor_logits = (completion_logits(model, rollout) for model in (policy, anchor))
+        log_probs, anchor_log_probs = (parts.token_log_probs(side, *scored) for side in (logits, anchor_logits))
+        r_beta = parts.regularised_reward(rewards, log_probs, anchor_log_probs, config.beta)  # line 7
+        advantage = r_beta - BASELINES[config.baseline](r_beta, config.samples_per_prompt)
+        loss = parts.reinforce_loss(advantage, log_probs)  # line 8
+        kl = parts.token_kl(logits.detach(), anchor_logits, *scored[1:]).sum(1)
         means = {"reward": rewards, "kl": kl, "objective": r_beta, "penalty": r_beta - rewards}
         means |= {"tokens": rollout.completion_mask.sum(1).float()}
-        self.measured = {name: value.mean() for name, value in means.items()} | {"sampling_gap": gap}
-        self.counted = {
-            "empty": fmean(not text.strip() for text in texts),
-            "after_end": tokens_after_end(rollout, self.sampling.end_ids),
-        }
-        return loss
+        measured = {name: value.mean() for name, value in means.items()}
+        measured["sampling_gap"] = (log_probs.detach() - rollout.sampled_log_probs).abs().max()
+        measured["after_end"] = tokens_after_end(rollout, self.sampling.end_ids)
+        return loss, measured
 
     def where(self) -> str:
         """Name the current step in messages."""
@@ -200,7 +223,7 @@ class Training(Watch):
         if config.anchor == "ema":
             self.probe.follow(run.policy, config.mu)
         row = self.place | {"step": run.step} | {name: value for name, value in self.row.items() if name != "loss"}
-        self.history.append(row | self.counted | {"lr": self.lr, "seconds": time.perf_counter() - self.started})
+        self.history.append(row | {"empty": self.empty, "lr": self.lr, "seconds": time.perf_counter() - self.started})
         self.snapshot(run)
         self.on_step(self.history[-1])
         if self.checkpoints is not None and config.save_every and run.step % config.save_every == 0:

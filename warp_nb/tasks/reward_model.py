@@ -40,6 +40,10 @@ MAX_TOKENS = 128
 SCORED_WORDS = (24, 40)  # 36 to 44 tokens of a policy, in words
 CALIBRATION_REVIEWS = 500
 CONFIG_FILE = "reward.json"
+BATCH = {"cpu": 64}
+"""Texts that are scored at a time, by kind of device."""
+LARGE_BATCH = 512
+"""The same elsewhere."""
 LR: dict[imdb.Source, float] = {"embedded": 1e-4, "hub": 5e-5}
 """Peak learning rates of MiniLM and, as is usual for its size, of DistilBERT."""
 
@@ -151,8 +155,12 @@ class RewardModel:
         return self.score([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
 
     @torch.no_grad()
-    def score(self, texts: list[str], batch_size: int = 64) -> list[float]:
-        """Score whole texts (calibrated logits) in their order; a batch holds texts of similar length."""
+    def score(self, texts: list[str], batch_size: int = 0) -> list[float]:
+        """Score whole texts (calibrated logits) in their order; a batch holds texts of similar length.
+
+        `batch_size` is 64 on a CPU and 512 elsewhere by default.
+        """
+        batch_size = batch_size or BATCH.get(self.model.device.type, LARGE_BATCH)
         rows = self.tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"] if texts else []
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         scores = torch.empty(len(rows))

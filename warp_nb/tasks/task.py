@@ -97,10 +97,15 @@ class Task:
             context = context_length(self.policy)
             check_lengths(lengths, getattr(self, name), name, context=context, max_new_tokens=max_new_tokens)
 
-    def encode(self, prompts: list[str], sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode prompts as (ids, attention mask), int64 [B, P], on the policy's device (see `encode_prompts`)."""
+    def encode(self, prompts: list[str], sampling: Sampling, among: str = "") -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode prompts as (ids, attention mask), int64 [B, P], on the policy's device (see `encode_prompts`).
+
+        On a GPU all batches of prompts `among` a list of the task, e.g. train_prompts, have one width: that of its
+        longest prompt. So a captured rollout serves all of them.
+        """
         limit = context_length(self.policy) - sampling.max_new_tokens
-        ids, mask = encode_prompts(self.tokenizer, prompts, limit, sampling.pad_id)
+        width = max(self.lengths[among]) if among and self.policy.device.type == "cuda" else 0
+        ids, mask = encode_prompts(self.tokenizer, prompts, limit, sampling.pad_id, width)
         return ids.to(self.policy.device), mask.to(self.policy.device)
 
     def decode(self, rollout: Rollout) -> list[str]:

@@ -42,9 +42,11 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, policy: Any) -> tuple[int, ...]:
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[str], limit: int, pad: int = 0
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], limit: int, pad: int = 0, width: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode prompts as (ids, attention mask), both int64 [B, P], left-padded with `pad` (see `prompt_ids`).
+
+    P is the length of the longest prompt, at least `width`.
 
     Raises:
         ValueError: there is no prompt, a prompt is empty and nothing opens a text, or a prompt is longer than `limit`
@@ -58,7 +60,7 @@ def encode_prompts(
             raise ValueError(f"prompt {prompt!r} has no tokens and the tokenizer no begin token; drop it")
         if len(row) > limit:
             raise ValueError(f"prompt of {len(row)} tokens, at most {limit} fit beside the completion: {prompt[:60]!r}")
-    width = max(map(len, rows))
+    width = max(width, *map(len, rows))
     ids = torch.full((len(rows), width), pad)
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
