@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from warp_nb.fast.scoring import LARGE_SLICE
 from warp_nb.fast.decoding import BLOCK
+from warp_nb.fast.scoring import LARGE_SLICE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -37,8 +37,8 @@ def measure(
     from benchmarks import work
     from benchmarks.cost import evaluation_work, seconds, sizes_of
     from warp_nb import evaluate
-    from warp_nb.fast.devices import LARGE
     from warp_nb.fast.decoding import BLOCK
+    from warp_nb.fast.devices import LARGE
 
     torch.set_num_threads(threads)
     given = work.load_task(task)

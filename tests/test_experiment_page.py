@@ -123,6 +123,7 @@ def test_the_banner_tells_what_will_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert rows["Начала отзывов"] == "48 для обучения, 64 отложено"
     assert rows["Объём"] == "40 шагов по 4 продолжения, всего 160"
     assert rows["Арифметика"] == "float32 в обучении, float32 в оценке"
+    assert rows["CUDA-графы"] == "нет: они есть только на GPU с CUDA, здесь операции запускаются по одной"
     assert rows["Устройство"].startswith("cpu, потоков: ") and "torch" in rows["Версии"] and "Время" not in rows
     (tmp_path / "reports" / "small").mkdir(parents=True)
     write_json(tmp_path / "reports" / "small" / "exp1.result.json", report(config, machine={"gpu": "G", "cpu": "Z80"}))
@@ -135,6 +136,20 @@ def test_the_banner_tells_what_will_run(tmp_path: Path, monkeypatch: pytest.Monk
     )
     assert rows["Задача"] == ATTACK and rows["Объём"] == "7 шагов по 4 продолжения, всего 28"
     assert not {"script", "img"} & set(Outline(own).tags)
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("", "генерация и шаг обучения записаны в граф один раз и воспроизводятся"),
+        (ATTACK, f"нет, операции запускаются по одной, это медленнее; причина: {ATTACK}"),
+    ],
+)
+def test_the_banner_says_what_is_captured(reason: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "why_eager", lambda policy: reason)
+    html = page.banner(ExperimentConfig(task="small", dtype="float32"), tiny.task(name="small")).data
+    assert {row["Что"]: row["Значение"] for row in records(html)}["CUDA-графы"] == said
+    assert not {"script", "img"} & set(Outline(html).tags)
 
 
 def test_curves_show_objective_reward_and_kl_of_every_run() -> None:

@@ -11,7 +11,8 @@ from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
 from warp_nb.config import ExperimentConfig
-from warp_nb.fast.devices import training_dtype
+from warp_nb.fast.capture import why_eager
+from warp_nb.fast.devices import arithmetic, training_dtype
 from warp_nb.files import write_json
 from warp_nb.measure.checks import broken_instrument
 from warp_nb.measure.estimates import Estimate
@@ -39,12 +40,16 @@ MARGIN = 3.0
 def banner(config: ExperimentConfig, task: Task, steps: int = 0) -> HTML:
     """Show the task and why, device, versions and cost as a table; `steps` replaces n_seeds * I * M * T."""
     steps = steps or config.n_seeds * config.I * config.M * config.T
+    dtype = training_dtype(config.dtype, task.policy)
+    with arithmetic(dtype, task.policy.device):
+        eager = why_eager(task.policy)
     facts = {
         "about": describe(task),
         "why": resolve(config.task, config.device)[2] if task.name in LOADERS else "",
         "device": task.policy.device,
         "machine": machine(),
-        "dtype": training_dtype(config.dtype, task.policy),
+        "dtype": dtype,
+        "eager": eager,
         "config": config,
         "steps": steps,
         "time": time_elsewhere(config, task.name, steps),
