@@ -24,7 +24,7 @@ from warp_nb import WarpConfig, evaluate, warp
 from warp_nb.algorithm import objective
 from warp_nb.algorithm.merge import weights_of
 from warp_nb.algorithm.objective import Rollout, Sampling
-from warp_nb.fast import capture, decoding
+from warp_nb.fast import capture, decoding, graphs
 from warp_nb.fast.capture import CapturedSampler, CapturedStep, captured_sampler, why_eager
 from warp_nb.fast.decoders import FixedForward, Layout
 from warp_nb.fast.devices import arithmetic
@@ -323,6 +323,73 @@ def test_without_cuda_nothing_is_captured() -> None:
     assert why_eager(tiny.gpt2(20)) == "cpu"
 
 
+# graphs
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_graph_is_prepared_warmed_up_and_captured_without_collections(
+    broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of calls, by stand-ins for torch.cuda: every call of the function finds its tensors prepared."""
+    calls: list[str] = []
+
+    class Named:
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            self.stream = settings.get("stream")
+
+        def __enter__(self) -> None:
+            calls.append("capture" if isinstance(self.stream, Named) else "enter")
+
+        def __exit__(self, *error: Any) -> None:
+            calls.append("exit")
+
+        def wait_stream(self, other: Any) -> None:
+            calls.append("wait")
+
+        def replay(self) -> None:
+            calls.append("replay")
+
+    for name in ("CUDAGraph", "Stream", "stream", "graph", "device"):
+        monkeypatch.setattr(torch.cuda, name, Named)
+    monkeypatch.setattr(torch.cuda, "current_stream", Named)
+    collects: list[bool] = []
+
+    def function() -> None:
+        calls.append("function")
+        collects.append(gc.isenabled())
+        if broken and len(collects) == graphs.WARM_UPS + 1:
+            raise RuntimeError("not permitted while a stream is captured")
+
+    def make() -> graphs.Graph:
+        return graphs.Graph(function, torch.device("cuda", 0), lambda: calls.append("prepare"))
+
+    before = gc.isenabled()
+    gc.enable()
+    try:
+        with pytest.raises(RuntimeError, match="captured") if broken else nullcontext():
+            made = make()
+        assert gc.isenabled() and collects == [True] * graphs.WARM_UPS + [False]
+    finally:
+        gc.enable() if before else gc.disable()
+    warm_up = ["prepare", "function"] * graphs.WARM_UPS
+    assert calls == [
+        "enter",
+        "wait",
+        "enter",
+        *warm_up,
+        "prepare",
+        "exit",
+        "wait",
+        "capture",
+        "function",
+        "exit",
+        "exit",
+    ]
+    if not broken:
+        made.replay()
+        assert calls[-1] == "replay" and collects[-1] is False and len(collects) == graphs.WARM_UPS + 1
+
+
 # what the host is asked
 
 
@@ -356,7 +423,7 @@ def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_token_asks_nothing_of_the_host(kind: Any, family: Callable[..., Any]) -> None:
     policy = family(len(tiny.tokenizer())).to("meta")
     decoder = kind(policy, 4, slots_of(8 + 4, policy.device))
-    sampler = Sampler(decoder, (4, 8), Sampling(4, end_ids=(3, 4)), next(policy.parameters()))
+    sampler = Sampler(decoder, (4, 8), Sampling(4, end_ids=(3, 4)), next(policy.parameters()), whole=True)
     for step in (sampler.first, sampler.next):
         step()  # what is made at the first call is made before a capture
         with Asked() as asked:

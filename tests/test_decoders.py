@@ -46,14 +46,19 @@ def logits(forward: Any, steps: int = 4) -> torch.Tensor:
         if isinstance(forward, CachedForward):
             found.append(forward(ids, mask))
         else:
-            whole = torch.nn.functional.pad(mask, (0, SLOTS - end))
-            seen, slots = visibility(whole, start, end), torch.arange(start, end)
+            slots = torch.arange(start, end)
+            seen = visibility(mask, start) if step % 2 else filled_up(visibility(mask, start))
             seen = seen.to(next(forward.policy.parameters()).dtype) if isinstance(forward, FixedForward) else seen
             found.append(forward(ids[:, start:], inputs(ids, mask)["position_ids"][:, start:], slots, seen))
         start = end
         ids = torch.cat([ids, torch.arange(len(PROMPTS))[:, None] + step], 1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
     return torch.stack(found)
+
+
+def filled_up(seen: torch.Tensor) -> torch.Tensor:
+    """Let all slots be attended to, those without a token under a mask."""
+    return torch.nn.functional.pad(seen, (0, SLOTS - seen.shape[3]), value=-torch.inf)
 
 
 def llama(seed: int = 0) -> Any:

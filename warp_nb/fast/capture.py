@@ -52,7 +52,7 @@ class CapturedSampler:
         length = slots_of(shape[1] + sampling.max_new_tokens, policy.device)
         layout = Layout.fits(policy)
         decoder: Decoder = Layout(policy, shape[0], length) if layout else FixedForward(policy, shape[0], length, True)
-        self.sampler = Sampler(decoder, shape, sampling, next(policy.parameters()))
+        self.sampler = Sampler(decoder, shape, sampling, next(policy.parameters()), whole=True)
         self.dtype = computed_dtype(policy.device)
         self.graphs: list[Graph] = []
 

@@ -5,8 +5,9 @@ spends most of its time outside the products: in Python and kernel launches, and
 by token. The layout stacks projections that share an input, casts the weights to the dtype of the computation once per
 rollout, and on a CPU packs them by oneDNN. The residual stream, norms and attention stay fp32.
 
-A decoder writes keys and values at the slots it is given, which are tensors, and attends to all L slots under an
-additive mask. So nothing of a step depends on the host, and a GPU can replay it (see `capture`).
+A decoder writes keys and values at the slots it is given, which are tensors, and attends to the first ones, as many as
+its additive mask has. If that is all of them, nothing of a step depends on the host, and a GPU can replay it (see
+`capture`).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Decoder(Protocol):
             ids: int64 [B, n], the new tokens.
             positions: int64 [B, n], which do not count padding.
             slots: int64 [n], where their keys and values are written.
-            visible: [B, 1, n, L]: 0 where a new token may attend, -inf elsewhere.
+            visible: [B, 1, n, S] for the first S slots: 0 where a new token may attend, -inf elsewhere.
         """
 
 
@@ -118,7 +119,7 @@ class Layout:
         heads, kv_heads, width = model.heads, model.kv_heads, model.width
         group = heads // kv_heads
         hidden = model.embed(ids, positions).view(batch * count, -1)
-        turns = model.turns(hidden, positions)
+        turns, seen = model.turns(hidden, positions), visible.shape[3]
         visible = visible.repeat(1, 1, group, 1)  # heads that share keys are further queries of one head
         for layer, (keys, values) in zip(model.layers, self.cache.unbind(1), strict=True):
             mixed = layer.mix(layer.norm_1(hidden).to(self.dtype)).float().view(batch, count, -1, width)
@@ -130,9 +131,9 @@ class Layout:
             values.index_copy_(2, slots, mixed[:, :, heads + kv_heads :].transpose(1, 2))
             query = turned[:, :, :heads].view(batch, count, kv_heads, group, width).permute(0, 2, 3, 1, 4)
             query = query.reshape(batch, kv_heads, group * count, width)
-            seen = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
-            seen = seen.view(batch, kv_heads, group, count, width).permute(0, 3, 1, 2, 4)
-            hidden = hidden + layer.out(seen.reshape(batch * count, -1).to(self.dtype))
+            found = F.scaled_dot_product_attention(query, keys[:, :, :seen], values[:, :, :seen], attn_mask=visible)
+            found = found.view(batch, kv_heads, group, count, width).permute(0, 3, 1, 2, 4)
+            hidden = hidden + layer.out(found.reshape(batch * count, -1).to(self.dtype))
             hidden = hidden + layer.down(layer.act(layer.up(layer.norm_2(hidden).to(self.dtype))))
         last = hidden.view(batch, count, -1)[:, -1]
         return model.head(model.norm(last).to(self.dtype))
@@ -327,7 +328,7 @@ class FixedForward:
     def __call__(
         self, ids: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, visible: torch.Tensor
     ) -> torch.Tensor:
-        self.place.slots = slots
+        self.place.slots, self.place.seen = slots, visible.shape[3]
         given: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "attention_mask": visible}
         out = self.policy(**given, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1]
@@ -335,14 +336,15 @@ class FixedForward:
 
 @dataclass
 class Place:
-    """Where a fixed cache writes next, int64 [n], and how many slots it has."""
+    """Where a fixed cache writes next, int64 [n], how many slots it has, and how many of them are attended to."""
 
     length: int
     slots: Any = None
+    seen: int = 0
 
 
 def fixed_cache(place: Place) -> Any:
-    """Make a cache of transformers whose layers write at `place.slots` and return all slots.
+    """Make a cache of transformers whose layers write at `place.slots` and return the first `place.seen` slots.
 
     Unlike `StaticCache`, whose layers count for themselves, it takes keys and values of two dtypes, as autocast makes.
     """
@@ -365,10 +367,10 @@ def fixed_cache(place: Place) -> Any:
                 self.lazy_initialization(key_states, value_states)
             self.keys.index_copy_(2, place.slots, key_states)
             self.values.index_copy_(2, place.slots, value_states)
-            return self.keys, self.values
+            return self.keys[:, :, : place.seen], self.values[:, :, : place.seen]
 
         def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-            return place.length, 0
+            return place.seen, 0
 
         def get_seq_length(self) -> int:
             return 0
@@ -455,7 +457,7 @@ def _gap(kind: Any, policy: PreTrainedModel) -> float:
         decoder.refresh()
         mine, theirs = [], []
         for start, end in ((0, 3), (3, 4)):
-            new, seen = slice(start, end), visibility(mask, start, end).to(mask_dtype(policy))
+            new, seen = slice(start, end), visibility(mask[:, :end], start).to(mask_dtype(policy))
             mine.append(decoder(ids[:, new], positions[:, new], slots[new], seen))
             theirs.append(own(ids[:, :end], mask[:, :end]))
     found, wanted = (torch.stack(logits).log_softmax(-1) for logits in (mine, theirs))
@@ -481,13 +483,13 @@ def is_altered(policy: PreTrainedModel) -> bool:
     )
 
 
-def visibility(mask: torch.Tensor, start: int, end: int) -> torch.Tensor:
-    """Return fp32 [B, 1, end - start, L]: 0 where tokens start … end - 1 may attend, else -inf.
+def visibility(mask: torch.Tensor, start: int = 0) -> torch.Tensor:
+    """Return fp32 [B, 1, L - start, L]: 0 where the tokens from `start` on may attend, else -inf; mask [B, L].
 
     Padding attends to itself, so that no row is empty: no NaN.
     """
-    own = torch.arange(start, end, device=mask.device)[:, None]
     every = torch.arange(mask.shape[1], device=mask.device)
+    own = every[start:, None]
     seen = ((every <= own) & mask[:, None, None].bool()) | (every == own)
     return torch.zeros(seen.shape, device=mask.device).masked_fill_(~seen, -torch.inf)
 

@@ -37,12 +37,7 @@ def sample(
     """
     shape, count = (ids.shape[0], ids.shape[1]), sampling.max_new_tokens
     if draw is objective.draw and decoder is decoder_of and not why_eager(policy):
-        before = generator.get_state()
-        noise = torch.rand(count, shape[0], generator=generator)
-        rollout = captured_sampler(policy, shape, sampling)(ids, mask, noise)
-        generator.set_state(before)  # and on by what `objective.sample` would have drawn
-        torch.rand(rollout.tokens.shape[1], shape[0], generator=generator)
-        return rollout
+        return replay(policy, ids, mask, sampling, generator=generator)
     made = decoder(policy, shape[0], slots_of(shape[1] + count, ids.device))
     if made is None:
         return objective.sample(
@@ -52,6 +47,18 @@ def sample(
     sampler = Sampler(made, shape, sampling, like, lambda scores: draw(scores, generator))
     sampler.begin(ids, mask)
     return sampler.run()
+
+
+def replay(
+    policy: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, sampling: Sampling, *, generator: torch.Generator
+) -> Rollout:
+    """Sample by replaying captured steps, for a policy that is captured (see `why_eager`), with the same noise."""
+    before, rows = generator.get_state(), len(ids)
+    noise = torch.rand(sampling.max_new_tokens, rows, generator=generator)
+    rollout = captured_sampler(policy, (rows, ids.shape[1]), sampling)(ids, mask, noise)
+    generator.set_state(before)  # and on by what `objective.sample` would have drawn
+    torch.rand(rollout.tokens.shape[1], rows, generator=generator)
+    return rollout
 
 
 def sample_by_seeds(

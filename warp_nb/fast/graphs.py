@@ -6,6 +6,7 @@ flow on values, no random numbers but those from a tensor. Elsewhere than on CUD
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -25,17 +26,27 @@ class Graph:
         self, function: Callable[[], Any], device: torch.device, prepare: Callable[[], Any] = lambda: None
     ) -> None:
         self.replay: Callable[[], Any] = function
-        if device.type != "cuda":
-            return
-        beside, own = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-        beside.wait_stream(own)
-        with torch.cuda.stream(beside):
-            for _ in range(WARM_UPS):
-                prepare()
-                function()
-        own.wait_stream(beside)
-        prepare()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                self.replay = captured(function, prepare)
+
+
+def captured(function: Callable[[], Any], prepare: Callable[[], Any]) -> Callable[[], None]:
+    """Warm a function up beside the current stream, capture it, and return the function that replays it."""
+    graph, beside, own = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
+    beside.wait_stream(own)
+    with torch.cuda.stream(beside):
+        for _ in range(WARM_UPS):
+            prepare()
             function()
-        self.replay = graph.replay
+        prepare()
+    own.wait_stream(beside)
+    collects = gc.isenabled()
+    gc.disable()  # what a collection frees in between, such as another graph, would spoil the capture
+    try:
+        with torch.cuda.graph(graph, stream=beside):
+            function()
+    finally:
+        if collects:
+            gc.enable()
+    return graph.replay

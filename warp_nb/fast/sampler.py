@@ -30,6 +30,7 @@ class Sampler:
         sampling: settings of the sampler.
         like: a weight of the policy, for its device and dtype.
         draw: a function from the log-probabilities [B, V] to tokens int64 [B]; by default from `noise`.
+        whole: whether every token attends to all slots under the mask, so that all have one shape, or to those filled.
     """
 
     def __init__(
@@ -39,10 +40,11 @@ class Sampler:
         sampling: Sampling,
         like: torch.Tensor,
         draw: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        whole: bool = False,
     ) -> None:
         (batch, width), count, device = shape, sampling.max_new_tokens, like.device
         self.decoder, self.sampling, self.width, self.device = decoder, sampling, width, device
-        self.draw = draw or self.by_noise
+        self.draw, self.whole, self.filled = draw or self.by_noise, whole, width
         self.slots = slots_of(width + count, device)
         self.ids = torch.full((batch, self.slots), sampling.pad_id, device=device)
         self.mask = torch.zeros_like(self.ids)
@@ -65,6 +67,7 @@ class Sampler:
         self.place.fill_(width - 1)
         self.position.copy_((mask.sum(1, keepdim=True) - 1).clamp_min(0))
         self.alive.fill_(True)
+        self.filled = width
         self.kept.zero_()
         self.log_probs.zero_()
         if noise is not None:
@@ -76,7 +79,7 @@ class Sampler:
         self.decoder.refresh()
         width = self.width
         ids, mask = self.ids[:, :width], self.mask[:, :width]
-        seen = visibility(self.mask, 0, width).to(self.visible.dtype)
+        seen = visibility(mask).to(self.visible.dtype)
         slots = torch.arange(width, device=self.device)
         self.add(self.decoder(ids, inputs(ids, mask)["position_ids"], slots, seen))
 
@@ -84,7 +87,8 @@ class Sampler:
     def next(self) -> None:
         """Put the last token through, draw the next one."""
         last = self.ids.index_select(1, self.place)
-        self.add(self.decoder(last, self.position, self.place, self.visible))
+        seen = self.visible if self.whole else self.visible[..., : self.filled]
+        self.add(self.decoder(last, self.position, self.place, seen))
 
     def add(self, logits: torch.Tensor) -> None:
         """Draw a token from its logits [B, V], and move on by one slot."""
@@ -95,6 +99,7 @@ class Sampler:
         chosen = scores.gather(1, token[:, None]) * self.alive[:, None]
         self.log_probs.index_copy_(1, at, chosen.to(self.log_probs.dtype))
         self.place += 1
+        self.filled += 1
         self.position += self.alive[:, None]
         self.ids.index_copy_(1, self.place, token[:, None])
         self.mask.index_copy_(1, self.place, self.alive[:, None].long())

@@ -29,7 +29,7 @@ def completion_logits(policy: Any, rollout: Rollout) -> torch.Tensor:
     """
     width, before = rollout.tokens.shape[1], inputs(rollout.ids[:, :-1], rollout.attention_mask[:, :-1])
     mask = before["attention_mask"]
-    before["attention_mask"] = visibility(mask, 0, mask.shape[1]).to(mask_dtype(policy))
+    before["attention_mask"] = visibility(mask).to(mask_dtype(policy))
     return policy(**before, use_cache=False, logits_to_keep=width).logits[:, -width:]
 
 

@@ -136,6 +136,8 @@ class Training(Watch):
         self.noise_before: torch.Tensor | None = None
         """State of the noise generator before the current step; None between two steps."""
         self.run: Run | None = None
+        self.replays = False
+        """Whether rollouts and steps are captured: on a GPU, unless a part was replaced, which may do anything."""
         self.captured: CapturedStep | None = None
 
     def loss_of(self, policy: Any, anchor: Any) -> torch.Tensor:
@@ -144,8 +146,9 @@ class Training(Watch):
         self.started, self.noise_before = time.perf_counter(), self.noise.get_state()
         prompts = [prompt for prompt in next(self.batches) for _ in repeats]
         ids, mask = self.task.encode(prompts, self.sampling, "train_prompts")
+        sample = decoding.replay if self.replays else parts.sample
         with arithmetic(config.dtype, ids.device):
-            rollout = parts.sample(policy, ids, mask, self.sampling, generator=self.noise)  # line 6
+            rollout = sample(policy, ids, mask, self.sampling, generator=self.noise)  # line 6
         texts = self.task.decode(rollout)
         scores = self.task.score(prompts, texts, self.where())
         rewards = torch.tensor(scores, dtype=torch.float32, device=ids.device)
@@ -155,8 +158,8 @@ class Training(Watch):
         return loss
 
     def step_of(self, policy: Any, anchor: Any, rollout: objective.Rollout) -> Callable[..., tuple[torch.Tensor, Any]]:
-        """Return `terms` of the two models; captured on a GPU, unless a part was replaced, which may do anything."""
-        if self.parts.replaced() or why_eager(policy):
+        """Return `terms` of the two models, captured where a step is."""
+        if not self.replays:
             return partial(self.terms, policy, anchor, completion_logits=self.parts.completion_logits)
         shape = len(rollout.ids), rollout.ids.shape[1] - rollout.tokens.shape[1]
         if self.captured is None or self.captured.shape != shape:
@@ -198,6 +201,8 @@ class Training(Watch):
         self.run, self.probe = run, AnchorProbe(run.anchor)
         for model in (run.policy, run.anchor):
             prepare_attention(model, self.config.dtype)
+        with arithmetic(self.config.dtype, run.policy.device):
+            self.replays = not self.parts.replaced() and not why_eager(run.policy)
         if self.checkpoints is not None:
             self.checkpoints.restore(self)
             self.snapshot(run)  # the call before may have failed to write it
