@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,12 +29,18 @@ class Graph:
         self.replay: Callable[[], Any] = function
         if device.type == "cuda":
             with torch.cuda.device(device):
-                self.replay = captured(function, prepare)
+                self.replay = captured(function, prepare, stream_beside(device))
 
 
-def captured(function: Callable[[], Any], prepare: Callable[[], Any]) -> Callable[[], None]:
-    """Warm a function up beside the current stream, capture it, and return the function that replays it."""
-    graph, beside, own = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
+@cache
+def stream_beside(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream on which functions are captured: every stream has workspaces of cuBLAS, megabytes each."""
+    return torch.cuda.Stream(device)
+
+
+def captured(function: Callable[[], Any], prepare: Callable[[], Any], beside: torch.cuda.Stream) -> Callable[[], None]:
+    """Warm a function up on the stream `beside`, capture it there, and return the function that replays it."""
+    graph, own = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     beside.wait_stream(own)
     with torch.cuda.stream(beside):
         for _ in range(WARM_UPS):
