@@ -1,7 +1,7 @@
 # `make` alone prints the commands below. Every one sets up the environment it needs, once.
 PYTHON ?= python3
 VENV ?= .venv
-TASK ?= smollm
+TASK ?= auto
 SEEDS ?= 0
 BIN := $(VENV)/bin
 NBVAL = $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=900
@@ -12,7 +12,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 help: ## print this
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
-	@echo 'Variables: TASK=smollm (or small, gpt2), PYTHON=python3 (3.11 or newer), VENV=.venv, SEEDS=number of trainings'
+	@echo 'Variables: TASK=auto (smollm with a GPU, else small, trained once), small, smollm or gpt2; SEEDS=trainings (by'
+	@echo 'default 3 for TASK=small, else 1), PYTHON=python3 (3.11 or newer), VENV=.venv'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -29,10 +30,10 @@ $(VENV)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/python
 
 setup: $(VENV)/.ready ## virtual environment and installation
 
-reports: $(VENV)/.ready ## experiments 1 to 4 and their HTML -> reports/index.html (TASK=small: reports/small/)
+reports: $(VENV)/.ready ## experiments 1 to 4 on the task that suits this machine -> reports/small/index.html, with a GPU reports/index.html
 	$(BIN)/python -m warp_nb.report --task $(TASK) --seeds $(SEEDS)
 
-exp5: $(VENV)/.ready ## experiment 5, T = 100, about an hour on two cores -> the same index
+exp5: $(VENV)/.ready ## experiment 5, T = 100 -> the same index (about an hour on two cores with TASK=smollm)
 	$(BIN)/python -m warp_nb.report exp5 --task $(TASK) --seeds $(SEEDS)
 
 diagnosis: $(VENV)/.ready ## why the original saw what it saw: runs that the table lacks, the report

@@ -45,7 +45,7 @@ def banner(config: ExperimentConfig, task: Task, steps: int = 0) -> HTML:
         eager = why_eager(task.policy)
     facts = {
         "about": describe(task),
-        "why": resolve(config.task, config.device)[2] if task.name in LOADERS else "",
+        "why": reason(config, task) if task.name in LOADERS else "",
         "device": task.policy.device,
         "machine": machine(),
         "dtype": dtype,
@@ -56,6 +56,12 @@ def banner(config: ExperimentConfig, task: Task, steps: int = 0) -> HTML:
     }
     rows = {name: filled(value, facts) for name, value in TABLE_WORDS["banner"].items()}
     return table([{"Что": name, "Значение": value} for name, value in rows.items() if value])
+
+
+def reason(config: ExperimentConfig, task: Task) -> str:
+    """Return why `config` has this prepared task (see `resolve`); `other` if it was loaded by another name."""
+    name, _, why = resolve(config.task, config.device)
+    return why if name == task.name else "other"
 
 
 def time_elsewhere(

@@ -1,7 +1,9 @@
 """Notebooks of experiments -> reports: executed notebooks, HTML, result files, index, README tables.
 
-    warp-nb report                         # the experiments of the original report on smollm -> reports/
-    warp-nb report --task small            # on another task -> reports/small/
+    warp-nb report                         # the experiments of the original report, on the task that suits the machine:
+                                           # with a GPU smollm -> reports/, without one small, trained once
+    warp-nb report --task smollm           # on a task of your choice -> reports/
+    warp-nb report --task small            # three trainings an experiment -> reports/small/
     warp-nb report exp4 --task small -p T 50
     warp-nb report exp5 --task small       # the experiment that the original asks for
     warp-nb report diagnosis               # from the package's table; -p table_file FILE: that of `warp-nb diagnosis`
@@ -33,10 +35,12 @@ from warp_nb.report.catalogue import EXPERIMENTS, Experiment, Result, results_of
 from warp_nb.report.execution import run
 from warp_nb.report.guide import steps
 from warp_nb.report.index_page import PANELS, draw_curves, index
+from warp_nb.report.introduction import introduction
 from warp_nb.report.page import footer, notebook_html
 from warp_nb.report.readme import filled_readme
-from warp_nb.report.request import REPORTS, check_options, notebook_parameters
-from warp_nb.studies.result_files import DEFAULT_TASK, FAILED, OK, read_result_of, reports_of, result_path
+from warp_nb.report.request import REPORTS, check_options, notebook_parameters, task_of
+from warp_nb.studies.result_files import FAILED, OK, read_result_of, reports_of, result_path
+from warp_nb.tasks.prepared import LOADERS
 
 LONG = ("history", "geometry", "runs", "merges", "arms", "samples", "gate")
 """Tables that are only in the result file of an experiment."""
@@ -76,12 +80,14 @@ def arguments(argv: Sequence[str] | None, experiments: Sequence[Experiment] = EX
     parser.add_argument(
         "experiments", nargs="*", metavar="NAME", help=f"{', '.join(reported)}; by default {', '.join(default)}"
     )
-    parser.add_argument("--task", default=DEFAULT_TASK, help="smollm, small or gpt2")
+    parser.add_argument(
+        "--task", default="auto", help="smollm, small, gpt2, or auto: smollm with a GPU, else small, trained once"
+    )
     parser.add_argument("--out", type=expanded, default=REPORTS, help="folder of the reports; by default reports")
     parser.add_argument(
         "--notebooks", type=expanded, default=notebooks_folder(), help="folder of the notebooks; by default notebooks"
     )
-    parser.add_argument("--seeds", type=int, default=0, help="trainings an experiment; 3 for the task small, else 1")
+    parser.add_argument("--seeds", type=int, default=0, help="trainings an experiment; 3 for --task small, else 1")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
     parser.add_argument("--timeout", type=int, metavar="SECONDS", help="most a cell may take; no limit by default")
     instead = parser.add_mutually_exclusive_group()
@@ -93,8 +99,10 @@ def arguments(argv: Sequence[str] | None, experiments: Sequence[Experiment] = EX
         parser.error(f"unknown experiment {', '.join(sorted(unknown))}; choose from {', '.join(reported)}")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", chosen.task):
         parser.error(f"--task names a folder of the reports: letters, digits, dots, dashes; got {chosen.task!r}")
+    chosen.named = chosen.experiments
     chosen.experiments = [one for one in experiments if one.name in (chosen.experiments or default)]
     try:
+        chosen.task, chosen.why = task_of(chosen)
         check_options(chosen)
         chosen.wanted = {} if chosen.render or chosen.readme else notebook_parameters(chosen)
     except ValueError as wrong:
@@ -113,15 +121,27 @@ def main(argv: Sequence[str] | None = None, experiments: Sequence[Experiment] = 
     chosen = arguments(argv, experiments)
     if chosen.readme:
         return fill_readme(Path("README.md"), chosen.out, experiments)
+    if chosen.wanted and chosen.why:
+        print(*introduction(chosen), sep="\n", flush=True)
     out = chosen.out.resolve()
-    (reports_of(chosen.task, out) / "result.json").unlink(missing_ok=True)
+    tasks = indexed(chosen, out)
+    for task in tasks:
+        (reports_of(task, out) / "result.json").unlink(missing_ok=True)
     found = {one.name: make_report(one, chosen, out) for one in chosen.experiments}
-    summarise(chosen.task, out, experiments)
+    for task in tasks:
+        summarise(task, out, experiments)
     print(reports_of(chosen.task, chosen.out) / "index.html")
     bad = {name: result for name, result in found.items() if result["status"] != OK}
     for name, result in bad.items():
         print(visible(f"{name} has no result: {result.get('error', 'never run')}"), file=sys.stderr)
     return 1 if bad else 0
+
+
+def indexed(chosen: argparse.Namespace, out: Path) -> list[str]:
+    """List the tasks whose index changes: the chosen one; with a report of all tasks also those that have an index."""
+    shared = any(one.once for one in chosen.experiments)
+    others = [task for task in LOADERS if shared and (reports_of(task, out) / "index.html").exists()]
+    return list(dict.fromkeys([chosen.task, *others]))
 
 
 def fill_readme(readme: Path, out: Path, experiments: Sequence[Experiment]) -> int:

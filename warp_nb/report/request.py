@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from warp_nb.config import ExperimentConfig, say_unknown, shortened
-from warp_nb.studies.result_files import reports_of
+from warp_nb.fast.devices import choose_device
+from warp_nb.studies.result_files import MAIN_TASK, reports_of
 from warp_nb.tasks.prepared import resolve
 
 REPORTS = Path("reports")
 """Where reports are by default, relative to the current folder."""
 SEEDS_BY_TASK = {"small": 3}
-"""Trainings per experiment, by task; one for other tasks."""
+"""Trainings per experiment of a named task; one for other tasks, and for `auto`."""
 INSTEAD = {
     "task": "pass --task",
     "n_seeds": "pass --seeds",
@@ -24,6 +25,23 @@ INSTEAD = {
     "result_file": "pass --out, the folder of the reports",
 }
 """Parameters that the command sets itself -> what to do instead of giving them with -p."""
+
+
+def task_of(chosen: Namespace) -> tuple[str, str]:
+    """Return the task of the reports and why `auto` means it; a named task, or one that decides nothing, has no reason.
+
+    With a GPU `auto` is MAIN_TASK and never `gpt2`, so that the reports of all GPUs are of one task, with a hub or
+    without. On a CPU it is `small`. Reports that all tasks share lie in the folder of MAIN_TASK.
+
+    Raises:
+        ValueError: `-p device` names no device of this machine.
+    """
+    if chosen.task != "auto":
+        return chosen.task, ""
+    if all(one.once for one in chosen.experiments):
+        return MAIN_TASK, ""
+    device = choose_device(dict(chosen.parameters).get("device", ""))
+    return ("small", "this runs on a CPU") if device == "cpu" else (MAIN_TASK, f"this runs on a GPU, {device}")
 
 
 def check_options(chosen: Namespace) -> None:
@@ -63,7 +81,7 @@ def notebook_parameters(chosen: Namespace) -> dict[str, dict[str, Any]]:
     if chosen.seeds and all(one.once for one in chosen.experiments):
         raise ValueError(f"--seeds {chosen.seeds} would have no effect on {', '.join(paths)}; leave it out")
     given = read_values(chosen.parameters)
-    seeds = chosen.seeds or SEEDS_BY_TASK.get(chosen.task, 1)
+    seeds = chosen.seeds or (1 if chosen.why else SEEDS_BY_TASK.get(chosen.task, 1))
     found: dict[str, dict[str, Any]] = {}
     for one in chosen.experiments:
         ours = {} if one.once else {"task": chosen.task, "n_seeds": seeds}
@@ -119,7 +137,7 @@ def check_values(stated: dict[str, Any], given: dict[str, Any]) -> None:
         raise ValueError(say_unknown(unknown, known))
     values = {name: value for name, value in stated.items() if value is not None} | given
     config = ExperimentConfig(**{name: value for name, value in values.items() if name in fields})
-    resolve(config.task, config.device)
+    choose_device(config.device)
     for name in given.keys() - fields:
         check_own(name, given[name], stated[name])
 

@@ -159,6 +159,14 @@ class TimedRecord(Taken):
     history: Annotated[list[Timed], Field(min_length=1)]
 
 
+class ReportedRecord(Taken):
+    """The fields of a result file that say what an earlier report took."""
+
+    config: Trained
+    machine: Computer
+    run: RunRow
+
+
 RECORDS: dict[str, type[Taken]] = {"": ExperimentRecord, "comparison": ComparisonRecord, "diagnosis": DiagnosisRecord}
 """What a finished result holds, by the section of its experiment; empty for a row of the common table."""
 

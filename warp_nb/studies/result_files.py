@@ -8,13 +8,14 @@ from typing import Any
 from warp_nb.files import DamagedFile, read_record
 from warp_nb.studies.records import RECORDS, fault_of
 
-DEFAULT_TASK = "smollm"
+MAIN_TASK = "smollm"
+"""The task of the full size, whose reports lie in the folder of reports itself."""
 OK, FAILED, MISSING = "ok", "failed", "missing"
 
 
 def reports_of(task: str, out: Path) -> Path:
-    """Return the folder of a task's reports: `out` itself for the default task."""
-    return out if task == DEFAULT_TASK else out / task
+    """Return the folder of a task's reports: `out` itself for MAIN_TASK, else a folder in it."""
+    return out if task == MAIN_TASK else out / task
 
 
 def result_path(folder: Path, name: str) -> Path:

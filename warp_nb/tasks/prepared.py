@@ -22,7 +22,8 @@ Loaded = tuple[Any, Any, imdb.Source, dict[str, Any]]
 def resolve(name: str, device: str = "") -> tuple[str, str, str]:
     """Resolve the notebooks' `task` and `device` parameters to (task, device, reason).
 
-    The reason is `named`, `no-gpu` or `gpu`.
+    The reason is `named`; of task `auto` it is `no-gpu` (small), `gpu` (gpt2), or `no-hub` (smollm: there is a GPU, and
+    `hub.at_hand` says no). Without a GPU the hub is not asked.
 
     Raises:
         ValueError: the task is unknown, or this machine lacks the device.
@@ -32,14 +33,17 @@ def resolve(name: str, device: str = "") -> tuple[str, str, str]:
     device = choose_device(device)
     if name != "auto":
         return name, device, "named"
-    return ("small", device, "no-gpu") if device == "cpu" else ("gpt2", device, "gpu")
+    if device == "cpu":
+        return "small", device, "no-gpu"
+    return ("gpt2", device, "gpu") if hub.at_hand() else ("smollm", device, "no-hub")
 
 
 def load_task(name: str, device: str | None = None) -> Task:
     """Load a prepared task; its parts are fetched and trained at first use, then cached.
 
     Args:
-        name: `small`, `smollm`, `gpt2`, or `auto` (`gpt2` with a GPU, else `small`).
+        name: `small`, `smollm`, `gpt2`, or `auto`: `small` without a GPU; with one `gpt2`, or `smollm` where the hub
+            does not answer.
         device: cpu, cuda, cuda:N or mps; the fastest one by default.
 
     Raises:
