@@ -169,7 +169,10 @@ def test_what_is_loaded_is_what_the_banner_names(answer: bool, name: str, why: s
         load_task("auto")
     assert loaded == [name] and resolve("auto") == (name, "mps", why)
     said = experiment_page.banner(ExperimentConfig(), tiny.task(name=name)).data
-    words = {"gpt2": "есть GPU: как в исходном отчёте, модели с хаба", "smollm": "есть GPU, но модели с хаба недоступны"}
+    words = {
+        "gpt2": "есть GPU: как в исходном отчёте, модели с хаба",
+        "smollm": "есть GPU, но модели с хаба недоступны",
+    }
     assert f"{name} ({words[name]}" in said
     hub.at_hand.cache_clear()
 

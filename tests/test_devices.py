@@ -11,6 +11,7 @@ import torch
 
 from warp_nb.fast import devices
 from warp_nb.fast.devices import bf16_is_fast, choose_device, training_dtype
+from warp_nb.tasks import hub
 from warp_nb.tasks.prepared import resolve
 
 
@@ -29,13 +30,15 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     return has
 
 
-@pytest.mark.parametrize(
-    ("kinds", "chosen", "task"), [("", "cpu", "small"), ("mps", "mps", "gpt2"), ("cuda mps", "cuda", "gpt2")]
-)
-def test_the_fastest_device_and_its_task_are_chosen(machine: Any, kinds: str, chosen: str, task: str) -> None:
+@pytest.mark.parametrize(("kinds", "chosen"), [("", "cpu"), ("mps", "mps"), ("cuda mps", "cuda")])
+def test_the_fastest_device_and_its_task_are_chosen(
+    machine: Any, kinds: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine(*kinds.split())
     assert choose_device() == chosen
-    assert resolve("auto")[:2] == (task, chosen)
+    for answer, task in ((True, "gpt2"), (False, "smollm")):
+        monkeypatch.setattr(hub, "at_hand", lambda answer=answer: answer)
+        assert resolve("auto")[:2] == (task if kinds else "small", chosen)
 
 
 def test_a_named_device_decides(machine: Any) -> None:

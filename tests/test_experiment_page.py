@@ -152,6 +152,16 @@ def test_the_banner_says_what_is_captured(reason: str, said: str, monkeypatch: p
     assert not {"script", "img"} & set(Outline(html).tags)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("small", "small (GPU нет: встроенная, без хаба)"), ("smollm", "smollm (загружена по имени)"), ("own", "own")],
+)
+def test_the_banner_gives_no_reason_for_a_task_that_is_not_there(name: str, words: str) -> None:
+    config = ExperimentConfig(task="auto", device="cpu")
+    shown = page.banner(config, tiny.task(name=name)).data
+    assert {row["Что"]: row["Значение"] for row in records(shown)}["Задача"] == words
+
+
 def test_curves_show_objective_reward_and_kl_of_every_run() -> None:
     found = result(T=4)
     figure = page.curves(found)

@@ -288,6 +288,17 @@ def test_a_wrong_address_is_refused_untouched(copy: Path, repo: str) -> None:
     assert (copy / "README.md").read_text(encoding="utf-8") == before
 
 
-def test_make_and_the_report_command_agree_on_the_default_task() -> None:
-    (default,) = re.findall(r"^TASK \?= (\w+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert default == report.DEFAULT_TASK == report.arguments([]).task
+def test_make_and_the_report_command_agree_on_the_default_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TASK", raising=False)
+    monkeypatch.delenv("SEEDS", raising=False)
+    monkeypatch.chdir(ROOT)
+    for target, named in (("reports", []), ("exp5", ["exp5"])):
+        (words,) = re.findall(r"-m warp_nb\.report (.*)", make("--dry-run", target).stdout)
+        assert words.split()[:-4] == named and "auto" in words.split()
+        by_make, alone = report.arguments(words.split()), report.arguments(named)
+        assert (by_make.task, by_make.why, by_make.wanted) == (alone.task, alone.why, alone.wanted) and alone.why
+
+
+def test_makes_variables_reach_the_report_command() -> None:
+    said = make("--dry-run", "reports", "TASK=small", "SEEDS=2").stdout
+    assert said.rstrip().endswith("-m warp_nb.report --task small --seeds 2")

@@ -13,6 +13,7 @@ from typing import Any
 
 import nbformat
 import pytest
+import torch
 from jinja2 import ChoiceLoader, DictLoader
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from pages import links, tables
@@ -20,14 +21,16 @@ from synthetic import comparison_record, diagnosis_record, record, results
 
 from warp_nb import cli
 from warp_nb.files import write_json
-from warp_nb.report import guide
+from warp_nb.report import command, guide
 from warp_nb.report.catalogue import EXPERIMENTS, Experiment, results_of, rows_of
 from warp_nb.report.command import arguments, main, summarise
-from warp_nb.report.execution import link_back_
+from warp_nb.report.execution import link_back_, runs_folder
 from warp_nb.report.index_page import index
+from warp_nb.report.introduction import introduction
 from warp_nb.report.page import PAGE_ENVIRONMENT, footer
 from warp_nb.report.readme import filled_readme
-from warp_nb.studies.result_files import read_result, read_result_of
+from warp_nb.studies.result_files import read_result, read_result_of, reports_of
+from warp_nb.tasks import hub
 
 ROOT = Path(__file__).parents[1]
 NAMES = [one.name for one in rows_of(EXPERIMENTS)]
@@ -260,7 +263,7 @@ def test_a_tilde_in_the_arguments_is_the_home_folder(tmp_path: Path, monkeypatch
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     write_notebook(tmp_path / "mine", "exp1", "1")
-    chosen = arguments(["exp1", "--out", "~/reports", "--notebooks", "~/mine"])
+    chosen = arguments(["exp1", "--out", "~/reports", "--notebooks", "~/mine", "--task", "smollm"])
     assert (chosen.out, chosen.notebooks) == (tmp_path / "reports", tmp_path / "mine")
 
 
@@ -269,7 +272,7 @@ def test_rendering_makes_the_pages_again_without_running(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     write_notebook(Path("reports"), "exp1", "raise SystemExit")
     write_json(Path("reports/exp1.result.json"), results()["exp1"])
-    assert main(["exp1", "exp2", "--render"]) == 1, "experiment 2 has no result"
+    assert main(["exp1", "exp2", "--render", "--task", "smollm"]) == 1, "experiment 2 has no result"
     assert ["Повторить", "x"] in tables(Path("reports/exp1.html").read_text())[-1]
     assert not Path("reports/exp2.html").exists() and "exp1.html" in links(Path("reports/index.html").read_text())
 
@@ -279,7 +282,7 @@ def test_a_damaged_notebook_among_the_reports_is_named(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "exp1.ipynb").write_text(text)
-    assert cli.main(["report", "exp1", "--render", "--out", str(tmp_path)]) == 1
+    assert cli.main(["report", "exp1", "--render", "--task", "smollm", "--out", str(tmp_path)]) == 1
     assert "exp1.ipynb holds no sound notebook (" in capsys.readouterr().err
 
 
@@ -302,8 +305,8 @@ def test_a_damaged_notebook_among_the_reports_is_named(
         (["--readme", "--out", "report"], "--readme reads the reports in 'report', which is no folder"),
         (["--readme", "--out", "README.md"], "--readme reads the reports in 'README.md', which is no folder"),
         (["exp1", "--render", "--task", "small"], "--render reads the reports in 'reports/small', which is no folder"),
-        (["exp1", "--out", "README.md"], "the folder 'README.md' cannot be written"),
-        (["exp1", "--out", "README.md/reports"], "the folder 'README.md/reports' cannot be written"),
+        (["exp1", "--out", "README.md", "--task", "smollm"], "the folder 'README.md' cannot be written"),
+        (["exp1", "--out", "README.md/reports"], "the folder 'README.md/reports/small' cannot be written"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_runs(
@@ -388,3 +391,178 @@ def test_the_footer_of_a_failed_run_escapes_its_error() -> None:
     html = footer({"status": "failed", "error": "<b>x</b>", "run": {"command": "warp-nb report '<i>'"}})
     assert '<p class="failed">Прогон не закончен: &lt;b&gt;x&lt;/b&gt;</p>' in html
     assert tables(html) == [[["Повторить", "warp-nb report '<i>'"], ["Ядер и память", "не записаны"]]]
+
+
+# task `auto`
+
+
+@pytest.fixture
+def devices(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes torch report the devices named. Whoever asks the hub fails: the reports never do."""
+
+    def asked() -> bool:
+        raise AssertionError("the hub was asked")
+
+    def has(*kinds: str) -> None:
+        monkeypatch.setattr(hub, "at_hand", asked)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in kinds)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in kinds)
+
+    return has
+
+
+@pytest.mark.parametrize(
+    ("kinds", "argv", "task", "seeds", "why"),
+    [
+        ("", [], "small", 1, "this runs on a CPU"),
+        ("", ["--task", "auto"], "small", 1, "this runs on a CPU"),
+        ("", ["--seeds", "2"], "small", 2, "this runs on a CPU"),
+        ("", ["exp5"], "small", 1, "this runs on a CPU"),
+        ("", ["--task", "small"], "small", 3, ""),
+        ("", ["--task", "smollm"], "smollm", 1, ""),
+        ("cuda", [], "smollm", 1, "this runs on a GPU, cuda"),
+        ("mps", [], "smollm", 1, "this runs on a GPU, mps"),
+        ("cuda", ["-p", "device", "cpu"], "small", 1, "this runs on a CPU"),
+        ("cuda", ["--task", "small"], "small", 3, ""),
+        ("cuda", ["--task", "gpt2"], "gpt2", 1, ""),
+    ],
+)
+def test_auto_is_the_task_that_suits_the_machine(
+    kinds: str, argv: list[str], task: str, seeds: int, why: str, devices: Any, tmp_path: Path
+) -> None:
+    devices(*kinds.split())
+    chosen = arguments([*argv, "--notebooks", str(ROOT / "notebooks"), "--out", str(tmp_path)])
+    assert (chosen.task, chosen.why) == (task, why) and len(chosen.wanted) == (1 if "exp5" in argv else 4)
+    assert {(given["task"], given["n_seeds"]) for given in chosen.wanted.values()} == {(task, seeds)}
+    assert reports_of(chosen.task, tmp_path) == (tmp_path if task == "smollm" else tmp_path / task)
+
+
+@pytest.mark.parametrize("kinds", ["", "cuda"])
+def test_a_report_of_all_tasks_is_of_none_in_particular(kinds: str, devices: Any, tmp_path: Path) -> None:
+    devices(*kinds.split())
+    chosen = arguments(["diagnosis", "--notebooks", str(ROOT / "notebooks"), "--out", str(tmp_path)])
+    assert (chosen.task, chosen.why, chosen.wanted) == ("smollm", "", {"diagnosis": {}})
+
+
+def saved(folder: Path, seconds: float, **settings: Any) -> None:
+    """Result files of experiments 1 to 4, each of which took `seconds`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, one in results().items():
+        one["config"] |= settings
+        one["run"]["seconds"] = seconds
+        one["machine"] |= {"gpu": None, "cpu": "Z80"}
+        write_json(folder / f"{name}.result.json", one)
+
+
+def test_auto_is_explained_with_the_commands_for_more(
+    devices: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices()
+    monkeypatch.chdir(tmp_path)
+    Path("notebooks").symlink_to(ROOT / "notebooks")
+    first, full, three = introduction(arguments([]))
+    assert first == "task small, trainings an experiment: 1 (auto: this runs on a CPU) -> reports/small/index.html"
+    assert full == "  full size: make reports TASK=smollm (without make: warp-nb report --task smollm)"
+    assert three == "  3 trainings: make reports TASK=small (without make: warp-nb report --task small)"
+    saved(Path("reports"), 300.0)
+    saved(Path("reports/small"), 100.0, n_seeds=3)
+    replaced, timed = introduction(arguments([]))[1:3]
+    assert replaced == "  replaces the results of 3 trainings in reports/small; --out FOLDER writes elsewhere"
+    assert timed == f"{full}; took 20 min on Z80, 2 cores"
+    assert introduction(arguments(["exp1"]))[2].endswith(
+        "full size: warp-nb report exp1 --task smollm; took 5 min on Z80, 2 cores"
+    )
+    said = introduction(arguments(["--seeds", "3"]))
+    assert said[0].startswith("task small, trainings an experiment: 3 (") and said[1:] == [timed]
+    own = introduction(arguments(["exp4", "-p", "T", "50", "--out", "my reports"]))
+    assert own[1] == "  full size: warp-nb report exp4 --task smollm -p T 50 --out 'my reports'", (
+        "of other steps, no time"
+    )
+    saved(Path("reports/small"), 100.0, n_seeds=1)
+    assert introduction(arguments([]))[1] == timed, "nothing of more trainings is replaced"
+    assert introduction(arguments(["exp5"]))[1].endswith(
+        "make exp5 TASK=smollm (without make: warp-nb report exp5 --task smollm)"
+    )
+    devices("cuda")
+    said = introduction(arguments([]))
+    assert said == ["task smollm, trainings an experiment: 1 (auto: this runs on a GPU, cuda) -> reports/index.html"]
+
+
+@pytest.mark.parametrize("harm", [{"run": {}}, {"machine": []}, {"config": {}}, {"status": "failed"}], ids=str)
+def test_an_incomplete_result_tells_no_time(harm: dict[str, Any], devices: Any, tmp_path: Path) -> None:
+    devices()
+    saved(tmp_path, 300.0)
+    write_json(tmp_path / "exp2.result.json", results()["exp2"] | harm)
+    said = introduction(arguments(["--notebooks", str(ROOT / "notebooks"), "--out", str(tmp_path)]))
+    assert len(said) == 3 and "took" not in "".join(said)
+
+
+@pytest.mark.parametrize(
+    ("argv", "lines"),
+    [(["exp1"], 3), (["exp1", "--task", "auto"], 3), (["exp1", "--task", "small"], 0), (["diagnosis"], 0)],
+)
+def test_the_choice_of_auto_is_printed_before_anything_is_replaced(
+    argv: list[str], lines: int, devices: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    devices()
+
+    def stopped(name: str, *_: Any, **__: Any) -> str:
+        raise InterruptedError
+
+    monkeypatch.setattr(command, "run", stopped)
+    monkeypatch.chdir(tmp_path)
+    Path("notebooks").symlink_to(ROOT / "notebooks")
+    with pytest.raises(InterruptedError):
+        main(argv)
+    *said, running = capsys.readouterr().out.splitlines()
+    assert running.startswith(f"{argv[0]}: running") and len(said) == lines
+    assert not lines or said[0].endswith("-> reports/small/index.html")
+
+
+def test_runs_of_another_number_of_trainings_are_not_resumed(devices: Any, tmp_path: Path) -> None:
+    devices()
+
+    def place(*argv: str) -> Path:
+        chosen = arguments(["exp1", *argv, "--notebooks", str(ROOT / "notebooks"), "--out", str(tmp_path)])
+        return runs_folder("exp1", chosen.notebooks, reports_of(chosen.task, chosen.out), chosen.wanted["exp1"])
+
+    assert place() == place("--task", "auto") == place("--task", "small", "--seeds", "1")
+    assert len({place(), place("--task", "small"), place("--seeds", "2"), place("--task", "smollm")}) == 4
+    assert place().parent == place("--task", "small").parent == tmp_path / "small" / ".runs"
+
+
+@pytest.mark.slow
+def test_an_interrupted_report_of_one_training_resumes_and_one_of_three_begins(
+    devices: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices()
+    monkeypatch.chdir(tmp_path)
+    begun = "from pathlib import Path\nprint(len(list(Path(out_dir).parent.iterdir())), 'begun')\nraise SystemExit(1)"
+    write_notebook(Path("notebooks"), "exp1", begun)
+    notebook = nbformat.read("notebooks/exp1.ipynb", as_version=4)
+    notebook.cells[
+        2
+    ].source = "import os, sys, tempfile\nprint(os.path.exists(out_dir))\nos.makedirs(out_dir, exist_ok=True)"
+    nbformat.write(notebook, "notebooks/exp1.ipynb")
+    found = []
+    for argv in ([], [], ["--task", "small"], ["--task", "small"]):
+        assert main(["exp1", *argv]) == 1
+        cells = nbformat.read("reports/small/exp1.ipynb", as_version=4).cells
+        found.append([one.outputs[0].text.strip() for one in cells if one.cell_type == "code" and one.outputs][:1])
+    assert found == [["False"], ["True"], ["False"], ["True"]]
+
+
+@pytest.mark.slow
+def test_a_report_of_all_tasks_renews_every_index_that_is_there(tmp_path: Path, devices: Any) -> None:
+    devices()
+    (tmp_path / "small").mkdir()
+    write_json(tmp_path / "diagnosis.result.json", diagnosis_record())
+    where = ["diagnosis", "--render", "--out", str(tmp_path)]
+    assert main(where) == 0
+    assert (tmp_path / "index.html").exists() and not (tmp_path / "small" / "index.html").exists()
+    for name in ("index.html", "result.json"):
+        (tmp_path / "small" / name).write_text("{}")
+    assert main(where) == 0
+    assert "../diagnosis.html" in links((tmp_path / "small" / "index.html").read_text())
+    assert json.loads((tmp_path / "small" / "result.json").read_text())["experiments"]["diagnosis"]["status"] == "ok"
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"small"}

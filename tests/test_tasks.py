@@ -15,7 +15,7 @@ import torch
 from transformers import MambaConfig
 
 from warp_nb.algorithm.objective import Sampling
-from warp_nb.tasks import imdb
+from warp_nb.tasks import hub, imdb
 from warp_nb.tasks.prepared import LOADERS, PROMPT_TOKENS, load_task, resolve
 from warp_nb.tasks.reward_interface import call_reward, describe_reward
 from warp_nb.tasks.task import describe
@@ -201,6 +201,8 @@ def test_unknown_tasks_are_refused_with_the_known_ones() -> None:
 def test_auto_is_the_hubs_task_with_a_gpu(
     name: str, device: str, chosen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Without the hub: test_at_hand.py."""
+    monkeypatch.setattr(hub, "at_hand", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve(name, device) == chosen
 

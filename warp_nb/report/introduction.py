@@ -19,7 +19,7 @@ def introduction(chosen: Namespace) -> list[str]:
     seeds = max(given.get("n_seeds", 0) for given in chosen.wanted.values())
     folder = reports_of(chosen.task, chosen.out)
     said = [f"task {chosen.task}, trainings an experiment: {seeds} (auto: {chosen.why}) -> {folder / 'index.html'}"]
-    there = max((found["config"]["n_seeds"] for found in finished(chosen.task, chosen)), default=0)
+    there = max((found["config"]["n_seeds"] for found in reported_results(chosen.task, chosen)), default=0)
     if there > seeds:
         said.append(f"  replaces the results of {there} trainings in {folder}; --out FOLDER writes elsewhere")
     if chosen.task != MAIN_TASK:
@@ -29,7 +29,7 @@ def introduction(chosen: Namespace) -> list[str]:
     return said
 
 
-def finished(task: str, chosen: Namespace) -> list[Result]:
+def reported_results(task: str, chosen: Namespace) -> list[Result]:
     """List the finished results of a task that the chosen experiments have in the folder of reports."""
     found = results_of(task, chosen.out, [one for one in chosen.experiments if not one.once])
     return [one for one in found.values() if one["status"] == OK and not fault_of(ReportedRecord, one)]
@@ -47,7 +47,7 @@ def in_words(chosen: Namespace, task: str) -> str:
 
 def taken(chosen: Namespace, task: str) -> str:
     """Say how long the chosen experiments of a task took and where, by their results; empty if one has none."""
-    found = finished(task, chosen)
+    found = reported_results(task, chosen)
     if chosen.parameters or len(found) < sum(not one.once for one in chosen.experiments):
         return ""
     machines = {one["machine"]["gpu"] or f"{one['machine']['cpu']}, {one['run']['cores']} cores" for one in found}
