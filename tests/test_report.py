@@ -474,10 +474,10 @@ def test_auto_is_explained_with_the_commands_for_more(
     )
     said = introduction(arguments(["--seeds", "3"]))
     assert said[0].startswith("task small, trainings an experiment: 3 (") and said[1:] == [timed]
+    longer = introduction(arguments(["exp4", "-p", "T", "50"]))[2]
+    assert longer == "  full size: warp-nb report exp4 --task smollm -p T 50", "of other steps, no time"
     own = introduction(arguments(["exp4", "-p", "T", "50", "--out", "my reports"]))
-    assert own[1] == "  full size: warp-nb report exp4 --task smollm -p T 50 --out 'my reports'", (
-        "of other steps, no time"
-    )
+    assert own[1] == "  full size: warp-nb report exp4 --task smollm -p T 50 --out 'my reports'"
     saved(Path("reports/small"), 100.0, n_seeds=1)
     assert introduction(arguments([]))[1] == timed, "nothing of more trainings is replaced"
     assert introduction(arguments(["exp5"]))[1].endswith(
@@ -493,8 +493,10 @@ def test_an_incomplete_result_tells_no_time(harm: dict[str, Any], devices: Any, 
     devices()
     saved(tmp_path, 300.0)
     write_json(tmp_path / "exp2.result.json", results()["exp2"] | harm)
-    said = introduction(arguments(["--notebooks", str(ROOT / "notebooks"), "--out", str(tmp_path)]))
-    assert len(said) == 3 and "took" not in "".join(said)
+    write_json(tmp_path / "exp5.result.json", comparison_record())  # no machine, no seconds
+    for named in ([], ["exp5"]):
+        said = introduction(arguments([*named, "--notebooks", str(ROOT / "notebooks"), "--out", str(tmp_path)]))
+        assert len(said) == 3 and "took" not in "".join(said)
 
 
 @pytest.mark.parametrize(
