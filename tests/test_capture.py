@@ -6,6 +6,7 @@ nothing of the host.
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -81,7 +82,7 @@ def settings(count: int = 8, temperature: float = 0.8) -> Sampling:
 
 def test_replayed_rollouts_are_the_plain_ones(policy: Any, device: str) -> None:
     """Ids, masks, log-probabilities and the generator's state, rollout after rollout, after every kind of change."""
-    mine, plain = (torch.Generator().manual_seed(3) for _ in range(2))
+    mine, plain, noise = (torch.Generator().manual_seed(3) for _ in range(3))
     ended = set()
     for change in (None, None, "weights", "prompts", "length"):
         if change == "weights":
@@ -90,12 +91,16 @@ def test_replayed_rollouts_are_the_plain_ones(policy: Any, device: str) -> None:
                     value.mul_(1.1)
         given = prompts(device, PROMPTS[:3] if change == "prompts" else PROMPTS)
         sampling = settings(5 if change == "length" else 8)
+        before = mine.get_state()
         found = FAST.sample(policy, *given, sampling, generator=mine)
         wanted = PLAIN.sample(policy, *given, sampling, generator=plain)
         for name in ("ids", "attention_mask", "completion_mask"):
             assert torch.equal(getattr(found, name), getattr(wanted, name)), (change, name)
         assert torch.allclose(found.sampled_log_probs, wanted.sampled_log_probs, atol=1e-4)
         assert torch.equal(mine.get_state(), plain.get_state())
+        noise.set_state(before)
+        there = PLAIN.sample(copy.deepcopy(policy).cpu(), *map(torch.Tensor.cpu, given), sampling, generator=noise)
+        assert (found.ids.cpu() == there.ids).all(1).float().mean() > 0.7, "the CPU's completions, up to rounding"
         ended |= set(found.completion_mask.sum(1).tolist())
     assert len(ended) > 3, "sequences of many lengths"
 
