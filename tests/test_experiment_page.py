@@ -19,6 +19,7 @@ from warp_nb.files import write_json
 from warp_nb.measure.estimates import Estimate
 from warp_nb.notebook import experiment_page as page
 from warp_nb.notebook.conclusions import conclude
+from warp_nb.notebook.experiment_banner import banner, time_elsewhere
 from warp_nb.notebook.numbers import format_number
 
 BORDERS = {"low": 0.0, "middle": 10.0}
@@ -92,15 +93,15 @@ def report(config: ExperimentConfig, **changes: Any) -> dict[str, Any]:
 
 def test_the_time_is_that_of_a_report_beside_or_above_scaled_to_the_steps(tmp_path: Path) -> None:
     config, folder = ExperimentConfig(I=2, M=2, T=10, n_seeds=2), tmp_path / "reports" / "small"
-    assert page.time_elsewhere(config, "small", 80, tmp_path) is None
+    assert time_elsewhere(config, "small", 80, tmp_path) is None
     folder.mkdir(parents=True)
     write_json(folder / "exp2.result.json", report(config))
     # two trainings of forty steps of 2 s and of 20 s beside them
     for near in (tmp_path, tmp_path / "notebooks" / "lessons"):
-        assert page.time_elsewhere(config, "small", 80, near) == (200.0, "Z80")
-    assert page.time_elsewhere(config.replace(n_seeds=1), "small", 4, tmp_path) == (28.0, "Z80")
-    assert page.time_elsewhere(config.replace(batch_size=8), "small", 80, tmp_path) is None
-    assert page.time_elsewhere(config, "gpt2", 80, tmp_path) is None
+        assert time_elsewhere(config, "small", 80, near) == (200.0, "Z80")
+    assert time_elsewhere(config.replace(n_seeds=1), "small", 4, tmp_path) == (28.0, "Z80")
+    assert time_elsewhere(config.replace(batch_size=8), "small", 80, tmp_path) is None
+    assert time_elsewhere(config, "gpt2", 80, tmp_path) is None
 
 
 @pytest.mark.parametrize("other", [{"status": "failed"}, {"status": "ok"}, {"status": "ok", "count": 3}, None])
@@ -109,15 +110,15 @@ def test_a_result_without_steps_tells_no_time(other: dict[str, Any] | None, tmp_
     folder.mkdir()
     without = {key: value for key, value in report(config).items() if key != "history"}
     write_json(folder / "exp1.result.json", without if other is None else other)
-    assert page.time_elsewhere(config, "smollm", 80, tmp_path) is None
+    assert time_elsewhere(config, "smollm", 80, tmp_path) is None
     write_json(folder / "exp2.result.json", report(config))
-    assert page.time_elsewhere(config, "smollm", 80, tmp_path) == (180.0, "Z80")
+    assert time_elsewhere(config, "smollm", 80, tmp_path) == (180.0, "Z80")
 
 
 def test_the_banner_tells_what_will_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = ExperimentConfig(task="small", T=5, batch_size=4, n_seeds=2, dtype="float32")
-    html = page.banner(config, tiny.task(name="small")).data
+    html = banner(config, tiny.task(name="small")).data
     rows = {row["Что"]: row["Значение"] for row in records(html)}
     assert rows["Задача"] == "small (указана в параметрах)"
     assert rows["Начала отзывов"] == "48 для обучения, 64 отложено"
@@ -127,9 +128,9 @@ def test_the_banner_tells_what_will_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert rows["Устройство"].startswith("cpu, потоков: ") and "torch" in rows["Версии"] and "Время" not in rows
     (tmp_path / "reports" / "small").mkdir(parents=True)
     write_json(tmp_path / "reports" / "small" / "exp1.result.json", report(config, machine={"gpu": "G", "cpu": "Z80"}))
-    timed = {row["Что"]: row["Значение"] for row in records(page.banner(config, tiny.task(name="small")).data)}
+    timed = {row["Что"]: row["Значение"] for row in records(banner(config, tiny.task(name="small")).data)}
     assert timed.keys() - rows.keys() == {"Время"} and timed["Время"] == "около 2 мин на машине отчёта (G)"
-    own = page.banner(config, tiny.task(name=ATTACK), steps=7).data
+    own = banner(config, tiny.task(name=ATTACK), steps=7).data
     rows = {row["Что"]: row["Значение"] for row in records(own)}
     assert (
         rows["Промпты"] == "48 для обучения, 64 отложено" and "Начала отзывов" not in rows and "встроенная" not in own

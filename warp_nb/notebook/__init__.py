@@ -6,7 +6,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "check_words": ["headline"],
-        "experiment_page": ["banner", "conclusion", "curves", "facts", "limits", "outcome", "save"],
+        "experiment_banner": ["banner"],
+        "experiment_page": ["conclusion", "curves", "facts", "limits", "outcome", "save"],
         "tables": ["checks_table", "geometry_table", "results_table", "samples_table", "table"],
     },
 )

@@ -1,88 +1,27 @@
-"""Functions that the cells of an experiment's notebook call: banner, figures, conclusion, facts, limits, record."""
+"""Functions that the cells of an experiment's notebook call after its run: figures, conclusion, facts, limits, file."""
 
 from __future__ import annotations
 
 from functools import singledispatch
-from pathlib import Path
-from statistics import median
 from typing import Any
 
-from IPython.display import HTML, Markdown
+from IPython.display import Markdown
 from matplotlib.figure import Figure
 
-from warp_nb.config import ExperimentConfig
-from warp_nb.fast.capture import why_eager
-from warp_nb.fast.devices import arithmetic, training_dtype
 from warp_nb.files import write_json
 from warp_nb.measure.checks import broken_instrument
 from warp_nb.measure.estimates import Estimate
-from warp_nb.measure.machine import machine
 from warp_nb.notebook.conclusions import believable_change, conclude
 from warp_nb.notebook.plots import BLOCK_INCHES, geometry, panels, summary_forest, training_curves
-from warp_nb.notebook.prose import filled, paragraphs
-from warp_nb.notebook.tables import TABLE_WORDS, table
+from warp_nb.notebook.prose import paragraphs
 from warp_nb.paths import expanded
 from warp_nb.studies.comparison import Arm
 from warp_nb.studies.experiment import ExperimentResult
-from warp_nb.studies.records import TimedRecord, fault_of
-from warp_nb.studies.result_files import OK, read_result, reports_of
-from warp_nb.tasks.prepared import LOADERS, resolve
-from warp_nb.tasks.task import Task, describe
 
 SHIFTS = {"почти нет": 0.01, "умеренный": 3.0}
 """Nats: upper bounds of the ranges of the policy's shift."""
-LENGTHS = ("batch_size", "max_new_tokens", "n_eval_prompts")
-"""Parameters on which the duration of a step and of the evaluation depends."""
 MARGIN = 3.0
 """A verdict counts as a fact if it is more than this many standard errors from a border."""
-
-
-def banner(config: ExperimentConfig, task: Task, steps: int = 0) -> HTML:
-    """Show the task and why, device, versions and cost as a table; `steps` replaces n_seeds * I * M * T."""
-    steps = steps or config.n_seeds * config.I * config.M * config.T
-    dtype = training_dtype(config.dtype, task.policy)
-    with arithmetic(dtype, task.policy.device):
-        eager = why_eager(task.policy)
-    facts = {
-        "about": describe(task),
-        "why": reason(config, task) if task.name in LOADERS else "",
-        "device": task.policy.device,
-        "machine": machine(),
-        "dtype": dtype,
-        "eager": eager,
-        "config": config,
-        "steps": steps,
-        "time": time_elsewhere(config, task.name, steps),
-    }
-    rows = {name: filled(value, facts) for name, value in TABLE_WORDS["banner"].items()}
-    return table([{"Что": name, "Значение": value} for name, value in rows.items() if value])
-
-
-def reason(config: ExperimentConfig, task: Task) -> str:
-    """Return why `config` has this prepared task (see `resolve`); `other` if it was loaded by another name."""
-    name, _, why = resolve(config.task, config.device)
-    return why if name == task.name else "other"
-
-
-def time_elsewhere(
-    config: ExperimentConfig, task: str, steps: int, near: Path | None = None
-) -> tuple[float, str] | None:
-    """Estimate the duration from a result with this task and text length: (seconds, processor); None without one.
-
-    It searches the folder `reports` in `near` (default: the current folder) and in the folders above it.
-    """
-    start = (near or Path.cwd()).absolute()
-    folders = [reports_of(task, folder / "reports") for folder in (start, *start.parents)]
-    for found in map(read_result, (path for folder in folders for path in sorted(folder.glob("exp*.result.json")))):
-        if found["status"] != OK or fault_of(TimedRecord, found):
-            continue
-        theirs = found["config"]
-        if all(theirs.get(key) == getattr(config, key) for key in LENGTHS):
-            taken = [row["seconds"] for row in found["history"]]
-            beside = max(0.0, found["seconds"] - sum(taken)) / theirs["n_seeds"]
-            where = found["machine"]["gpu"] or found["machine"]["cpu"]
-            return steps * median(taken) + config.n_seeds * beside, where
-    return None
 
 
 def curves(result: ExperimentResult | Arm) -> Figure:

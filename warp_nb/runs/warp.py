@@ -91,8 +91,6 @@ def warp(
             files of the folder, rebuilds another task, or dies with its pool.
         FloatingPointError: a loss, a measurement or a gradient is not finite. For a bad reward see `call_reward`.
     """
-    import pandas as pd
-
     geometry: list[Mapping[str, float | str]] = []
     merges: list[Row] = []
     last: list[Weights] = []
@@ -118,6 +116,8 @@ def warp(
             weights_of(task.policy), runs, I=config.I, M=config.M, eta=config.eta, merge=merge, seen=seen
         )
         snapshots = runs.snapshots if out_dir or executor is None else dict(runs.snapshots)
+    import pandas as pd  # here, so that the first step need not wait for it
+
     policy = copy.deepcopy(task.policy).eval()
     load_(policy, end)
     results = [runs.results[key] for key in sorted(runs.results)]

@@ -16,16 +16,14 @@ import torch
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the libraries' warnings, log lines and bars in the block; restore their verbosity after it."""
+    """Silence the warnings, log lines and bars of transformers in the block; restore its verbosity after it."""
     with warnings.catch_warnings(action="ignore"):  # tqdm warns at import where ipywidgets is missing
-        import datasets
         import transformers
 
     log = transformers.logging
-    verbosity, bar, data_bar = log.get_verbosity(), log.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
+    verbosity, bar = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
-    datasets.disable_progress_bars()
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
@@ -33,7 +31,19 @@ def quiet() -> Iterator[None]:
         log.set_verbosity(verbosity)
         if bar:
             log.enable_progress_bar()
-        if not data_bar:
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Hide the bars of `datasets` in the block, as before after it; only a training imports that library."""
+    import datasets
+
+    hidden = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
             datasets.enable_progress_bars()
 
 
@@ -43,7 +53,7 @@ def undisturbed() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  the legacy state is the one trainers seed
     threads, environment = torch.get_num_threads(), {**os.environ}
     try:
-        with torch.random.fork_rng(), quiet():
+        with torch.random.fork_rng(), quiet(), quiet_datasets():
             yield
     finally:
         random.setstate(python)
