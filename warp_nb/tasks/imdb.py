@@ -3,6 +3,8 @@
 A review's place depends only on the sha256 of its cleaned text, so neither the file's
 order (sorted by label) nor a duplicate can move text from one part into another. Reviews
 of one film may still be in different parts: the data do not name the film.
+
+The table is made once; each part that is asked for is then read from the cache folder.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ from __future__ import annotations
 import hashlib
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, get_args
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from warp_nb.files import loading
 from warp_nb.tasks import hub, wheels
+from warp_nb.tasks.remembered import code_of, remembered
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,12 +55,24 @@ def reviews(part: Part, source: Source = "embedded") -> pd.DataFrame:
     `source` is the embedded file or the hub's stanfordnlp/imdb (its train split, both labels 0 and 1).
     Raises ValueError for an unknown part or source.
     """
+    import pandas as pd
+
     for name, value, known in (("part", part, Part), ("source", source, Source)):
         if value not in get_args(known):
             raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
-    frame, start = _reviews(source), 0
-    for name, size in SIZES.items():
-        if name == part:
-            return frame.iloc[start : start + size].reset_index(drop=True)
-        start += size
-    return frame.iloc[start:].reset_index(drop=True)
+    return pd.DataFrame(remembered("reviews", part_facts(part, source), lambda: _columns(part, source)))
+
+
+def part_facts(part: Part, source: Source) -> dict[str, Any]:
+    """Return all that the reviews of a part depend on: the pinned file, this module, pandas, the sizes."""
+    pin = wheels.REVIEWS.contents[0] if source == "embedded" else hub.IMDB.commit
+    code = {"code": code_of(__name__), "pandas": version("pandas")}
+    return {"part": part, "source": source, "pin": pin, "sizes": list(SIZES.items())} | code
+
+
+def _columns(part: Part, source: Source) -> dict[str, list[Any]]:
+    """Return the columns of a part, from the whole table."""
+    before = list(SIZES)[: list(SIZES).index(part)] if part in SIZES else list(SIZES)
+    start = sum(SIZES[name] for name in before)
+    rows = _reviews(source).iloc[start:][: SIZES.get(part)]
+    return {name: rows[name].tolist() for name in ("text", "label")}

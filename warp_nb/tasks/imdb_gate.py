@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from warp_nb.tasks import imdb
+import numpy as np
+import torch
+
+from warp_nb.tasks import gate, imdb, reward_interface, reward_model
 from warp_nb.tasks.gate import RewardGate, Text, measure_gate
+from warp_nb.tasks.identity import policy_identity, tokenizer_identity, versions
+from warp_nb.tasks.remembered import code_of, remembered
 from warp_nb.tasks.reward_interface import Reward
-from warp_nb.tasks.reward_model import SCORED_WORDS, held_out_excerpts
+from warp_nb.tasks.reward_model import SCORED_WORDS, RewardModel, held_out_excerpts
 
 PROMPT_WORDS = 9
 """Words in a prompt of 12 tokens."""
 PAIRS = 256
+ATTRIBUTES = {"model", "tokenizer", "offset", "folder"}
+"""Attributes of a reward model; one with others may score in another way."""
 PRAISE_AND_BLAME = [
     ("This movie was", " wonderful and I loved it.", " terrible and I hated it."),
     ("The acting is", " superb from start to finish.", " awful from start to finish."),
@@ -47,5 +54,33 @@ def _split(text: str) -> Text:
 
 
 def imdb_gate(reward: Reward, source: imdb.Source = "embedded") -> RewardGate:
-    """Measure any reward function on the held-out reviews of a source and on the fixed sentences."""
-    return measure_gate(reward, imdb_pairs(source=source), SENTENCES)
+    """Measure any reward function on the held-out reviews of a source and on the fixed sentences.
+
+    A reward model that was loaded from a folder is measured once for all that its scores depend on to the bit.
+    """
+
+    def measured() -> dict[str, Any]:
+        return vars(measure_gate(reward, imdb_pairs(source=source), SENTENCES))
+
+    if type(reward) is not RewardModel or set(vars(reward)) != ATTRIBUTES or not reward.folder or reward.model.training:
+        return RewardGate(**measured())
+    facts = scores_facts(reward) | {
+        "reviews": imdb.part_facts("reward_test", source),
+        "numpy": np.__version__,
+        "code": code_of(__name__, gate.__name__, reward_interface.__name__, reward_model.__name__),
+    }
+    return RewardGate(**remembered("gates", facts, measured))
+
+
+def scores_facts(reward: RewardModel) -> dict[str, Any]:
+    """Return all that the scores of a reward model depend on to the bit, except the code that computes them."""
+    device = reward.model.device
+    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        "model": policy_identity(reward.model) | versions(),
+        "tokenizer": tokenizer_identity(reward.tokenizer),
+        "offset": reward.offset,
+        "attention": reward.model.config._attn_implementation,
+        "machine": [torch.__version__, str(device), processor, torch.get_num_threads()],
+        "precision": torch.get_float32_matmul_precision(),
+    }

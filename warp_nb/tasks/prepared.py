@@ -9,9 +9,10 @@ from typing import Any
 
 from warp_nb.fast.devices import choose_device
 from warp_nb.files import loading
-from warp_nb.tasks import hub, imdb
+from warp_nb.tasks import hub, imdb, text
+from warp_nb.tasks.identity import tokenizer_identity, versions
+from warp_nb.tasks.remembered import code_of, remembered
 from warp_nb.tasks.task import Task
-from warp_nb.tasks.text import first_tokens
 
 PROMPT_TOKENS = 12
 SMALL = Path(__file__).parent / "small"
@@ -73,8 +74,22 @@ def load_task(name: str, device: str | None = None) -> Task:
 
 
 def beginnings(tokenizer: Any, part: imdb.Part, source: imdb.Source, count: int | None = None) -> list[str]:
-    """Return the first PROMPT_TOKENS tokens of a part's reviews (of the first `count`) as prompts."""
-    return first_tokens(tokenizer, imdb.reviews(part, source)["text"].tolist()[:count], PROMPT_TOKENS)
+    """Return the first PROMPT_TOKENS tokens of a part's reviews (of the first `count`) as prompts.
+
+    They are made once for a tokenizer, then read from the cache folder.
+    """
+    facts = {
+        "reviews": imdb.part_facts(part, source),
+        "count": count,
+        "tokens": PROMPT_TOKENS,
+        "tokenizer": tokenizer_identity(tokenizer) | versions(),
+        "code": code_of(text.__name__),
+    }
+
+    def made() -> list[str]:
+        return text.first_tokens(tokenizer, imdb.reviews(part, source)["text"].tolist()[:count], PROMPT_TOKENS)
+
+    return remembered("prompts", facts, made)
 
 
 def load_policy(folder: Path) -> tuple[Any, Any]:
