@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[list[int]]:
     """Encode prompts, each with the begin of a text in front exactly once: a chat template writes its own."""
     begin = begin_ids(tokenizer)
-    rows = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    ids_only = {"return_attention_mask": False, "return_token_type_ids": False}
+    rows = tokenizer(prompts, add_special_tokens=False, **ids_only)["input_ids"]
     return [row if row[: len(begin)] == begin else begin + row for row in rows]
 
 
