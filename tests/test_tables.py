@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
 import pytest
 from pages import ATTACK, Outline, records, tables
 from synthetic import SAMPLE, failed, result
@@ -11,6 +12,7 @@ from synthetic import SAMPLE, failed, result
 from warp_nb.notebook.check_words import WORDS
 from warp_nb.notebook.prose import UNSEEN, visible
 from warp_nb.notebook.tables import (
+    CLASSES,
     MEASURE_WORDS,
     checks_table,
     geometry_table,
@@ -98,6 +100,30 @@ def test_a_table_without_rows_is_a_sentence() -> None:
     found = result().evaluations[0]
     found.samples.clear()
     assert tables(samples_table(found).data) == [[[""], ["Примеров нет."]]]
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_table_is_what_pandas_writes(width: int) -> None:
+    texts = [
+        "плохо &amp; <b>",
+        "  a  b   c ",
+        "x\ty\nz",
+        "\xa0\xa0",
+        "",
+        '"$\\alpha$"',
+        "漢字 😀",
+        "n" * 300,
+        "{}%",
+        "None",
+    ]
+    headings = [f"{texts[place]} {place}" for place in (0, 1, 5)][:width]
+    rows = [{name: texts[(start + i) % 10] for i, name in enumerate(headings)} for start in range(10)]
+    with pd.option_context("display.max_colwidth", None):
+        wanted = pd.DataFrame(rows).to_html(index=False, border=0, classes=CLASSES)
+    assert table(rows).data == wanted
+    with pd.option_context("display.max_colwidth", None):
+        assert table([], "пусто").data == pd.DataFrame([{"": "пусто"}]).to_html(index=False, border=0, classes=CLASSES)
+    assert records(table([{"a": 1, "b": True}, {"b": -2}]).data) == [{"a": "1", "b": "True"}, {"a": "", "b": "-2"}]
 
 
 @pytest.mark.parametrize(

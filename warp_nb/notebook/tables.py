@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from typing import Any
 
-import pandas as pd
 from IPython.display import HTML
 
 from warp_nb.measure.checks import Check
@@ -18,6 +18,8 @@ from warp_nb.studies.original import ROWS, match
 TABLE_WORDS = words("tables")
 MEASURE_WORDS: dict[str, str] = TABLE_WORDS["measures"]
 """Names of the nine measures of an evaluation."""
+BLANKS = str.maketrans({"\t": r"\t", "\n": r"\n"})
+"""Tabs and newlines of a model's text are shown."""
 CLASSES = ("warp-nb", "tex2jax_ignore", "mathjax_ignore")
 """CSS classes of a table: our style, and no formulas in the text of a model."""
 
@@ -56,11 +58,22 @@ def filled_table(kind: str, rows: Iterable[Mapping[str, Any]], /, **facts: Any) 
 
 
 def table(rows: Sequence[Mapping[str, Any]], empty: str = "") -> HTML:
-    """Show rows as an escaped HTML table that MathJax ignores, all of their text visible; `empty` if there are none."""
-    seen = [
-        {visible(name): visible(value) if isinstance(value, str) else value for name, value in row.items()}
-        for row in rows or [{"": empty}]
-    ]
-    frame = pd.DataFrame(seen)
-    with pd.option_context("display.max_colwidth", None):
-        return HTML(frame.to_html(escape=True, index=False, border=0, classes=CLASSES))
+    """Show rows as an escaped HTML table that MathJax ignores, all of their text visible; `empty` if there are none.
+
+    Written as pandas writes a table of texts, but without its import, which the first step would wait for.
+    """
+    rows = rows or [{"": empty}]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    head = ['    <tr style="text-align: right;">', *(_cell("th", name) for name in columns), "    </tr>"]
+    body = []
+    for row in rows:
+        texts = (str(row.get(name, "")).translate(BLANKS) for name in columns)
+        body += ["    <tr>", *(_cell("td", text) for text in texts), "    </tr>"]
+    lines = ["  <thead>", *head, "  </thead>", "  <tbody>", *body, "  </tbody>"]
+    return HTML("\n".join([f'<table class="dataframe {" ".join(CLASSES)}">', *lines, "</table>"]))
+
+
+def _cell(tag: str, text: str) -> str:
+    """Return a line with one cell, whose double spaces a browser does not join."""
+    inner = escape(visible(text).strip(), quote=False).replace("  ", "&nbsp;&nbsp;")
+    return f"      <{tag}>{inner}</{tag}>"
