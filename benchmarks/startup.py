@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -65,32 +66,39 @@ def first_step() -> None:
 def notebook_start(notebook: str, *parameters: str) -> float:
     """Execute a notebook by papermill until its bar counts the first step; return the seconds from papermill's start.
 
-    The bar is what a reader sees, so the notebook is executed as it is. What still runs then is killed.
-
-    Raises:
-        RuntimeError: papermill ended before a step was shown.
+    The bar is what a reader sees, so the notebook is executed as it is.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        shown, printed = Path(scratch) / "stderr", Path(scratch) / "printed"
+        shown = Path(scratch) / "stderr"
         command = [sys.executable, "-m", "papermill", notebook, f"{scratch}/executed.ipynb", *parameters]
-        command += ["--stderr-file", str(shown), "--no-progress-bar"]
-        with printed.open("w") as sink:
-            start = time.perf_counter()
-            process = psutil.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
-            try:
-                while process.poll() is None:
-                    if shown.exists() and STEP_SHOWN.search(shown.read_text(encoding="utf-8")):
-                        return time.perf_counter() - start
-                    time.sleep(0.02)
-            finally:
-                if process.is_running():
-                    _kill(process)
-        raise RuntimeError(f"{' '.join(command)} ended before its first step:\n{printed.read_text()[-2000:]}")
+        return until_step(*command, "--stderr-file", str(shown), "--no-progress-bar", shown=shown)
 
 
-def _kill(process: psutil.Popen) -> None:
+def until_step(*command: str, shown: Path) -> float:
+    """Run a program until the bar in its file `shown` counts a step, then kill it; return the seconds from its start.
+
+    Raises:
+        RuntimeError: the program ended before a step was shown; the message has the end of its output.
+    """
+    with tempfile.TemporaryFile("w+") as printed:
+        start = time.perf_counter()
+        process = psutil.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=printed, stderr=printed)
+        try:
+            while process.poll() is None:
+                if shown.exists() and STEP_SHOWN.search(shown.read_text(encoding="utf-8")):
+                    return time.perf_counter() - start
+                time.sleep(0.02)
+        finally:
+            if process.is_running():
+                _kill(process)
+        printed.seek(0)
+        raise RuntimeError(f"{' '.join(command)} ended before its first step:\n{printed.read()[-2000:]}")
+
+
+def _kill(process: psutil.Process) -> None:
     """Kill a process and all that it started, and wait for their end."""
-    everyone = [process, *process.children(recursive=True)]
+    everyone = [*process.children(recursive=True), process]
     for one in everyone:
-        one.kill()
-    psutil.wait_procs(everyone)
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(everyone, timeout=10)

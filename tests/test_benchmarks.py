@@ -7,21 +7,24 @@ import math
 import random
 import subprocess
 import sys
+import time
 from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import tiny
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import choices, figures, floor, merge, page, phases, sides, step
+from benchmarks import choices, figures, floor, merge, page, phases, sides, startup, step
 from benchmarks.cost import seconds, sizes_of, step_work
 from benchmarks.machine import LIMIT, Clock, others, refuse_load, source_sha256
 from benchmarks.work import Setup
 from warp_nb import WarpConfig
+from warp_nb.runs.warp import reporting
 
 # figures
 
@@ -434,6 +437,34 @@ def test_the_readme_is_what_the_results_give() -> None:
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     page.draw(planted(), tmp_path / "results.png")
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_step_is_seen_on_the_bar_of_an_experiment(capfd: pytest.CaptureFixture[str]) -> None:
+    with reporting(True, 40) as on_step:
+        assert "0/40 [" in (before := capfd.readouterr().err) and not startup.STEP_SHOWN.search(before)
+        time.sleep(0.11)  # the shortest time between two states of the bar
+        on_step({})
+        assert startup.STEP_SHOWN.search(capfd.readouterr().err)
+
+
+STEPPING = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+open(sys.argv[1], "w").write(f"{child.pid} 0/40 [")
+time.sleep(0.3)
+open(sys.argv[1], "a").write("1/40 [")
+time.sleep(60)
+"""
+
+
+def test_a_program_is_timed_to_its_first_step_and_killed_with_its_children(tmp_path: Path) -> None:
+    shown = tmp_path / "shown"
+    spent = startup.until_step(sys.executable, "-c", STEPPING, str(shown), shown=shown)
+    assert spent > 0.3 and shown.read_text().endswith("0/40 [1/40 [")
+    left = {one.pid for one in psutil.process_iter(["status"]) if one.info["status"] != psutil.STATUS_ZOMBIE}
+    assert int(shown.read_text().split()[0]) not in left
+    with pytest.raises(RuntimeError, match=r"(?s)ended before its first step:.*ValueError: no step"):
+        startup.until_step(sys.executable, "-c", "raise ValueError('no step')", shown=tmp_path / "none")
 
 
 # the parts in their smallest form, `parallel` left out (two threads on a busy machine): no figure here means anything
