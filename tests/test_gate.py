@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import tiny
+import torch
 from gates import PAIRS, gate
+from transformers import BertConfig, BertForSequenceClassification
 
 from warp_nb.tasks import imdb
 from warp_nb.tasks.gate import RewardGate, measure_gate
 from warp_nb.tasks.imdb_gate import PRAISE_AND_BLAME, PROMPT_WORDS, SENTENCES, imdb_gate, imdb_pairs
-from warp_nb.tasks.reward_model import SCORED_WORDS
+from warp_nb.tasks.reward_model import SCORED_WORDS, RewardModel
 
 
 def spoken(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
@@ -103,6 +106,70 @@ def test_the_gate_of_a_source_reads_that_source(asked: list[tuple[str, str]]) ->
 
     found = imdb_gate(positive, source="hub")
     assert asked == [("reward_test", "hub")] and (found.pair_accuracy, found.n_pairs) == (1.0, 20)
+
+
+def classifier(folder: Path | None, seed: int = 0, offset: float = 0.0) -> RewardModel:
+    """An untrained BERT of one layer as a reward model."""
+    words = tiny.tokenizer(pad=True)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = BertForSequenceClassification(BertConfig(vocab_size=len(words), num_labels=1, **shape))
+    return RewardModel(model, words, offset, folder)
+
+
+def test_a_reward_model_is_measured_once(
+    asked: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WARP_NB_CACHE", str(tmp_path))
+    plain = imdb_gate(classifier(None))
+    assert plain == imdb_gate(classifier(None)) == imdb_gate(classifier(tmp_path)) and len(asked) == 3
+    asked.clear()
+    assert imdb_gate(classifier(tmp_path)) == plain and not asked
+
+
+def retrained(model: RewardModel) -> None:
+    next(model.model.parameters()).data[0] += 1e-3
+
+
+def scoring_otherwise(model: RewardModel) -> None:
+    model.score = lambda texts: [float(len(text)) for text in texts]  # type: ignore[method-assign]
+
+
+def with_another_tokenizer(model: RewardModel) -> None:
+    model.tokenizer = tiny.tokenizer(tiny.WORDS[::-1], pad=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        retrained,
+        scoring_otherwise,
+        with_another_tokenizer,
+        lambda model: vars(model).update(offset=0.5),
+        lambda model: vars(model).update(folder=None),
+        lambda model: model.model.train(),
+        lambda model: torch.set_num_threads(torch.get_num_threads() + 1),
+        lambda model: setattr(model, "__class__", type("Another", (RewardModel,), {})),
+    ],
+)
+def test_a_reward_model_that_may_score_otherwise_is_measured_again(
+    change: Callable[[RewardModel], None],
+    asked: list[tuple[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WARP_NB_CACHE", str(tmp_path))
+    imdb_gate(classifier(tmp_path))
+    model, threads = classifier(tmp_path), torch.get_num_threads()
+    try:
+        change(model)
+        imdb_gate(model)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(asked) == 2
+    imdb_gate(classifier(tmp_path), source="hub")
+    assert len(asked) == 3, "the other source's reviews"
 
 
 def test_sentences_differ_after_the_prompt() -> None:

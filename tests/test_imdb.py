@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import tiny
 
-from warp_nb.tasks import hub, imdb, wheels
+from warp_nb.tasks import hub, imdb, prepared, wheels
+from warp_nb.tasks.prepared import beginnings
+from warp_nb.tasks.text import first_tokens
 
 PARTS = (*imdb.SIZES, "sft")
 
@@ -41,6 +45,7 @@ def reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pd.Data
     (tmp_path / hub.IMDB.files[0]).parent.mkdir()
     frame[frame["source"] == "imdb"][["text", "label"]].to_parquet(tmp_path / hub.IMDB.files[0])
     monkeypatch.setattr(hub, "fetch_from_hub", lambda part: tmp_path)
+    monkeypatch.setenv("WARP_NB_CACHE", str(tmp_path / "cache"))
     imdb._reviews.cache_clear()
     yield frame
     imdb._reviews.cache_clear()
@@ -54,9 +59,12 @@ def test_parts_are_disjoint_deduplicated_and_complete(reviews: pd.DataFrame) -> 
     assert not any("<br" in text or "opinion" in text for text in together)
 
 
-def test_a_review_keeps_its_part_when_the_file_is_reordered(reviews: pd.DataFrame, tmp_path: Path) -> None:
+def test_a_review_keeps_its_part_when_the_file_is_reordered(
+    reviews: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {name: imdb.reviews(name) for name in PARTS}
     reviews.sample(frac=1, random_state=1).to_csv(tmp_path / "reviews.csv", index=False)
+    monkeypatch.setenv("WARP_NB_CACHE", str(tmp_path / "another cache"))
     imdb._reviews.cache_clear()
     for name, frame in before.items():
         pd.testing.assert_frame_equal(imdb.reviews(name), frame)
@@ -65,6 +73,51 @@ def test_a_review_keeps_its_part_when_the_file_is_reordered(reviews: pd.DataFram
 def test_the_hubs_file_is_split_alike(reviews: pd.DataFrame) -> None:
     for name in PARTS:
         pd.testing.assert_frame_equal(imdb.reviews(name, "hub"), imdb.reviews(name, "embedded"))
+
+
+def unread(*_: Any) -> Path:
+    raise AssertionError("the source is read again")
+
+
+def test_a_part_is_read_from_the_cache_as_it_was_made(reviews: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, start = imdb._reviews("embedded"), 0
+    made = {name: imdb.reviews(name) for name in PARTS}
+    monkeypatch.setattr(wheels, "imdb_csv", unread)
+    monkeypatch.setattr(hub, "fetch_from_hub", unread)
+    imdb._reviews.cache_clear()
+    for name in PARTS:
+        wanted = table.iloc[start:][: imdb.SIZES.get(name)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(imdb.reviews(name), wanted)
+        pd.testing.assert_frame_equal(made[name], wanted)
+        start += len(wanted)
+    with pytest.raises(AssertionError, match="read again"):
+        imdb.reviews("eval", "hub")
+    for sizes in (imdb.SIZES | {"eval": 999}, dict(reversed(imdb.SIZES.items()))):
+        monkeypatch.setattr(imdb, "SIZES", sizes)
+        with pytest.raises(AssertionError, match="read again"):
+            imdb.reviews("prompts")
+
+
+def test_prompts_are_the_same_from_the_cache_and_for_every_tokenizer_its_own(
+    reviews: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prompts(tokenizer: Any, count: int | None = 50) -> list[str]:
+        return beginnings(tokenizer, "eval", "embedded", count)
+
+    monkeypatch.setattr(prepared, "PROMPT_TOKENS", 3)
+    words = [*imdb.reviews("eval")["text"].str.split().str[2].drop_duplicates()]
+    short, long = (tiny.tokenizer(["review", "number", *words, *more]) for more in (["and"], ["and", "its"]))
+    made = prompts(short)
+    assert made == first_tokens(short, imdb.reviews("eval")["text"].tolist()[:50], 3) and len(made) == 50
+    with monkeypatch.context() as patched:
+        patched.setattr(imdb, "reviews", unread)
+        assert prompts(short) == made
+        for changed in (lambda: prompts(long), lambda: prompts(short, 51), lambda: prompts(short, None)):
+            with pytest.raises(AssertionError, match="read again"):
+                changed()
+        patched.setattr(prepared, "PROMPT_TOKENS", 4)
+        with pytest.raises(AssertionError, match="read again"):
+            prompts(short)
 
 
 def test_parts_mix_the_labels_of_a_sorted_file(reviews: pd.DataFrame) -> None:

@@ -129,6 +129,54 @@ def test_every_module_is_imported_without_what_windows_lacks() -> None:
     assert int(done.stdout) > 50
 
 
+LATER = {"accelerate", "datasets", "matplotlib", "pandas", "scipy", "sklearn", "transformers", "trl"}
+"""Libraries that a module on the way to the first step does not import at its top: inside a function, when needed."""
+START = ("notebook.experiment_banner", "studies.experiment", "tasks.prepared", "tasks.imdb_gate", "tasks.reward_model")
+FIRST_STEP = """
+import sys
+from warp_nb import ExperimentConfig, load_task, notebook, warp
+config = ExperimentConfig(task="small", device="cpu", I=1, M=1, T=1, batch_size=2, max_new_tokens=2)
+task = load_task("small", "cpu")
+notebook.banner(config, task)
+task.gate(task.reward)
+def stepped(row):
+    print({"datasets", "matplotlib", "pandas", "pyarrow", "scipy.stats", "sklearn", "trl"} & set(sys.modules))
+    raise SystemExit
+warp(config, task, progress=stepped)
+"""
+
+
+def at_the_top(path: str) -> set[str]:
+    """The modules that are imported when a module is, in full."""
+    found = set()
+    for node in MODULES[path].body:
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or ""} | {f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+def test_the_way_to_the_first_step_imports_no_library_that_can_wait() -> None:
+    reached, left = set(), [f"warp_nb/{name.replace('.', '/')}.py" for name in START]
+    while left:
+        path = left.pop()
+        reached.add(path)
+        names = at_the_top(path)
+        assert not {name.partition(".")[0] for name in names} & LATER, path
+        inner = {f"{name.replace('.', '/')}.py" for name in names if name.startswith("warp_nb.")}
+        left += sorted((inner & MODULES.keys()) - reached)
+    assert {"warp_nb/notebook/tables.py", "warp_nb/runs/training.py", "warp_nb/tasks/remembered.py"} <= reached
+
+
+@pytest.mark.slow
+def test_the_first_step_waits_for_no_library_that_only_trainers_and_figures_need() -> None:
+    for _ in range(2):  # the first process may fill the cache
+        done = subprocess.run([sys.executable, "-c", FIRST_STEP], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == "set()\n"
+
+
 def test_algorithm_1_imports_torch_and_the_standard_library_only() -> None:
     allowed = {"torch", *sys.stdlib_module_names}
     found = set()

@@ -17,7 +17,7 @@ from warp_nb.tasks.reward_model import SCORED_WORDS, RewardModel, held_out_excer
 PROMPT_WORDS = 9
 """Words in a prompt of 12 tokens."""
 PAIRS = 256
-ATTRIBUTES = {"model", "tokenizer", "offset", "folder"}
+SCORING_ATTRIBUTES = {"model", "tokenizer", "offset", "folder"}
 """Attributes of a reward model; one with others may score in another way."""
 PRAISE_AND_BLAME = [
     ("This movie was", " wonderful and I loved it.", " terrible and I hated it."),
@@ -62,7 +62,12 @@ def imdb_gate(reward: Reward, source: imdb.Source = "embedded") -> RewardGate:
     def measured() -> dict[str, Any]:
         return vars(measure_gate(reward, imdb_pairs(source=source), SENTENCES))
 
-    if type(reward) is not RewardModel or set(vars(reward)) != ATTRIBUTES or not reward.folder or reward.model.training:
+    if (
+        type(reward) is not RewardModel
+        or set(vars(reward)) != SCORING_ATTRIBUTES
+        or not reward.folder
+        or reward.model.training
+    ):
         return RewardGate(**measured())
     facts = scores_facts(reward) | {
         "reviews": imdb.part_facts("reward_test", source),
