@@ -24,6 +24,8 @@ PARTS = (*imdb.SIZES, "sft")
         ("One<br>two<br/>three", "One two three"),
         ("  tabs\tand\n\nlines  ", "tabs and lines"),
         ("a < b and c > d", "a < b and c > d"),
+        ("no\xa0break\x1cand\x85a <br\n/> <br / >line\u3000", "no break and a <br / >line"),
+        ("<br />first<b r>\u200blast<br/>", "first<b r>\u200blast"),
         ("", ""),
     ],
 )

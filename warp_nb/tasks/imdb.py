@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 Part = Literal["eval", "reward_test", "reward_train", "prompts", "sft"]
 Source = Literal["embedded", "hub"]
 SIZES: dict[Part, int] = {"eval": 1000, "reward_test": 1000, "reward_train": 6000, "prompts": 4000}
-BREAK = re.compile(r"<br\s*/?>|\s+")
+BREAK = re.compile(r"<br\s*/?>")
 
 
 def clean(text: str) -> str:
     """Strip `<br />` and collapse white space."""
-    return re.sub(r" +", " ", BREAK.sub(" ", text)).strip()
+    return " ".join(BREAK.sub(" ", text).split())
 
 
 @lru_cache(maxsize=2)
