@@ -147,8 +147,8 @@ def test_the_banner_tells_what_will_run(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_the_banner_says_what_is_captured(reason: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "why_eager", lambda policy: reason)
-    html = page.banner(ExperimentConfig(task="small", dtype="float32"), tiny.task(name="small")).data
+    monkeypatch.setattr("warp_nb.notebook.experiment_banner.why_eager", lambda policy: reason)
+    html = banner(ExperimentConfig(task="small", dtype="float32"), tiny.task(name="small")).data
     assert {row["Что"]: row["Значение"] for row in records(html)}["CUDA-графы"] == said
     assert not {"script", "img"} & set(Outline(html).tags)
 
@@ -159,7 +159,7 @@ def test_the_banner_says_what_is_captured(reason: str, said: str, monkeypatch: p
 )
 def test_the_banner_gives_no_reason_for_a_task_that_is_not_there(name: str, words: str) -> None:
     config = ExperimentConfig(task="auto", device="cpu")
-    shown = page.banner(config, tiny.task(name=name)).data
+    shown = banner(config, tiny.task(name=name)).data
     assert {row["Что"]: row["Значение"] for row in records(shown)}["Задача"] == words
 
 
