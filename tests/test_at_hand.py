@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import close_session, constants
 
 from warp_nb.config import ExperimentConfig
-from warp_nb.notebook import experiment_page
+from warp_nb.notebook import experiment_banner
 from warp_nb.tasks import hub, prepared
 from warp_nb.tasks.prepared import load_task, resolve
 
@@ -168,7 +168,7 @@ def test_what_is_loaded_is_what_the_banner_names(answer: bool, name: str, why: s
     with pytest.raises(RuntimeError, match="far enough"):
         load_task("auto")
     assert loaded == [name] and resolve("auto") == (name, "mps", why)
-    said = experiment_page.banner(ExperimentConfig(), tiny.task(name=name)).data
+    said = experiment_banner.banner(ExperimentConfig(), tiny.task(name=name)).data
     words = {
         "gpt2": "есть GPU: как в исходном отчёте, модели с хаба",
         "smollm": "есть GPU, но модели с хаба недоступны",

@@ -30,7 +30,7 @@ from warp_nb.fast.capture import CapturedSampler, CapturedStep, captured_sampler
 from warp_nb.fast.decoders import FixedForward, Layout
 from warp_nb.fast.devices import arithmetic
 from warp_nb.fast.sampler import Sampler, slots_of
-from warp_nb.fast.scoring import completion_logits, token_log_probs
+from warp_nb.fast.scoring import masked_logits, token_log_probs
 from warp_nb.measure import evaluation
 from warp_nb.runs.training import FAST, PLAIN, train
 from warp_nb.tasks.task import Task
@@ -145,15 +145,15 @@ def test_blocks_have_the_noise_of_their_seeds(policy: Any, device: str, monkeypa
     """A batch of several blocks is what the blocks are alone; without a capture it is refused."""
     monkeypatch.setattr(decoding, "BLOCK", 3)
     ids, mask = prompts(device)
-    whole = decoding.sample_by_seeds(policy, ids, mask, settings(), [5, 6, 7])
+    whole = decoding.sample_by_seeds(policy, ids, mask, settings(), seeds=[5, 6, 7])
     for number, start in enumerate(range(0, 8, 3)):
         rows = slice(start, start + 3)
-        alone = decoding.sample_by_seeds(policy, ids[rows], mask[rows], settings(), [5 + number])
+        alone = decoding.sample_by_seeds(policy, ids[rows], mask[rows], settings(), seeds=[5 + number])
         width = alone.ids.shape[1]
         assert torch.equal(whole.ids[rows, :width], alone.ids) and not whole.attention_mask[rows, width:].any()
     monkeypatch.setattr(capture, "KINDS", set())
     with pytest.raises(ValueError, match=r"3 blocks need a captured policy, this one is not \((cpu|cuda)\); pass one"):
-        decoding.sample_by_seeds(policy, ids, mask, settings(), [5, 6, 7])
+        decoding.sample_by_seeds(policy, ids, mask, settings(), seeds=[5, 6, 7])
 
 
 # steps
@@ -199,7 +199,7 @@ def test_a_replayed_step_has_the_plain_loss_and_gradients(policy: Any, device: s
 def test_logits_under_the_whole_mask_are_those_under_a_mask_of_tokens(policy: Any, device: str) -> None:
     rollout = PLAIN.sample(policy, *prompts(device), settings(), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        mine, plain = (way(policy, rollout) for way in (completion_logits, objective.completion_logits))
+        mine, plain = (way(policy, rollout) for way in (masked_logits, objective.completion_logits))
     seen = rollout.completion_mask
     assert torch.allclose(mine[seen], plain[seen], atol=1e-4) and plain[seen].std() > 0.5
 
@@ -365,7 +365,7 @@ def test_a_graph_is_prepared_warmed_up_and_captured_without_collections(
     def function() -> None:
         calls.append("function")
         collects.append(gc.isenabled())
-        if broken and len(collects) == graphs.WARM_UPS + 1:
+        if broken and len(collects) == graphs.WARMING + 1:
             raise RuntimeError("not permitted while a stream is captured")
 
     def make() -> graphs.Graph:
@@ -376,10 +376,10 @@ def test_a_graph_is_prepared_warmed_up_and_captured_without_collections(
     try:
         with pytest.raises(RuntimeError, match="captured") if broken else nullcontext():
             made = make()
-        assert gc.isenabled() and collects == [True] * graphs.WARM_UPS + [False]
+        assert gc.isenabled() and collects == [True] * graphs.WARMING + [False]
     finally:
         gc.enable() if before else gc.disable()
-    warm_up = ["prepare", "function"] * graphs.WARM_UPS
+    warm_up = ["prepare", "function"] * graphs.WARMING
     assert calls == [
         "enter",
         "wait",
@@ -395,7 +395,7 @@ def test_a_graph_is_prepared_warmed_up_and_captured_without_collections(
     ]
     if not broken:
         made.replay()
-        assert calls[-1] == "replay" and collects[-1] is False and len(collects) == graphs.WARM_UPS + 1
+        assert calls[-1] == "replay" and collects[-1] is False and len(collects) == graphs.WARMING + 1
 
 
 # what the host is asked

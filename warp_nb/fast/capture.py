@@ -27,7 +27,7 @@ from warp_nb.fast.decoders import (
 )
 from warp_nb.fast.graphs import Graph
 from warp_nb.fast.sampler import Sampler, slots_of
-from warp_nb.fast.scoring import completion_logits, token_log_probs
+from warp_nb.fast.scoring import masked_logits, token_log_probs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -117,7 +117,7 @@ class CapturedStep:
     def compute(self) -> None:
         """Compute loss, measurements and gradients of what was loaded."""
         with torch.enable_grad(), computed(self.dtype, self.rewards.device):
-            loss, measured = self.terms(self.rollout, self.rewards, completion_logits=completion_logits)
+            loss, measured = self.terms(self.rollout, self.rewards, completion_logits=masked_logits)
         self.gradients = torch.autograd.grad(loss, self.trained, allow_unused=True)
         self.loss, self.measured = loss.detach(), measured
 
@@ -128,22 +128,22 @@ class CapturedStep:
             self.graph = Graph(self.compute, rewards.device)
         self.graph.replay()
         marker = torch.zeros((), requires_grad=True)
-        return _Handed.apply(marker, self.loss, self.trained, self.gradients), self.measured
+        return _Handed.apply(marker, self.loss, (self.trained, self.gradients)), self.measured
 
 
 class _Handed(torch.autograd.Function):
     """A loss whose gradients are known: its backward pass sets them."""
 
     @staticmethod
-    def forward(ctx: Any, marker: torch.Tensor, loss: torch.Tensor, trained: Any, gradients: Any) -> torch.Tensor:
-        ctx.found = trained, gradients
+    def forward(ctx: Any, marker: torch.Tensor, loss: torch.Tensor, found: Any) -> torch.Tensor:
+        ctx.found = found
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[None, ...]:
         for value, gradient in zip(*ctx.found, strict=True):
             value.grad = gradient
-        return (None,) * 4
+        return (None,) * 3
 
 
 # A trial

@@ -82,7 +82,7 @@ class Layout:
             return False
         modules = [module for module in policy.modules() if next(module.parameters(recurse=False), None) is not None]
         weights = all(p.device.type in ("cpu", "cuda") and p.dtype == torch.float32 for p in policy.parameters())
-        return weights and {type(module).__name__ for module in modules} <= PLAIN and agrees(Layout, policy)
+        return weights and {type(module).__name__ for module in modules} <= LAID_OUT and agrees(Layout, policy)
 
     @torch.no_grad()
     def __init__(self, policy: Any, batch: int, length: int) -> None:
@@ -286,7 +286,7 @@ def read_gpt2(policy: Any, product: Callable[..., Product]) -> Model:
 
 
 READERS = {"LlamaForCausalLM": read_llama, "GPT2LMHeadModel": read_gpt2}
-PLAIN = {"Linear", "Embedding", "LayerNorm", "LlamaRMSNorm", "Conv1D"}
+LAID_OUT = {"Linear", "Embedding", "LayerNorm", "LlamaRMSNorm", "Conv1D"}
 """Classes of the modules with weights that the layout computes."""
 
 
@@ -316,7 +316,7 @@ class FixedForward:
         self.copies: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
         if apart:
             self.policy, self.copies = twin(policy, computed_dtype(policy.device))
-        self.place = Place(length)
+        self.place = FixedSlots(length)
         self.cache = fixed_cache(self.place)
 
     @torch.no_grad()
@@ -335,7 +335,7 @@ class FixedForward:
 
 
 @dataclass
-class Place:
+class FixedSlots:
     """Where a fixed cache writes next, int64 [n], how many slots it has, and how many of them are attended to."""
 
     length: int
@@ -343,7 +343,7 @@ class Place:
     seen: int = 0
 
 
-def fixed_cache(place: Place) -> Any:
+def fixed_cache(place: FixedSlots) -> Any:
     """Make a cache of transformers whose layers write at `place.slots` and return the first `place.seen` slots.
 
     Unlike `StaticCache`, whose layers count for themselves, it takes keys and values of two dtypes, as autocast makes.

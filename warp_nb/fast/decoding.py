@@ -44,7 +44,7 @@ def sample(
             policy, ids, mask, sampling, generator=generator, draw=draw, decoder=lambda *_: CachedForward(policy)
         )
     like = next(policy.parameters())
-    sampler = Sampler(made, shape, sampling, like, lambda scores: draw(scores, generator))
+    sampler = Sampler(made, shape, sampling, like, draw=lambda scores: draw(scores, generator))
     sampler.begin(ids, mask)
     return sampler.run()
 
@@ -62,7 +62,7 @@ def replay(
 
 
 def sample_by_seeds(
-    policy: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, sampling: Sampling, seeds: Sequence[int]
+    policy: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, sampling: Sampling, *, seeds: Sequence[int]
 ) -> Rollout:
     """Sample blocks of BLOCK prompts, each with the noise of its seed, as `sample` would sample each block alone.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-WARM_UPS = 2
+WARMING = 2
 """Calls before the capture: libraries allocate their workspaces at first use."""
 
 
@@ -43,7 +43,7 @@ def captured(function: Callable[[], Any], prepare: Callable[[], Any], beside: to
     graph, own = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     beside.wait_stream(own)
     with torch.cuda.stream(beside):
-        for _ in range(WARM_UPS):
+        for _ in range(WARMING):
             prepare()
             function()
         prepare()

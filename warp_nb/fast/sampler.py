@@ -39,6 +39,7 @@ class Sampler:
         shape: tuple[int, int],
         sampling: Sampling,
         like: torch.Tensor,
+        *,
         draw: Callable[[torch.Tensor], torch.Tensor] | None = None,
         whole: bool = False,
     ) -> None:

@@ -21,7 +21,7 @@ LARGE_SLICE = 1 << 26
 """The same elsewhere: 268 MB."""
 
 
-def completion_logits(policy: Any, rollout: Rollout) -> torch.Tensor:
+def masked_logits(policy: Any, rollout: Rollout) -> torch.Tensor:
     """Return the logits that predict each completion token, as `objective.completion_logits` does: [B, C, V].
 
     The model is given the whole causal mask, because transformers would look at the values of a mask [B, L] on the

@@ -151,7 +151,7 @@ def evaluate(
         seeds = [derive_seed(seed, block) for block in range(start, start + len(chunk), BLOCK)]
         rollout, logits = reference_side.rollout(chunk, seeds)
         add_batch_(theirs, task, rollout, logits, others=completion_logits(policy, rollout), under=logits)
-        rollout = sample_by_seeds(policy, *task.encode(chunk, sampling, "eval_prompts"), sampling, seeds)
+        rollout = sample_by_seeds(policy, *task.encode(chunk, sampling, "eval_prompts"), sampling, seeds=seeds)
         others = completion_logits(reference, rollout)
         add_batch_(mine, task, rollout, completion_logits(policy, rollout), others=others, under=others)
     rewards = [

@@ -49,7 +49,7 @@ class ReferenceSide:
                 pass
             except DamagedFile as error:
                 warnings.warn(f"{error}; it is made again", stacklevel=2)
-        rollout = sample_by_seeds(self.reference, ids, mask, self.sampling, seeds)
+        rollout = sample_by_seeds(self.reference, ids, mask, self.sampling, seeds=seeds)
         if path is None:
             return rollout, completion_logits(self.reference, rollout)
         return rollout, self._score_and_save(path, rollout)

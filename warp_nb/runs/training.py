@@ -172,6 +172,7 @@ class Training(Watch):
         anchor: Any,
         rollout: objective.Rollout,
         rewards: torch.Tensor,
+        *,
         completion_logits: Callable[..., torch.Tensor],
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss and the measurements of a step; nothing here waits for the device."""

@@ -105,7 +105,7 @@ class Task:
         """
         limit = context_length(self.policy) - sampling.max_new_tokens
         width = max(self.lengths[among]) if among and self.policy.device.type == "cuda" else 0
-        ids, mask = encode_prompts(self.tokenizer, prompts, limit, sampling.pad_id, width)
+        ids, mask = encode_prompts(self.tokenizer, prompts, limit, sampling.pad_id, width=width)
         return ids.to(self.policy.device), mask.to(self.policy.device)
 
     def decode(self, rollout: Rollout) -> list[str]:

@@ -43,7 +43,7 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, policy: Any) -> tuple[int, ...]:
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[str], limit: int, pad: int = 0, width: int = 0
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], limit: int, pad: int = 0, *, width: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode prompts as (ids, attention mask), both int64 [B, P], left-padded with `pad` (see `prompt_ids`).
 
