@@ -48,7 +48,7 @@ def measure(
             value.mul_(1.001)
     prompt = given.encode(given.eval_prompts, sampling)[0].shape[1]
     shapes = products(policy, min(BLOCK, n_prompts), prompt + completion - 1, completion)
-    rates = best_rates([machine_rates(shapes, torch.float32, sizes.products, **buffers)])
+    rates = best_rates([machine_rates(shapes, torch.float32, sizes.products, buffers=buffers)])
     work_done = evaluation_work(sizes, n_prompts, prompt, completion, reference_kept=sizes.parameters >= LARGE)
     floor = seconds(work_done, rates["flop_per_s"], rates["bytes_per_s"])
     while True:

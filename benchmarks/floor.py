@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def measure(turns: Turns, *, steps: int, warmup: int, buffers: Mapping[str, int]
     sizes, tokens = sizes_of(task.policy), {"batch": shape["batch"], "prompt": prompt, "completion": completion}
     shapes = products(task.policy, shape["batch"], prompt + completion - 1, completion)
     kind = getattr(torch, shape["dtype"])
-    rates = [machine_rates(shapes, kind, sizes.products, **buffers)]
+    rates = [machine_rates(shapes, kind, sizes.products, buffers=buffers)]
     events: list[Event] = []
     found: list[dict[str, float]] = []
     peaks: list[int] = []
@@ -68,7 +69,7 @@ def measure(turns: Turns, *, steps: int, warmup: int, buffers: Mapping[str, int]
 
     forget_peak()
     dataclasses.replace(setup, parts=noted_parts(events)).run(on_step=on_step)
-    best = best_rates([*rates, machine_rates(shapes, kind, sizes.products, **buffers)])
+    best = best_rates([*rates, machine_rates(shapes, kind, sizes.products, buffers=buffers)])
     memory = step_memory(sizes, **tokens, bf16=bf16)
     del memory["reward model"]  # the reward here is free
     floors = phase_floors(sizes, **tokens, bf16=bf16, rates=best)
@@ -111,26 +112,33 @@ def products(policy: Any, batch: int, tokens: int, predicted: int) -> list[tuple
 
 
 def machine_rates(
-    shapes: list[tuple[int, int, int]], dtype: torch.dtype, weights: int, *, numbers: int, square: int
+    shapes: list[tuple[int, int, int]],
+    dtype: torch.dtype,
+    weights: int,
+    *,
+    buffers: Mapping[str, int],
+    device: str = "cpu",
 ) -> dict[str, float]:
-    """Measure the rates of this machine, each as the best of REPEATS.
+    """Measure the rates of a device, each as the best of REPEATS.
 
     FLOP/s of a product of each of the shapes and of two square matrices; bytes/s of a copy, a read and an EMA of
-    `numbers` fp32 numbers, and of a read of as many weights as a decode step multiplies.
+    `numbers` fp32 numbers (see BUFFERS), and of a read of as many weights as a decode step multiplies.
     """
     import torch
 
+    numbers, square = buffers["numbers"], buffers["square"]
+    best = partial(best_time, seconds_of_cuda if device.startswith("cuda") else seconds_of)
     rates = {
-        f"product {m} × {k} × {n}": 2 * m * k * n / best_time(torch.nn.functional.linear, *matrices(m, k, n, dtype))
+        f"product {m} × {k} × {n}": 2 * m * k * n / best(torch.nn.functional.linear, *matrices(m, k, n, dtype, device))
         for m, k, n in [*shapes, (square, square, square)]
     }
-    source, sink = torch.ones(numbers), torch.zeros(numbers)
-    own = torch.ones(weights, dtype=dtype).view(torch.int32)
+    source, sink = torch.ones(numbers, device=device), torch.zeros(numbers, device=device)
+    own = torch.ones(weights // 2 * 2, dtype=dtype, device=device).view(torch.int32)
     return rates | {
-        "bytes copied": 2 * source.nbytes / best_time(sink.copy_, source),
-        "bytes read": source.nbytes / best_time(source.sum),
-        "bytes of an EMA": 3 * source.nbytes / best_time(sink.lerp_, source, 0.5),
-        "bytes of the weights read": own.nbytes / best_time(own.max),
+        "bytes copied": 2 * source.nbytes / best(sink.copy_, source),
+        "bytes read": source.nbytes / best(source.sum),
+        "bytes of an EMA": 3 * source.nbytes / best(sink.lerp_, source, 0.5),
+        "bytes of the weights read": own.nbytes / best(own.max),
     }
 
 
@@ -145,21 +153,35 @@ def best_rates(rates: list[dict[str, float]]) -> dict[str, float]:
     return {"flop_per_s": flops, "bytes_per_s": bandwidth} | best
 
 
-def matrices(m: int, k: int, n: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def matrices(m: int, k: int, n: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Make a random input [m, k] and weight [n, k] of a linear layer."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(rows, k, generator=generator).to(dtype) for rows in (m, n))
+    left, right = (torch.randn(rows, k, generator=generator).to(device, dtype) for rows in (m, n))
     return left, right
 
 
-def best_time(function: Callable[..., Any], *args: Any) -> float:
-    """Return the shortest of REPEATS calls after one warm-up call, seconds."""
+def best_time(clock: Callable[..., float], function: Callable[..., Any], *args: Any) -> float:
+    """Return the shortest of REPEATS calls after one warm-up call, seconds by `clock`."""
     function(*args)
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        function(*args)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(clock(function, *args) for _ in range(REPEATS))
+
+
+def seconds_of(function: Callable[..., Any], *args: Any) -> float:
+    """Return the seconds of a call by the clock."""
+    start = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - start
+
+
+def seconds_of_cuda(function: Callable[..., Any], *args: Any) -> float:
+    """Return the seconds between two events of the current CUDA stream, one before and one after a call."""
+    import torch
+
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    function(*args)
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3

@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,8 @@ from warp_nb.measure.machine import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "trl", "mergekit", "safetensors", "numpy")
+UNMEASURED = {"page.py", "gpu_table.py", "session.py"}
+"""Modules of this folder that show or order what others measure."""
 LIMIT = 0.05
 """Largest share of the processors that others may use."""
 
@@ -72,15 +75,15 @@ def machine() -> dict[str, Any]:
     return {"cpu": processor(), "processors": threads, "memory_gb": memory, "system": system}
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Return the versions of Python and of the libraries whose speed is measured."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def source_sha256(root: Path = ROOT) -> str:
     """Return the sha256 of the code that is measured and that measures; a part is out of date if it changes."""
     digest = hashlib.sha256()
-    measuring = [path for path in (root / "benchmarks").glob("*.py") if path.name != "page.py"]
+    measuring = [path for path in (root / "benchmarks").glob("*.py") if path.name not in UNMEASURED]
     for path in sorted([*(root / "warp_nb").rglob("*.py"), *measuring]):
         digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()

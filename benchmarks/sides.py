@@ -35,10 +35,13 @@ class Turns:
 
     def __init__(self, source: TextIO, sink: TextIO) -> None:
         self.source, self.sink = source, sink
+        self.wait: Callable[[], None] = lambda: None
+        """Called before the clock is read: a side on a GPU sets it to `torch.cuda.synchronize`."""
         self.started = time.perf_counter()
 
     def next(self, **figures: Any) -> None:
         """Answer with seconds since the last return, peak memory so far (bytes) and `figures`; return when asked."""
+        self.wait()
         answer = {"seconds": time.perf_counter() - self.started, "peak_rss": peak_rss(), **figures}
         print(json.dumps(answer), file=self.sink, flush=True)
         if not self.source.readline():
@@ -48,6 +51,7 @@ class Turns:
 
     def begin(self) -> None:
         """Restart the clock of the unit: the work before it was a warm-up."""
+        self.wait()
         self.started = time.perf_counter()
 
     def at_step(self, step: int, *, warmup: int, settle: int, steps: int, **figures: Any) -> None:

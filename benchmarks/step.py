@@ -57,7 +57,9 @@ def ours(turns: Turns, *, settle: int, steps: int, warmup: int, **shape: Any) ->
     setup.run(on_step=on_step)
 
 
-def trl(turns: Turns, *, settle: int, steps: int, warmup: int, checkpointing: bool, **shape: Any) -> None:
+def trl(
+    turns: Turns, *, settle: int, steps: int, warmup: int, checkpointing: bool, device: str = "cpu", **shape: Any
+) -> None:
     """Run the side: the same run by RLOOTrainer, whose reference model is the EMA anchor."""
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -65,7 +67,8 @@ def trl(turns: Turns, *, settle: int, steps: int, warmup: int, checkpointing: bo
 
     from benchmarks import work
 
-    setup = work.setup(**shape)
+    turns.wait = work.waiter(device)
+    setup = work.setup(device=device, **shape)
     task, begin = setup.task, setup.task.tokenizer.bos_token or ""
     texts = [f"{begin}{prompt}" for prompt in task.train_prompts]
     given = task.tokenizer(texts)["input_ids"]
@@ -80,12 +83,13 @@ def trl(turns: Turns, *, settle: int, steps: int, warmup: int, checkpointing: bo
 
     class Stepwise(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            turns.at_step(state.global_step, warmup=warmup, settle=settle, steps=steps, **tokens)
+            peak = {"peak_device": work.peak_device(device)}
+            turns.at_step(state.global_step, warmup=warmup, settle=settle, steps=steps, **tokens, **peak)
 
     with tempfile.TemporaryDirectory() as folder:
         config = RLOOConfig(
             output_dir=folder,
-            use_cpu=True,
+            use_cpu=device == "cpu",
             per_device_train_batch_size=shape["batch"],
             num_generations=2,
             max_steps=work.ENDLESS,
