@@ -8,7 +8,7 @@ NBVAL = $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reports exp5 diagnosis notebooks test quick notebooks-test test-slow browser lint bench lab readme badges clean
+.PHONY: help setup reports exp5 diagnosis notebooks test quick notebooks-test test-slow browser gpu lint bench bench-gpu lab readme badges clean
 
 help: ## print this
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -68,6 +68,12 @@ browser: $(VENV)/.ready-dev ## the pages, and the lessons in JupyterLab, in head
 
 bench: $(VENV)/.ready-dev ## speed and memory against peers and the floor -> benchmarks/README.md
 	$(BIN)/python -m benchmarks
+
+bench-gpu: $(VENV)/.ready-dev ## on one CUDA card: steps and evaluation beside TRL, the floor and the targets
+	$(BIN)/python -m benchmarks.gpu
+
+gpu: $(VENV)/.ready-dev ## on one CUDA card, in 8 minutes: gpu tests, bench-gpu, reports of smollm, exp5 -> reports/gpu/
+	PYTHON=$(BIN)/python bash scripts/gpu.sh
 
 lab: $(VENV)/.ready ## JupyterLab at the first page of the notebooks
 	$(BIN)/python -m jupyter lab notebooks/index.ipynb

@@ -92,7 +92,7 @@ def step_row(say: Say, place: Place, *, pairs: int, warmup: int, steps: int, trl
     """Measure a step: pairs of units in turn with TRL's trainer, or units alone; then floor, profile and phases."""
     shape |= {"device": place.device, "warmup": warmup}
     sides = [("benchmarks.gpu_sides:step", shape | {"pairs": pairs, "steps": steps})]
-    theirs = {"settle": 0, "steps": 1, "checkpointing": False}
+    theirs = {"settle": 0, "steps": 1, "warmup": min(2, warmup), "checkpointing": False}
     sides += [("benchmarks.step:trl", {key: shape[key] for key in shape if key != "buffers"} | theirs)] if trl else []
     with ExitStack() as stack, ThreadPoolExecutor() as starting:
         ready = [starting.submit(Side, name, **settings) for name, settings in sides]
