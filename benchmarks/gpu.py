@@ -264,14 +264,27 @@ def settings_of(row: Row, place: Place) -> dict[str, Any]:
 
 
 def conditions(place: Place, card: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the conditions that a row's result is valid for; `card` is what `gpu_sides.card` says."""
+    """Return the conditions that a row's result is valid for; `card` is what `ask_card` found."""
     packages = [name for name in PACKAGES if name != "mergekit"]
     return {
-        "card": {name: card[name] for name in ("device", "gpu", "gpu_memory_gb", "cuda")},
+        "card": dict(card),
         "machine": machine(),
         "versions": versions(packages),
         "source_sha256": source_sha256(),
     }
+
+
+def ask_card(device: str) -> dict[str, Any]:
+    """Return name, memory and CUDA version of the card.
+
+    Raises:
+        RuntimeError: torch sees no CUDA device.
+    """
+    try:
+        found = once("benchmarks.card:card", device=device)
+    except RuntimeError as error:
+        raise RuntimeError(str(error).strip().splitlines()[-1]) from None
+    return {name: found[name] for name in ("device", "gpu", "gpu_memory_gb", "cuda")}
 
 
 def is_valid(record: Mapping[str, Any], now: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
@@ -332,11 +345,11 @@ def use_this_interpreter(folder: Path) -> None:
 
     Templates and kernels beside packages on the path (`pip install --target`) are found too.
     """
+    from ipykernel.kernelspec import get_kernel_dict
+
     kernel = folder / "kernels" / "python3"
     kernel.mkdir(parents=True, exist_ok=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    about = {"argv": argv, "display_name": "Python 3", "language": "python"}
-    (kernel / "kernel.json").write_text(json.dumps(about), encoding="utf-8")
+    (kernel / "kernel.json").write_text(json.dumps(get_kernel_dict()), encoding="utf-8")
     beside = [str(Path(path) / "share" / "jupyter") for path in sys.path if (Path(path) / "share" / "jupyter").is_dir()]
     others_given = os.environ.get("JUPYTER_PATH")
     os.environ["JUPYTER_PATH"] = os.pathsep.join([str(folder), *beside, *([others_given] if others_given else [])])
@@ -351,6 +364,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "reports" / "gpu", help="folder of notebooks and reports")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a trial in miniature")
     parser.add_argument("--again", action="store_true", help="measure also what is finished")
+    parser.add_argument("--card", type=json.loads, default={}, help="what benchmarks.card says; it is asked by default")
     chosen = parser.parse_args(argv)
     unknown = set(chosen.rows) - set(ROWS)
     if unknown:
@@ -365,10 +379,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # with several cards TRL would divide its batch
     place = Place(chosen.device, chosen.out.resolve(), chosen.results.resolve())
     try:
-        now = conditions(place, once("benchmarks.gpu_sides:card", device=place.device))
+        card = chosen.card or ask_card(place.device)
     except RuntimeError as error:
-        print(str(error).strip().splitlines()[-1], file=sys.stderr)
+        print(error, file=sys.stderr)
         return 2
+    now = conditions(place, card)
     use_this_interpreter(place.out / ".jupyter")
     failed = []
     for name in chosen.rows:

@@ -38,21 +38,6 @@ SETTLED = 3
 """Steps before the one that is profiled, or before those whose phases are measured."""
 
 
-def card(turns: Turns, *, device: str) -> None:
-    """Run the side: name, memory and CUDA version of the device.
-
-    Raises:
-        RuntimeError: torch sees no CUDA device.
-    """
-    found: dict[str, Any] = {"device": device, "gpu": "none: a trial on the CPU", "gpu_memory_gb": 0, "cuda": None}
-    if device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise RuntimeError(f"device {device}, but this torch ({torch.__version__}) sees no CUDA device")
-        memory = torch.cuda.get_device_properties(0).total_memory
-        found |= {"gpu": torch.cuda.get_device_name(), "gpu_memory_gb": round(memory / 1e9), "cuda": torch.version.cuda}
-    turns.next(**found)
-
-
 def prepare(turns: Turns, *, task: str, device: str) -> None:
     """Run the side: load a task; the answer names the folders of the cache that this made."""
     from warp_nb import load_task

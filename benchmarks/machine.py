@@ -46,6 +46,8 @@ class Clock:
 
 def others(before: Clock, after: Clock) -> float:
     """Return the share of the processors, 0 to 1, that others used between two moments; children count at their end."""
+    if after.total <= before.total:  # too short a time for the system's clock
+        return 0.0
     busy = (after.busy - before.busy) - (after.own - before.own)
     return min(1.0, max(0.0, busy / (after.total - before.total)))
 

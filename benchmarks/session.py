@@ -20,7 +20,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BUDGET = 480
 LEAST = 10
 """Seconds of the budget below which no part begins."""
+TRIAL_LIMIT = 600
+"""Seconds that a part of a trial on the CPU may take."""
 GRACE = 10
 """Seconds in which a part that is stopped may save what it has."""
 TESTING = ("pytest", "hypothesis")
@@ -47,10 +49,11 @@ class Part:
     command: list[str]
 
 
-def parts(out: Path, device: str) -> list[Part]:
-    """Return the parts in their order; with the device `cpu` their miniatures."""
-    rows = [sys.executable, "-m", "benchmarks.gpu", "--device", device, "--out", str(out)]
-    rows += ["--results", str(out / RESULTS)]
+def parts(out: Path, card: Mapping[str, Any]) -> list[Part]:
+    """Return the parts in their order, on the card that `gpu.ask_card` found; on its device `cpu` their miniatures."""
+    device = card["device"]
+    rows = [sys.executable, "-m", "benchmarks.gpu", "--device", device, "--card", json.dumps(dict(card))]
+    rows += ["--out", str(out), "--results", str(out / RESULTS)]
     tests = [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-o", "addopts=", "-p", "no:cacheprovider"]
     tests += [f"--junitxml={out / 'tests.xml'}", *map(str, marked())]
     exp5 = [sys.executable, "-m", "warp_nb", "report", "exp5", "--out", str(out), "--notebooks", "notebooks"]
@@ -59,7 +62,7 @@ def parts(out: Path, device: str) -> list[Part]:
         shortest = {"I": 1, "T": 1, "n_eval_prompts": 8, "batch_size": 2, "max_new_tokens": 3, "warmup_steps": 0}
         exp5 += [word for name, value in shortest.items() for word in ("-p", name, str(value))]
     steps = ["smollm-16", "small-32", "smollm-128", "gpt2-16", "evaluation"]
-    return [
+    made = [
         Part("tests", "tests under the marker gpu", 90, tests),
         Part("prepare", "policy and reward model of smollm", 100, [*rows, "prepare"]),
         Part("bench", "steps and evaluation beside TRL and the floor", 180, [*rows, *steps]),
@@ -67,6 +70,7 @@ def parts(out: Path, device: str) -> list[Part]:
         Part("reports", "the four experiments and their reports", 180, [*rows, "reports"]),
         Part("exp5", "experiment 5, as far as it comes", 3600, exp5),
     ]
+    return [replace(part, limit=TRIAL_LIMIT) for part in made] if device == "cpu" else made
 
 
 def marked(tests: Path = ROOT / "tests") -> list[Path]:
@@ -282,7 +286,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     from benchmarks import gpu
     from benchmarks.gpu_table import table, verdict_lines
-    from benchmarks.sides import once
 
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND="Agg")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
@@ -290,12 +293,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     place = gpu.Place(chosen.device, out, out / RESULTS)
     try:
-        now = gpu.conditions(place, once("benchmarks.gpu_sides:card", device=chosen.device))
+        card = gpu.ask_card(chosen.device)
     except RuntimeError as error:
-        print(f"{str(error).strip().splitlines()[-1]}; GPU_DEVICE=cpu tries the commands in miniature", file=sys.stderr)
+        print(f"{error}; GPU_DEVICE=cpu tries the commands in miniature", file=sys.stderr)
         return 2
+    now = gpu.conditions(place, card)
     gpu.use_this_interpreter(out / ".jupyter")
-    wanted = [part for part in parts(out, chosen.device) if part.name in (chosen.only or part.name)]
+    wanted = [part for part in parts(out, card) if part.name in (chosen.only or part.name)]
     found = session(wanted, out, budget=chosen.budget - (time.monotonic() - started), now=now, device=chosen.device)
     results = gpu.read(out / RESULTS)
     told = summary(wanted, found, out, verdict_lines(results, gpu.ROWS))
