@@ -1,9 +1,9 @@
 """What `scripts/pack.sh` puts into a pack: names of wheels, and of folders in the cache.
 
-    python -m scripts.packing packages --python 3.12 --base torch transformers    # name==version, one a line
-    python -m scripts.packing packages --spare                                    # only where the target lacks them
-    python -m scripts.packing parts                                               # folders, relative to the cache
-    python -m scripts.packing parts --trained
+python -m scripts.packing packages --python 3.12 --base torch transformers    # name==version, one a line
+python -m scripts.packing packages --spare                                    # only where the target lacks them
+python -m scripts.packing parts                                               # folders, relative to the cache
+python -m scripts.packing parts --trained
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def closure(wanted: Sequence[str], target: Mapping[str, str], lookup: Lookup = i
             except PackageNotFoundError:
                 found[name], needs = "", []
             for need in map(Requirement, needs):
-                if need.marker is None and not extra:
-                    queue.append(need)
-                elif need.marker is not None and need.marker.evaluate({**target, "extra": extra}):
+                if need.marker is None or need.marker.evaluate({**target, "extra": extra}):
                     queue.append(need)
     return found
 
