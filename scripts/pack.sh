@@ -49,7 +49,7 @@ for tag in manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux
 done
 download() { # to a folder: the wheels that the rest of the arguments name
   "$python" -m pip download --quiet --disable-pip-version-check --only-binary=:all: --implementation cp \
-    --python-version "$target_python" "${platforms[@]}" --dest "$@"
+    --python-version "$target_python.99" "${platforms[@]}" --dest "$@" # 3.12 alone means 3.12.0, too old for some
 }
 grep == "$work/wheels.txt" >"$work/known.txt"
 download "$work/wheels" --no-deps --requirement "$work/known.txt"
