@@ -170,6 +170,8 @@ GPUS = (
     ("L4, 24 GB", "bf16", 121e12, 300e9),
     ("A100, 40 GB", "fp32", 19.5e12, 1555e9),
     ("A100, 40 GB", "bf16", 312e12, 1555e9),
+    ("H100 SXM, 80 GB", "fp32", 67e12, 3350e9),
+    ("H100 SXM, 80 GB", "bf16", 989e12, 3350e9),
 )
 """Name, arithmetic, dense FLOP/s and bytes/s from the vendor's data sheet."""
 

@@ -48,6 +48,7 @@ class Row:
         settings: its keywords.
         trial: those that differ in a trial on the CPU.
         before: seconds on commit 024658b, one H100.
+        hedge: what stands before these seconds where they are not a median: about, over.
         before_peer: TRL's seconds there; 0 where it was not measured.
         target: most seconds.
         peer: least number of times as fast as TRL; 0 for none.
@@ -59,6 +60,7 @@ class Row:
     settings: dict[str, Any]
     trial: dict[str, Any] = field(default_factory=dict)
     before: float
+    hedge: str = ""
     before_peer: float = 0.0
     target: float
     peer: float = 0.0
@@ -226,6 +228,7 @@ ROWS: dict[str, Row] = {
         settings={"task": "smollm", "n_prompts": 256, "completion": 24, "repeats": 3, "buffers": BUFFERS},
         trial={"task": "small", "n_prompts": 2, "completion": 3, "repeats": 1, "buffers": SMALL_BUFFERS},
         before=30,
+        hedge="about ",
         target=3,
     ),
     "exp4": Row(
@@ -242,6 +245,7 @@ ROWS: dict[str, Row] = {
         settings={"task": "smollm", "names": REPORTED, "parameters": {}},
         trial={"task": "small", "names": ("exp4",), "parameters": SHORTEST},
         before=260,
+        hedge="over ",
         target=120,
     ),
     "prepare": Row(

@@ -1,8 +1,12 @@
-"""The results of `benchmarks.gpu` as a table: each row beside its floor, TRL and its targets."""
+"""The results of `benchmarks.gpu` as a table: each row beside its floor, TRL and its targets.
+
+`python -m benchmarks.gpu_table` writes the results of `results-gpu.json` between the markers of docs/gpu.md.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import page
@@ -12,6 +16,8 @@ if TYPE_CHECKING:
     from benchmarks.gpu import Row
 
 HEAD = ["row", "before", "measured", "floor", "ratio to floor", "TRL", "TRL / ours", "target", "met or missed"]
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
+BEGIN, END = "<!-- rows -->\n", "<!-- /rows -->"
 COLD = "prepare"
 """The row that adds the reports to its own seconds."""
 Results = Mapping[str, Mapping[str, Any]]
@@ -58,7 +64,7 @@ def why_not(name: str, results: Results) -> str:
 def cells(name: str, row: Row, results: Results) -> list[str]:
     """Return the cells of a row, in the order of HEAD."""
     record, seconds = results.get(name, {}), measured(name, results)
-    before = amount(row.before, "s") if row.before else ""
+    before = f"{row.hedge}{amount(row.before, 's')}" if row.before else ""
     before += f", TRL {amount(row.before_peer, 's')}" if row.before_peer else ""
     wanted = [f"≤ {amount(row.target, 's')}"] + [f"≥ {number(row.peer)} × TRL"] * bool(row.peer)
     wanted += [f"≤ {number(row.floors)} floors"] * bool(row.floors)
@@ -148,3 +154,27 @@ def verdict_lines(results: Results, rows: Mapping[str, Row]) -> list[str]:
         every = cells(name, row, results)
         found.append(f"{row.title}: {every[2]} (target {every[7]}): {every[8]}")
     return found
+
+
+def filled(text: str, results: Results, rows: Mapping[str, Row]) -> str:
+    """Return the text of a page with the table of the results between its markers.
+
+    Raises:
+        ValueError: it has no markers.
+    """
+    head, found, rest = text.partition(BEGIN)
+    _, closed, tail = rest.partition(END)
+    if not (found and closed):
+        raise ValueError(f"the page lacks the markers {BEGIN.strip()} and {END}; put them back")
+    return f"{head}{BEGIN}{table(results, rows).strip()}\n{END}{tail}"
+
+
+def main() -> None:
+    """Fill docs/gpu.md."""
+    from benchmarks.gpu import RESULTS, ROWS, read
+
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), read(RESULTS), ROWS), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ from tiny import gpt2, llama
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DistilBertConfig, DistilBertForSequenceClassification, GPT2Config
 
-from benchmarks import cost
+from benchmarks import cost, gpu, gpu_table
 from benchmarks.cost import GPT2, Sizes, evaluation_work, host_memory, seconds, sizes_of, step_memory, step_work
 from warp_nb.config import WarpConfig
 from warp_nb.runs.training import FAST
@@ -152,6 +152,27 @@ def test_evaluation_counts_every_prompt() -> None:
 def test_the_page_holds_the_tables() -> None:
     between = PAGE.read_text(encoding="utf-8").split("<!-- costs -->\n")[1].split("\n<!-- /costs -->")[0]
     assert between == cost.markdown_table()
+
+
+def test_the_page_holds_the_rows_and_targets() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert gpu_table.filled(text, gpu.read(gpu.RESULTS), gpu.ROWS) == text
+    lines = text.partition(gpu_table.BEGIN)[2].partition(gpu_table.END)[0].splitlines()
+    assert [line.split(" | ")[0] for line in lines[2 : 2 + len(gpu.ROWS)]] == [
+        f"| {row.title}" for row in gpu.ROWS.values()
+    ]
+    with pytest.raises(ValueError, match="lacks the markers"):
+        gpu_table.filled("no markers", {}, gpu.ROWS)
+
+
+def test_the_page_and_the_rows_have_the_same_figures_of_before() -> None:
+    measured = PAGE.read_text(encoding="utf-8").partition("## Measured before")[2].partition("\n## ")[0]
+    cells = [[cell.strip() for cell in line.split("|")] for line in measured.splitlines() if line.startswith("| ")]
+    found = {line[1]: (line[2], line[10]) for line in cells}
+    for row in gpu.ROWS.values():
+        if row.measure is gpu.step_row:
+            before, peer = (f"{1e3 * value:.0f}" if value else "" for value in (row.before, row.before_peer))
+            assert found[row.title.removesuffix(", a step")] == (before, peer)
 
 
 def test_the_pages_example_runs() -> None:
