@@ -186,7 +186,7 @@ STEP = {"pairs": 3, "steps": 5, "warmup": 4, "trl": False, "buffers": BUFFERS}
 SMOLLM = STEP | {"task": "smollm", "completion": 32, "dtype": "bfloat16"}
 
 
-def a_step(title: str, settings: dict[str, Any], **targets: float) -> Row:
+def a_step(title: str, settings: dict[str, Any], **targets: Any) -> Row:
     """Return the row of a step; in a trial it is one of two prompts on `small`."""
     trial = TINY | {"buffers": SMALL_BUFFERS}
     return Row(title=f"{title}, a step", measure=step_row, settings=settings, trial=trial, **targets)
