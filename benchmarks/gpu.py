@@ -135,8 +135,18 @@ def prepare_row(say: Say, place: Place, *, task: str) -> Figure:
     return {"seconds": spread([time.perf_counter() - started]), "made": made}
 
 
+def make_parts(say: Say, place: Place, row: str, task: str) -> None:
+    """Make the parts of a task before `row`, which counts on them, unless `prepare` did so under the same conditions."""
+    results = read(place.results)
+    done = results.get("prepare", {})
+    if not is_finished(done) or any(done[key] != results[row][key] for key in ("card", "versions", "source_sha256")):
+        say("the parts first")
+        once("benchmarks.gpu_sides:prepare", task=task, device=place.device)
+
+
 def notebook_row(say: Say, place: Place, *, name: str, task: str, parameters: Mapping[str, Any]) -> Figure:
     """Measure papermill on the notebook of an experiment, from its start to its end."""
+    make_parts(say, place, "exp4", task)
     values = {"task": task, "device": place.device, **parameters}
     words = [word for key, value in values.items() for word in ("-p", key, str(value))]
     out = place.out / "papermill" / f"{name}-{task}.ipynb"
@@ -151,6 +161,7 @@ def reports_row(say: Say, place: Place, *, task: str, names: Sequence[str], para
 
     A row that has begun, with the same conditions, is found in the results file.
     """
+    make_parts(say, place, "reports", task)
     folder = place.out if task == "smollm" else place.out / task
     begun = datetime.fromisoformat(read(place.results)["reports"]["begun"]).timestamp()
     missing = [name for name in names if not is_reported(folder / f"{name}.result.json", begun)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import tempfile
@@ -100,13 +101,12 @@ def profile(setup: work.Setup, device: str) -> dict[str, float]:
 
     Empty where the profiler sees no device: on the CPU, and where CUPTI is missing.
     """
-    if not device.startswith("cuda"):
-        return {}
-    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    kinds, wait = [torch.profiler.ProfilerActivity.CPU], work.waiter(device)
+    kinds += [torch.profiler.ProfilerActivity.CUDA] if device.startswith("cuda") else []
     profiler = torch.profiler.profile(activities=kinds)
 
     def on_step(row: dict[str, float]) -> None:
-        torch.cuda.synchronize()
+        wait()
         if row["step"] == SETTLED:
             profiler.start()
         elif row["step"] == SETTLED + 1:
@@ -205,7 +205,7 @@ def evaluation(
     """
     turns.wait = work.waiter(device)
     given = work.load_task(task, device)
-    sizes, policy, sampling = sizes_of(given.policy), work.load_task(task, device).policy, given.sampling(completion)
+    sizes, policy, sampling = sizes_of(given.policy), copy.deepcopy(given.policy), given.sampling(completion)
     with torch.no_grad():
         for value in policy.parameters():
             value.mul_(1.001)

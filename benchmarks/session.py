@@ -279,8 +279,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing := lacking(requirements()):
         print(f"{sys.executable} lacks what is needed, nothing was run:", *missing, sep="\n  ", file=sys.stderr)
         print(
-            "Install them beside its torch, e.g. pip install --target site --no-deps NAME ... and PYTHONPATH=site; "
-            "scripts/pack.sh makes a folder with all of them for a machine without a network",
+            "Install them beside its torch, e.g. pip install --target site-packages --no-deps NAME ... and "
+            "PYTHONPATH=site-packages (the name matters to dill); scripts/pack.sh packs all of them for a machine "
+            "without a network",
             file=sys.stderr,
         )
         return 2

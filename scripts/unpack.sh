@@ -23,10 +23,11 @@ if [ -n "$(ls -A "$target" 2>/dev/null)" ]; then
 fi
 mkdir -p "$target"
 target=$(cd "$target" && pwd)
+# dill, with which datasets names what it caches, takes packages for installed only in a folder of the name site-packages
 cat "$here"/piece-* | tar -x -C "$target"
 install() {
   "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile --upgrade \
-    --target "$target/site" "$@"
+    --target "$target/site-packages" "$@"
 }
 install "$target"/wheels/*.whl
 missing='
@@ -38,11 +39,11 @@ for wheel in sorted(pathlib.Path(sys.argv[1]).glob("*.whl")):
     except PackageNotFoundError:
         print(wheel)
 '
-mapfile -t lacking < <(PYTHONPATH=$target/site "$python" -c "$missing" "$target/spare")
+mapfile -t lacking < <(PYTHONPATH=$target/site-packages "$python" -c "$missing" "$target/spare")
 if [ ${#lacking[@]} -gt 0 ]; then
   install "${lacking[@]}"
 fi
 rm -r "$target/wheels" "$target/spare"
 echo "Unpacked. Run:"
 printf 'PYTHON=%q PYTHONPATH=%q WARP_NB_CACHE=%q bash %q\n' \
-  "$python" "$target/site" "$target/cache" "$target/project/scripts/gpu.sh"
+  "$python" "$target/site-packages" "$target/cache" "$target/project/scripts/gpu.sh"

@@ -170,6 +170,19 @@ def test_an_interrupted_row_is_known_to_have_begun_and_a_failed_one_is_told(tmp_
     assert gpu.read(place.results) == {}
 
 
+def test_parts_are_made_before_a_row_that_counts_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, asked = gpu.Place("cuda", tmp_path, tmp_path / "r.json"), []
+    monkeypatch.setattr(gpu, "once", lambda function, **settings: asked.append(settings))
+    gpu.write(place.results, {"exp4": NOW})
+    gpu.make_parts(lambda text: None, place, "exp4", "small")
+    assert asked == [{"task": "small", "device": "cuda"}]
+    gpu.write(place.results, {"exp4": NOW, "prepare": record(30.0, made=[])})
+    gpu.make_parts(lambda text: None, place, "exp4", "small")
+    gpu.write(place.results, {"exp4": NOW, "prepare": record(30.0, made=[]) | {"versions": {"torch": "2.12"}}})
+    gpu.make_parts(lambda text: None, place, "exp4", "small")
+    assert len(asked) == 2
+
+
 def test_only_reports_of_this_row_count_as_finished(tmp_path: Path) -> None:
     path = tmp_path / "exp1.result.json"
     assert not gpu.is_reported(path, 0.0)
@@ -298,12 +311,11 @@ def test_events_wait_for_the_kernel() -> None:
     assert floor.seconds_of_cuda(torch.mm, left, left) > 1e-3  # 1.1e12 operations: no card makes them in less
 
 
-@pytest.mark.gpu
-def test_a_step_on_a_card_has_launches_and_a_peak() -> None:
-    setup = setup_of("cuda")
-    found = gpu_sides.profile(setup, "cuda")
-    assert not found or min(found["kernels"], found["busy"]) > 0  # empty: CUPTI is missing
-    assert work.peak_device("cuda") > 0
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), DEVICES.args[1][1]])
+def test_a_step_is_profiled_and_has_launches_and_a_peak_on_a_card(device: str) -> None:
+    found = gpu_sides.profile(setup_of(device), device)
+    assert not found or (device == "cuda" and min(found["kernels"], found["busy"]) > 0)  # empty too without CUPTI
+    assert (work.peak_device(device) > 0) is (device == "cuda")
 
 
 def test_an_evaluation_is_saved_elsewhere_and_the_cache_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,11 +125,13 @@ def test_a_pack_is_unpacked_as_it_was(packed: Path, pack: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     sent, arrived = (folder / "assets" / "one" / "file" for folder in (packed / "cache", target / "cache"))
     assert sent.read_bytes() == arrived.read_bytes()
-    assert (target / "site" / "planted_for_the_test.py").read_text() == "HERE = 1\n"
+    assert (target / "site-packages" / "planted_for_the_test.py").read_text() == "HERE = 1\n"
     assert (target / "project" / "warp_nb" / "config.py").read_text() == (ROOT / "warp_nb" / "config.py").read_text()
     assert (target / "project" / "warp_nb" / "notebooks").is_symlink()
     last = done.stdout.splitlines()[-1]
-    assert last.startswith(f"PYTHON={sys.executable} PYTHONPATH={target}/site WARP_NB_CACHE={target}/cache bash ")
+    assert last.startswith(
+        f"PYTHON={sys.executable} PYTHONPATH={target}/site-packages WARP_NB_CACHE={target}/cache bash "
+    )
     assert last.endswith(f"{target}/project/scripts/gpu.sh")
     assert "not empty" in unpack(pack, target).stderr
 
