@@ -136,7 +136,7 @@ def prepare_row(say: Say, place: Place, *, task: str) -> Figure:
 
 
 def make_parts(say: Say, place: Place, row: str, task: str) -> None:
-    """Make the parts of a task before `row`, which counts on them, unless `prepare` did so under the same conditions."""
+    """Make the parts of a task before `row`, which counts on them, unless `prepare` made them on this card."""
     results = read(place.results)
     done = results.get("prepare", {})
     if not is_finished(done) or any(done[key] != results[row][key] for key in ("card", "versions", "source_sha256")):

@@ -193,6 +193,41 @@ def test_only_reports_of_this_row_count_as_finished(tmp_path: Path) -> None:
         assert not gpu.is_reported(path, 0.0)
 
 
+def test_interrupted_reports_resume_with_what_is_missing_and_then_have_no_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = gpu.Place("cuda", tmp_path, tmp_path / "r.json")
+    gpu.write(place.results, {"prepare": record(30.0, made=[])})
+    commands: list[list[str]] = []
+    broken = ["exp3"]
+
+    def fresh(*command: str) -> dict[str, float]:
+        named = [word for word in command if word in gpu.REPORTED]
+        commands.append(named)
+        for name in named:
+            if name in broken:
+                broken.clear()
+                raise KeyboardInterrupt
+            found = {"status": "ok", "run": {"seconds": 9.0}, "seconds": 7.0, "history": [{"seconds": 2.0}] * 3}
+            (tmp_path / f"{name}.result.json").write_text(json.dumps(found))
+        return {"seconds": 40.0}
+
+    monkeypatch.setattr(gpu, "fresh", fresh)
+    (tmp_path / "exp2.result.json").write_text('{"status": "ok"}')  # of another day
+    os.utime(tmp_path / "exp2.result.json", (0, 0))
+    with pytest.raises(KeyboardInterrupt):
+        gpu.measure("reports", place, NOW, lambda text: None)
+    found = gpu.measure("reports", place, NOW, lambda text: None)
+    assert commands == [list(gpu.REPORTED), ["exp3", "exp4"]]
+    assert gpu.is_finished(found) and "seconds" not in found and found["resumed"]
+    assert found["notebooks"]["exp1"] == {"whole": 9.0, "experiment": 7.0, "steps": 6.0}
+    told = gpu_table.cells("reports", gpu.ROWS["reports"], gpu.read(place.results))
+    assert told[2] == "resumed after an interruption, so no figure" and told[-1] == "open"
+    monkeypatch.setattr(gpu, "make_parts", lambda *given: None)
+    whole = gpu.measure("reports", place, NOW | {"source_sha256": "bb"}, lambda text: None)
+    assert whole["seconds"]["median"] == 40.0 and not whole["resumed"] and commands[-1] == list(gpu.REPORTED)
+
+
 def test_no_card_is_told_and_nothing_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
