@@ -20,8 +20,8 @@ from benchmarks.cost import evaluation_work, seconds, sizes_of
 from benchmarks.floor import best_rates, machine_rates, phase_floors, products
 from benchmarks.sides import Turns
 from warp_nb import evaluate
-from warp_nb.files import cache_dir
 from warp_nb.fast.decoding import BLOCK
+from warp_nb.files import cache_dir
 
 PARTS_OF = {
     "sampling": ("prefill", "decode"),

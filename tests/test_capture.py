@@ -36,9 +36,7 @@ from warp_nb.runs.training import FAST, PLAIN, train
 from warp_nb.tasks.task import Task
 
 PROMPTS = ["the", "the film was", "it was the best movie we saw", "story of it"] * 2
-CUDA = pytest.param(
-    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
-)
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 KINDS: dict[str, Callable[..., Any]] = {
     "llama": tiny.llama,
     "gpt2": tiny.gpt2,
