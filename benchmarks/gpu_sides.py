@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module, util
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +19,9 @@ from benchmarks.cost import evaluation_work, seconds, sizes_of
 from benchmarks.floor import best_rates, machine_rates, phase_floors, products
 from benchmarks.sides import Turns
 from warp_nb import evaluate
+from warp_nb.fast.capture import why_eager
 from warp_nb.fast.decoding import BLOCK
+from warp_nb.fast.devices import arithmetic
 from warp_nb.files import cache_dir
 
 PARTS_OF = {
@@ -68,17 +69,12 @@ def step(
         turns.at_step(int(row["step"]), warmup=warmup, settle=0, steps=steps, **tokens)
 
     setup.run(on_step=on_step)
-    eager, about = why_eager(setup.task.policy), setup.task.facts.get("weights", "")
+    about = setup.task.facts.get("weights", "")
+    with arithmetic(setup.config.dtype, setup.task.policy.device):
+        eager = why_eager(setup.task.policy)
     floors, rates, tokens = step_floors(setup, buffers=buffers, device=device)
     profiled, phases = profile(setup, device), phases_outside(setup, turns.wait, steps)
     turns.next(eager=eager, weights=about, floors=floors, rates=rates, shape=tokens, profile=profiled, phases=phases)
-
-
-def why_eager(policy: Any) -> str:
-    """Return why the steps of a policy are not captured in CUDA graphs; empty if they are."""
-    if util.find_spec("warp_nb.fast.capture") is None:
-        return "this version captures nothing"
-    return str(import_module("warp_nb.fast.capture").why_eager(policy))
 
 
 def step_floors(

@@ -25,11 +25,12 @@ from transformers import (
 from transformers.masking_utils import sdpa_mask
 
 from warp_nb.algorithm.objective import completion_logits, inputs
-from warp_nb.fast import decoders, decoding
+from warp_nb.fast import capture, decoders, decoding
 from warp_nb.fast.decoders import CachedForward, FixedForward, Layout, decoder_of, visibility
 from warp_nb.fast.devices import arithmetic
 from warp_nb.fast.scoring import token_log_probs
 from warp_nb.runs.training import PLAIN
+from warp_nb.tasks.prepared import LOADERS
 
 PROMPTS = ["the", "the film was", "it was the best movie we saw", "story of it"]
 SLOTS = 20
@@ -102,6 +103,19 @@ def test_in_bf16_the_layout_is_as_exact_as_the_models_own_forward(family: Callab
         errors.append([(found.float() - exact).square().mean() for found in rounded])
     fast, plain = torch.tensor(errors).mean(0).sqrt().tolist()
     assert 0 < fast < 1.2 * plain < 0.05
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("shared", [1, 2, 6])
+def test_grouped_queries_are_grouped_keys(shared: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
+    query = torch.randn(2, count, 6, 4, generator=generator)
+    keys, values = torch.randn(2, 2, shared, 7, 4, generator=generator)
+    given = query, keys, values, visibility(mask, 7 - count)
+    found = decoders.grouped_queries(*given)
+    torch.testing.assert_close(found, decoders.grouped_keys(*given))
+    assert found.shape == query.shape and found[0].std() > 0.1
 
 
 @FAMILIES
@@ -271,6 +285,14 @@ def test_agreement_is_measured_once_per_structure(monkeypatch: pytest.MonkeyPatc
     for policy, count in ((first, 1), (first, 1), (second, 1), (other, 2)):
         assert type(decoder_of(policy, 2, 8)) is Layout
         assert len(made) == count
+
+
+@pytest.mark.parametrize("task", ["small", pytest.param("smollm", marks=pytest.mark.slow)])
+def test_the_prepared_policies_are_laid_out(task: str) -> None:
+    """Real weights: where they drive a model, fp32 rounds by more than in a model at random."""
+    policy = LOADERS[task]("cpu")[0].eval()
+    assert type(decoder_of(policy, 2, 8)) is Layout and FixedForward.fits(policy)
+    assert capture.trial(policy) == ""
 
 
 def test_only_a_plain_llama_or_gpt2_is_laid_out() -> None:

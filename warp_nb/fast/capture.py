@@ -21,9 +21,9 @@ from warp_nb.fast.decoders import (
     Layout,
     computed_dtype,
     is_altered,
+    probe,
     rounding,
     structure,
-    vocabulary,
 )
 from warp_nb.fast.graphs import Graph
 from warp_nb.fast.sampler import Sampler, slots_of
@@ -175,9 +175,7 @@ def why_eager(policy: PreTrainedModel) -> str:
 def trial(policy: PreTrainedModel) -> str:
     """Capture a rollout and a step of two short prompts; return what differs from the model's own, if anything does."""
     device, count = policy.device, 4
-    ids = torch.arange(8, device=device).view(2, 4) % vocabulary(policy)
-    mask = torch.ones_like(ids)
-    mask[0, 0] = 0
+    ids, mask = probe(policy)
     sampling = Sampling(count, end_ids=(), pad_id=0)
     captured = CapturedSampler(policy, (2, 4), sampling)
     for seed in (0, 1):  # two rollouts: the second one replays on other values
