@@ -168,7 +168,10 @@ def why_eager(policy: PreTrainedModel) -> str:
         try:
             TRIED[key] = trial(policy)
         except Exception as error:  # of any model's forward, and of CUDA
-            TRIED[key] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+            cause: BaseException = error
+            while cause.__context__ is not None:  # a capture that failed ends with an error of its own
+                cause = cause.__context__
+            TRIED[key] = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0][:200]}"
     return TRIED[key]
 
 

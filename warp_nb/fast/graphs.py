@@ -54,6 +54,7 @@ def captured(function: Callable[[], Any], prepare: Callable[[], Any], beside: to
         with torch.cuda.graph(graph, stream=beside):
             function()
     finally:
+        torch.cuda.set_stream(own)  # torch leaves the stream of a capture that failed
         if collects:
             gc.enable()
     return graph.replay
