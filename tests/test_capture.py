@@ -168,7 +168,9 @@ def terms(policy: Any, rollout: Rollout, rewards: torch.Tensor, completion_logit
 def test_a_replayed_step_has_the_plain_loss_and_gradients(policy: Any, device: str, dtype: str) -> None:
     """Of rollouts of several lengths, with padding on both sides, and of weights that have changed."""
     policy.get_input_embeddings().weight.requires_grad_(False)
-    step = CapturedStep(lambda *given, **way: terms(policy, *given, **way), policy, (8, 7), settings())
+    with arithmetic(dtype, torch.device(device)):
+        step = CapturedStep(lambda *given, **way: terms(policy, *given, **way), policy, (8, 7), settings())
+    assert step.dtype == getattr(torch, dtype)
     generator, lengths = torch.Generator().manual_seed(1), set()
     for scale in (1.0, 0.7, 0.5):
         with torch.no_grad():

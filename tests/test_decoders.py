@@ -112,9 +112,9 @@ def test_grouped_queries_are_grouped_keys(shared: int, count: int) -> None:
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
     query = torch.randn(2, count, 6, 4, generator=generator)
     keys, values = torch.randn(2, 2, shared, 7, 4, generator=generator)
-    given = query, keys, values, visibility(mask, 7 - count)
-    found = decoders.grouped_queries(*given)
-    torch.testing.assert_close(found, decoders.grouped_keys(*given))
+    visible = visibility(mask, 7 - count)
+    found = decoders.grouped_queries(query, keys, values, visible.repeat(1, 1, 6 // shared, 1)).flatten(2, 3)
+    torch.testing.assert_close(found, decoders.grouped_keys(query, keys, values, visible))
     assert found.shape == query.shape and found[0].std() > 0.1
 
 

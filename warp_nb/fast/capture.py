@@ -5,12 +5,13 @@ Random numbers are drawn on the CPU before a rollout, so they are the same on ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.nn.utils import get_total_norm
 
 from warp_nb.algorithm import objective
 from warp_nb.algorithm.merge import wide
@@ -99,7 +100,7 @@ class CapturedStep:
         self.dtype = computed_dtype(device)
         ids = torch.full((batch, self.width + count), sampling.pad_id, device=device)
         kept = torch.zeros(batch, count, dtype=torch.bool, device=device)
-        drawn = torch.zeros(batch, count, dtype=wide(self.trained[0][:0]).dtype, device=device)
+        drawn = torch.zeros(batch, count, dtype=wide(next(policy.parameters())[:0]).dtype, device=device)
         self.rollout = Rollout(ids, torch.zeros_like(ids), kept, drawn, sampling.temperature)
         self.rewards = torch.zeros(batch, device=device)
         self.graph: Graph | None = None
@@ -118,7 +119,8 @@ class CapturedStep:
         """Compute loss, measurements and gradients of what was loaded."""
         with torch.enable_grad(), computed(self.dtype, self.rewards.device):
             loss, measured = self.terms(self.rollout, self.rewards, completion_logits=masked_logits)
-        self.gradients = torch.autograd.grad(loss, self.trained, allow_unused=True)
+        with torch.autocast(self.rewards.device.type, enabled=False):  # the caller's, for `backward` runs outside of it
+            self.gradients = torch.autograd.grad(loss, self.trained, allow_unused=True)
         self.loss, self.measured = loss.detach(), measured
 
     def __call__(self, rollout: Rollout, rewards: torch.Tensor) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
@@ -150,7 +152,7 @@ class _Handed(torch.autograd.Function):
 
 KINDS = {"cuda"}
 """Kinds of device on which rollouts and steps are captured."""
-TRIED: dict[tuple[str, torch.dtype], str] = {}
+TRIED: dict[tuple[str, torch.dtype, bool], str] = {}
 
 
 def why_eager(policy: PreTrainedModel) -> str:
@@ -163,7 +165,8 @@ def why_eager(policy: PreTrainedModel) -> str:
         return policy.device.type
     if is_altered(policy):
         return "a forward is hooked or replaced"
-    key = structure(policy), computed_dtype(policy.device)
+    trains = any(value.requires_grad for value in policy.parameters())
+    key = structure(policy), computed_dtype(policy.device), trains
     if key not in TRIED:
         try:
             TRIED[key] = trial(policy)
@@ -187,17 +190,34 @@ def trial(policy: PreTrainedModel) -> str:
     with torch.no_grad():
         logits = objective.completion_logits(policy, rollout)
         own = token_log_probs(logits, rollout.tokens, rollout.completion_mask, 1.0)
-    slack = rounding(logits.float().log_softmax(-1)) * (1 if computed_dtype(device) == torch.float32 else 100)
+    slack = rounding(logits.float().log_softmax(-1))
+    if computed_dtype(device).itemsize < 4:  # logits themselves are rounded, and so is all below them
+        slack = 100 * slack + torch.finfo(computed_dtype(device)).eps * logits.abs().max().item()
     gap = (own - rollout.sampled_log_probs).abs().max().item()
     if not gap <= slack:
         return f"the captured rollout differs by {gap:.2g} nats"
+    if not any(value.requires_grad for value in policy.parameters()):
+        return ""
 
     def terms(rollout: Rollout, rewards: Any, completion_logits: Any) -> Any:
         logits = completion_logits(policy, rollout)
         found = token_log_probs(logits, rollout.tokens, rollout.completion_mask, rollout.temperature)
-        return found.square().sum(), {"log_probs": found.detach()}
+        return found.sum(), {"log_probs": found.detach()}
 
     step = CapturedStep(terms, policy, (2, 4), sampling)
-    _, measured = step(rollout, torch.zeros(2, device=device))
+    rewards = torch.zeros(2, device=device)
+    _, measured = step(rollout, rewards)
     gap = (own - measured["log_probs"]).abs().max().item()
-    return "" if gap <= slack else f"the captured step differs by {gap:.2g} nats"
+    if not gap <= slack:
+        return f"the captured step differs by {gap:.2g} nats"
+    captured_norm = get_total_norm(present(step.gradients))
+    step.compute()
+    wanted = get_total_norm(present(step.gradients))
+    share = ((captured_norm - wanted).abs() / wanted).item()
+    alike = share <= 0.05 or wanted == 0
+    return "" if alike else f"the gradient of the captured step differs by {share:.2g} of its norm"
+
+
+def present(gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    """Return the gradients of those weights that have one."""
+    return [gradient for gradient in gradients if gradient is not None]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 ATTENTIONS = ("sdpa", "eager", "fp32")
 """Names under which transformers knows the attention that the layout computes, and `devices` its own in fp32."""
+OUTPUTS = "transformers.utils.output_capturing"
+"""The module of transformers whose hooks return hidden states and attentions."""
 TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh")
 """Names under which transformers knows torch's GELU with the tanh approximation."""
 
@@ -96,7 +98,8 @@ class Layout:
             return self.products[-1]
 
         self.model = model = reader(policy, product)
-        self.cache = torch.zeros(2, len(model.layers), batch, model.kv_heads, length, model.width, device=policy.device)
+        shape = len(model.layers), batch, 2 * model.kv_heads, length, model.width
+        self.cache = torch.zeros(shape, device=policy.device)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -114,22 +117,25 @@ class Layout:
     def _forward(
         self, ids: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, visible: torch.Tensor
     ) -> torch.Tensor:
-        batch, count = ids.shape
-        model = self.model
+        (batch, count), model = ids.shape, self.model
         heads, kv_heads, width = model.heads, model.kv_heads, model.width
         hidden = model.embed(ids, positions).view(batch * count, -1)
         turns, seen = model.turns(hidden, positions), visible.shape[3]
-        attend = grouped_queries if ids.device.type != "cpu" else grouped_keys
-        for layer, (keys, values) in zip(model.layers, self.cache.unbind(1), strict=True):
-            mixed = layer.mix(layer.norm_1(hidden).to(self.dtype)).float().view(batch, count, -1, width)
-            turned = mixed[:, :, : heads + kv_heads]
-            if turns is not None:
+        attend = grouped_keys
+        if ids.device.type != "cpu":
+            attend, visible = grouped_queries, visible.repeat(1, 1, heads // kv_heads, 1)
+        for layer, cache in zip(model.layers, self.cache, strict=True):
+            mixed = layer.mix(layer.norm_1(hidden).to(self.dtype)).view(batch, count, -1, width)
+            if turns is None:
+                mixed = mixed.float()
+            else:
                 cos, sin = turns
-                turned = torch.addcmul(turned * cos, turned.roll(width // 2, -1), sin)
-            keys.index_copy_(2, slots, turned[:, :, heads:].transpose(1, 2))
-            values.index_copy_(2, slots, mixed[:, :, heads + kv_heads :].transpose(1, 2))
-            found = attend(turned[:, :, :heads], keys[:, :, :seen], values[:, :, :seen], visible)
-            hidden = hidden + layer.out(found.reshape(batch * count, -1).to(self.dtype))
+                mixed = torch.addcmul(mixed * cos, mixed.roll(width // 2, -1), sin)
+            cache.index_copy_(2, slots, mixed[:, :, heads:].transpose(1, 2))
+            keys, values = cache[:, :, :seen].split(kv_heads, 1)
+            found = attend(mixed[:, :, :heads], keys, values, visible)
+            found = found.to(self.dtype, memory_format=torch.contiguous_format).reshape(batch * count, -1)
+            hidden = hidden + layer.out(found)
             hidden = hidden + layer.down(layer.act(layer.up(layer.norm_2(hidden).to(self.dtype))))
         last = hidden.view(batch, count, -1)[:, -1]
         return model.head(model.norm(last).to(self.dtype))
@@ -138,23 +144,21 @@ class Layout:
 def grouped_keys(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """Return attention [B, n, heads, W] of queries of that shape to keys and values [B, fewer heads, S, W]."""
     found = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=visible, enable_gqa=True)
-    return found.transpose(1, 2).contiguous()
+    return found.transpose(1, 2)
 
 
 def grouped_queries(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor
 ) -> torch.Tensor:
-    """Return the same as `grouped_keys`: heads that share keys are further queries of one head.
+    """Return the same as `grouped_keys`, [B, n, fewer heads, group, W]; `visible` is repeated for each of a group.
 
-    On CUDA no fused kernel takes both a mask and fewer keys than heads. On a CPU this takes twice as long.
+    Heads that share keys are further queries of one head: on CUDA no fused kernel takes both a mask and fewer keys than
+    heads. On a CPU this takes twice as long.
     """
     (batch, count, heads, width), shared = query.shape, keys.shape[1]
-    group = heads // shared
-    query = query.view(batch, count, shared, group, width).permute(0, 2, 3, 1, 4)
-    visible = visible.repeat(1, 1, group, 1)
+    query = query.reshape(batch, count, shared, heads // shared, width).permute(0, 2, 3, 1, 4)
     found = F.scaled_dot_product_attention(query.reshape(batch, shared, -1, width), keys, values, attn_mask=visible)
-    found = found.view(batch, shared, group, count, width).permute(0, 3, 1, 2, 4)
-    return found.reshape(batch, count, heads, width)
+    return found.view(batch, shared, heads // shared, count, width).permute(0, 3, 1, 2, 4)
 
 
 class Product:
@@ -211,7 +215,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Model:
-    """The parts of a policy that the layout computes with; `turns` returns cos and sin [B, n, 1, W], or None."""
+    """The parts of a policy that the layout computes with.
+
+    `turns` returns cos and sin [B, n, heads, W] for queries, keys and values (which do not turn: 1 and 0), or None.
+    """
 
     heads: int
     kv_heads: int
@@ -226,14 +233,18 @@ class Model:
 def read_llama(policy: Any, product: Callable[..., Product]) -> Model:
     """Read a Llama: RMS norms, rotary positions, grouped keys, a gated feed-forward part."""
     config, body = policy.config, policy.model
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
 
     def norm(module: Any) -> Unary:
         return partial(F.rms_norm, normalized_shape=module.weight.shape, weight=module.weight, eps=config.rms_norm_eps)
 
     def turns(hidden: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         cos, sin = (table[:, :, None] for table in body.rotary_emb(hidden, positions))
-        return cos, torch.cat([-sin[..., : width // 2], sin[..., width // 2 :]], -1)
+        sin = torch.cat([-sin[..., : width // 2], sin[..., width // 2 :]], -1)
+        turned = [table.expand(-1, -1, heads + kv_heads, -1) for table in (cos, sin)]
+        still = cos.new_ones(*cos.shape[:2], kv_heads, width), cos.new_zeros(*cos.shape[:2], kv_heads, width)
+        return torch.cat([turned[0], still[0]], 2), torch.cat([turned[1], still[1]], 2)
 
     def gated(both: torch.Tensor) -> torch.Tensor:
         gate, up = both.chunk(2, -1)
@@ -254,8 +265,8 @@ def read_llama(policy: Any, product: Callable[..., Product]) -> Model:
             )
         )
     return Model(
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
+        heads=heads,
+        kv_heads=kv_heads,
         width=width,
         embed=lambda ids, positions: F.embedding(ids, body.embed_tokens.weight),
         turns=turns,
@@ -502,14 +513,19 @@ def structure(policy: PreTrainedModel) -> str:
 
 def settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attributes that are plain values."""
-    return {name: value for name, value in attributes.items() if isinstance(value, bool | int | float | str)}
+    plain = {name: value for name, value in attributes.items() if isinstance(value, bool | int | float | str)}
+    plain.pop("_output_capturing_hooks_installed", None)
+    return plain
 
 
 def is_altered(policy: PreTrainedModel) -> bool:
-    """Return whether a forward in the model is replaced or hooked."""
-    return has_global_hooks() or any(
-        "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks for module in policy.modules()
-    )
+    """Return whether a forward in the model is replaced or hooked.
+
+    The hooks by which transformers once returned hidden states stay in a model and do nothing unless asked again.
+    """
+    hooks = (hook for m in policy.modules() for hook in [*m._forward_hooks.values(), *m._forward_pre_hooks.values()])
+    own = any(getattr(hook, "__module__", "") != OUTPUTS for hook in hooks)
+    return has_global_hooks() or own or any("forward" in vars(module) for module in policy.modules())
 
 
 def visibility(mask: torch.Tensor, start: int = 0) -> torch.Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from warp_nb.algorithm.merge import wide
 from warp_nb.algorithm.objective import Rollout, inputs
@@ -25,12 +26,13 @@ def masked_logits(policy: Any, rollout: Rollout) -> torch.Tensor:
     """Return the logits that predict each completion token, as `objective.completion_logits` does: [B, C, V].
 
     The model is given the whole causal mask, because transformers would look at the values of a mask [B, L] on the
-    host: a GPU would wait, and the forward could not be captured.
+    host: a GPU would wait, and the forward could not be captured. Attention is computed by kernels whose bits repeat.
     """
     width, before = rollout.tokens.shape[1], inputs(rollout.ids[:, :-1], rollout.attention_mask[:, :-1])
     mask = before["attention_mask"]
     before["attention_mask"] = visibility(mask).to(mask_dtype(policy))
-    return policy(**before, use_cache=False, logits_to_keep=width).logits[:, -width:]
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return policy(**before, use_cache=False, logits_to_keep=width).logits[:, -width:]
 
 
 def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from warp_nb.algorithm.objective import Rollout, Sampling, completion_logits, inputs
+from warp_nb.algorithm.objective import Rollout, Sampling, completion_logits
 from warp_nb.fast.decoding import sample_by_seeds
 from warp_nb.fast.devices import LARGE
 from warp_nb.files import DamagedFile, cache_dir, seal, unseal
@@ -56,11 +56,16 @@ class ReferenceSide:
 
     def _score_and_save(self, path: Path, rollout: Rollout) -> torch.Tensor:
         """Return the logits; save the rollout to `path` if the head reproduces them from the hidden states."""
-        width = rollout.tokens.shape[1]
-        before = inputs(rollout.ids[:, :-1], rollout.attention_mask[:, :-1])
-        out = self.reference(**before, use_cache=False, logits_to_keep=width, output_hidden_states=True)
-        hidden = out.hidden_states[-1]
-        if torch.equal(self._head(hidden, width), out.logits):
+        head: Any = self.reference.get_output_embeddings()
+        read: list[torch.Tensor] = []
+        # not output_hidden_states: for them transformers leaves hooks in the model, which is captured no more
+        handle = head.register_forward_pre_hook(lambda module, given: read.append(given[0]))
+        try:
+            logits = completion_logits(self.reference, rollout)
+        finally:
+            handle.remove()
+        if len(read) == 1 and torch.equal(head(read[0]), logits):
+            hidden = read[0]
             tensors = {name: value for name, value in vars(rollout).items() if isinstance(value, torch.Tensor)}
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +76,7 @@ class ReferenceSide:
                     f"saved; WARP_NB_CACHE moves the cache",
                     stacklevel=2,
                 )
-        return out.logits
+        return logits
 
     def _load(self, path: Path, ids: torch.Tensor) -> tuple[Rollout, torch.Tensor]:
         """Load what `_score_and_save` wrote for these prompts, on the reference's device."""
@@ -84,7 +89,7 @@ class ReferenceSide:
             "attention_mask": (rows, width + drawn, False),
             "completion_mask": (rows, drawn, False),
             "sampled_log_probs": (rows, drawn, True),
-            "hidden": (rows, width + drawn - 1, channels, True),
+            "hidden": (rows, drawn, channels, True),
         }
         found = {name: (*tensor.shape, tensor.is_floating_point()) for name, tensor in saved.items()}
         if found != wanted or not 0 < drawn <= length or not torch.equal(saved["ids"][:, :width], ids.cpu()):
@@ -92,10 +97,7 @@ class ReferenceSide:
         saved = {name: tensor.to(self.reference.device) for name, tensor in saved.items()}
         hidden = saved.pop("hidden")
         rollout = Rollout(**saved, temperature=self.sampling.temperature)
-        return rollout, self._head(hidden, drawn)
-
-    def _head(self, hidden: torch.Tensor, width: int) -> torch.Tensor:
-        return self.reference.get_output_embeddings()(hidden[:, -width:, :])
+        return rollout, self.reference.get_output_embeddings()(hidden)
 
     def _path(self, ids: torch.Tensor, mask: torch.Tensor, seeds: list[int]) -> Path | None:
         """Return the file for all that the bits depend on: the policy, tokens, noise, sampling, CPU, threads.
@@ -108,7 +110,7 @@ class ReferenceSide:
             warnings.warn(f"{error}; the reference's side of the evaluation is not saved", stacklevel=2)
             return None
         facts: dict[str, Any] = {
-            "layout": 5,
+            "layout": 6,
             "reference": self.identity,
             "prompts": [ids.tolist(), mask.tolist()],
             "settings": [seeds, *vars(self.sampling).values()],

@@ -353,4 +353,6 @@ def train(config: WarpConfig, task: Task, init: Weights, *, i: int, m: int, **se
         except BaseException as error:
             training.failed(error)
             raise
+        finally:
+            training.captured = None  # it holds the run and the memory of its graph, in a cycle
     return result
