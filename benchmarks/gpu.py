@@ -91,9 +91,12 @@ class Place:
 
 
 def step_row(say: Say, place: Place, *, pairs: int, warmup: int, steps: int, trl: bool, **shape: Any) -> Figure:
-    """Measure a step: pairs of units in turn with TRL's trainer, or units alone; then floor, profile and phases."""
+    """Measure a step: pairs of units in turn with TRL's trainer, or units alone; then the floor and the phases.
+
+    Beside TRL a step is profiled, too. What fails in profile and phases costs them alone.
+    """
     shape |= {"device": place.device, "warmup": warmup}
-    sides = [("benchmarks.gpu_sides:step", shape | {"pairs": pairs, "steps": steps})]
+    sides = [("benchmarks.gpu_sides:step", shape | {"pairs": pairs, "steps": steps, "profiled": trl})]
     theirs = {"settle": 0, "steps": 1, "warmup": min(2, warmup), "checkpointing": False}
     sides += [("benchmarks.step:trl", {key: shape[key] for key in shape if key != "buffers"} | theirs)] if trl else []
     with ExitStack() as stack, ThreadPoolExecutor() as starting:
@@ -104,15 +107,21 @@ def step_row(say: Say, place: Place, *, pairs: int, warmup: int, steps: int, trl
             same_work(mine[-1], other[-1])
         else:
             mine, other = [alive[0].unit() for _ in range(pairs)], []
-        say("floor, profile, phases")
+        say("floor")
         about = alive[0].unit()
+        say("profile, phases" if trl else "phases")
+        try:
+            seen = alive[0].unit()
+        except RuntimeError as error:
+            seen = {"profile": {}, "phases": {}, "unseen": str(error)[-500:]}
     took = [unit["seconds"] / steps for unit in mine]
     found: Figure = {"seconds": spread(took), "floor": sum(about["floors"].values())}
     if other:
         slow = [unit["seconds"] for unit in other]
         found |= {"peer": spread(slow) | {"peak_device": other[-1]["peak_device"]}, "ratio": ratio(slow, took)}
-    facts = {name: about[name] for name in ("eager", "weights", "floors", "rates", "shape", "profile")}
-    phases = {name: spread(values) for name, values in about["phases"].items()}
+    facts = {name: about[name] for name in ("eager", "weights", "floors", "rates", "shape")}
+    facts |= {name: seen[name] for name in ("profile", "unseen") if name in seen}
+    phases = {name: spread(values) for name, values in seen["phases"].items()}
     return found | facts | {"phases": phases, "peak_device": mine[-1]["peak_device"]}
 
 
@@ -124,8 +133,8 @@ def evaluation_row(say: Say, place: Place, *, repeats: int, **settings: Any) -> 
             units.append(side.unit())
             say(f"{number}/{repeats}: {units[-1]['first']:.2f} s")
     found: Figure = {"seconds": spread([unit["first"] for unit in units]), "peak_device": units[-1]["peak_device"]}
-    again = {"again": spread([unit["again"] for unit in units])}
-    return found | again | {name: side.warmup[name] for name in ("floor", "rates", "eager")}
+    about = {"again": spread([unit["again"] for unit in units]), "eager": units[-1]["eager"]}
+    return found | about | {name: side.warmup[name] for name in ("floor", "rates")}
 
 
 def prepare_row(say: Say, place: Place, *, task: str) -> Figure:

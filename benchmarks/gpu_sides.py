@@ -56,9 +56,17 @@ def prepare(turns: Turns, *, task: str, device: str) -> None:
 
 
 def step(
-    turns: Turns, *, pairs: int, steps: int, warmup: int, buffers: Mapping[str, int], device: str, **shape: Any
+    turns: Turns,
+    *,
+    pairs: int,
+    steps: int,
+    warmup: int,
+    profiled: bool,
+    buffers: Mapping[str, int],
+    device: str,
+    **shape: Any,
 ) -> None:
-    """Run the side: `pairs` units of `steps` steps, then one unit with all that is known of a step beside its time."""
+    """Run the side: `pairs` units of `steps` steps, one unit with the floors, one with profile and phases of a step."""
     turns.wait = work.waiter(device)
     setup = work.setup(steps=warmup + pairs * steps, device=device, **shape)
     _, mask = setup.task.encode(setup.task.train_prompts, setup.task.sampling(1))
@@ -73,8 +81,9 @@ def step(
     with arithmetic(setup.config.dtype, setup.task.policy.device):
         eager = why_eager(setup.task.policy)
     floors, rates, tokens = step_floors(setup, buffers=buffers, device=device)
-    profiled, phases = profile(setup, device), phases_outside(setup, turns.wait, steps)
-    turns.next(eager=eager, weights=about, floors=floors, rates=rates, shape=tokens, profile=profiled, phases=phases)
+    turns.next(eager=eager, weights=about, floors=floors, rates=rates, shape=tokens)
+    phases = phases_outside(setup, turns.wait, steps)
+    turns.next(profile=profile(setup, device) if profiled else {}, phases=phases)
 
 
 def step_floors(
@@ -218,11 +227,12 @@ def evaluation(
     shapes = products(policy, min(BLOCK, n_prompts), prompt + completion - 1, completion)
     rates = best_rates([machine_rates(shapes, torch.float32, sizes.products, device=device, buffers=buffers)])
     floor = seconds(evaluation_work(sizes, n_prompts, prompt, completion), rates["flop_per_s"], rates["bytes_per_s"])
-    turns.next(rates=rates, floor=floor, eager=why_eager(policy))
+    turns.next(rates=rates, floor=floor)
     while True:
         with saved_elsewhere():
             first, again = run(n_prompts), run(n_prompts)
-        turns.next(first=first, again=again, peak_device=work.peak_device(device))
+        eager = why_eager(policy) or why_eager(given.policy)
+        turns.next(first=first, again=again, eager=eager, peak_device=work.peak_device(device))
 
 
 @contextmanager

@@ -63,8 +63,8 @@ def parts(out: Path, card: Mapping[str, Any]) -> list[Part]:
         exp5 += [word for name, value in shortest.items() for word in ("-p", name, str(value))]
     steps = ["smollm-16", "small-32", "smollm-128", "gpt2-16", "evaluation"]
     made = [
-        Part("tests", "tests under the marker gpu", 90, tests),
-        Part("prepare", "policy and reward model of smollm", 100, [*rows, "prepare"]),
+        Part("tests", "tests under the marker gpu", 110, tests),
+        Part("prepare", "policy and reward model of smollm", 130, [*rows, "prepare"]),
         Part("bench", "steps and evaluation beside TRL and the floor", 180, [*rows, *steps]),
         Part("exp4", "experiment 4 on small by papermill", 45, [*rows, "exp4"]),
         Part("reports", "the four experiments and their reports", 180, [*rows, "reports"]),

@@ -10,6 +10,7 @@ import copy
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -27,11 +28,12 @@ from warp_nb.algorithm.merge import weights_of
 from warp_nb.algorithm.objective import Rollout, Sampling
 from warp_nb.fast import capture, decoding, graphs
 from warp_nb.fast.capture import CapturedSampler, CapturedStep, captured_sampler, why_eager
-from warp_nb.fast.decoders import FixedForward, Layout
+from warp_nb.fast.decoders import FixedForward, Layout, structure
 from warp_nb.fast.devices import arithmetic
 from warp_nb.fast.sampler import Sampler, slots_of
 from warp_nb.fast.scoring import masked_logits, token_log_probs
 from warp_nb.measure import evaluation
+from warp_nb.runs import training
 from warp_nb.runs.training import FAST, PLAIN, train
 from warp_nb.tasks.task import Task
 
@@ -261,6 +263,29 @@ def test_repeated_and_resumed_runs_have_the_same_bits(device: str, kind: str, tm
         assert first.history.drop(columns="seconds").equals(other.history.drop(columns="seconds"))
 
 
+def test_what_a_run_held_is_freed_with_it(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a collection of garbage: memory of a GPU that is used up calls none."""
+    made: list[Any] = []
+
+    class Noted(CapturedStep):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(ref(self))
+
+    monkeypatch.setattr(training, "CapturedStep", Noted)
+    given = task(device)
+    start = weights_of(given.policy)
+    why_eager(given.policy)
+    gc.collect()
+    gc.disable()
+    try:
+        train(CONFIG, given, start, i=1, m=1)
+        assert made and {one() for one in made} == {None}
+        assert device == "cpu" or len(made) == 1, "on a GPU all batches have one shape"
+    finally:
+        gc.enable()
+
+
 def test_replaced_parts_are_called_at_every_step(device: str) -> None:
     """A part of the user's own may do anything, so nothing is captured around it."""
     calls = []
@@ -294,6 +319,21 @@ def test_an_evaluation_in_large_batches_is_that_in_blocks(device: str, monkeypat
         assert estimate.value == pytest.approx(found[1].measures()[name].value, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_an_evaluation_leaves_its_models_as_they_were(
+    saved: bool, device: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also of a large policy, whose hidden states are saved: what follows in the process is captured as before."""
+    monkeypatch.setenv("WARP_NB_CACHE", str(tmp_path))
+    monkeypatch.setattr(evaluation, "ReferenceSide", partial(evaluation.ReferenceSide, large=0 if saved else 1 << 60))
+    given = task(device)
+    before = structure(given.policy)
+    evaluate(copy.deepcopy(given.policy), given.policy, given, sampling=given.sampling(6), n_prompts=40)
+    assert any(tmp_path.rglob("*.safetensors")) == saved
+    assert structure(given.policy) == before
+    assert why_eager(given.policy) == why_eager(copy.deepcopy(given.policy)) == ""
+
+
 # which policy is captured
 
 
@@ -324,6 +364,21 @@ def test_a_trial_finds_what_a_capture_would_change(device: str, monkeypatch: pyt
     mine = FAST.sample(policy, *prompts(device), settings(), generator=generator)
     plain = PLAIN.sample(policy, *prompts(device), settings(), generator=torch.Generator().manual_seed(0))
     assert torch.equal(mine.ids, plain.ids), "eager, by the same code"
+
+
+def test_hooks_that_transformers_leaves_do_not_count(device: str) -> None:
+    policy = task(device).policy
+    before = structure(policy)
+    with torch.no_grad():
+        policy(torch.arange(4, device=device)[None], output_hidden_states=True)
+    assert any(module._forward_hooks for module in policy.modules()), "they stay in the model"
+    assert structure(policy) == before and why_eager(policy) == "" and Layout.fits(policy)
+
+
+def test_a_frozen_policy_is_tried_without_a_step(device: str) -> None:
+    policy = task(device).policy.requires_grad_(False)
+    assert why_eager(policy) == ""
+    assert why_eager(policy.requires_grad_(True)) == "" and len(capture.TRIED) == 2
 
 
 def test_without_cuda_nothing_is_captured() -> None:
@@ -435,15 +490,11 @@ def test_a_token_asks_nothing_of_the_host(kind: Any, family: Callable[..., Any])
 @pytest.mark.parametrize("baseline", ["none", "mean", "batch_loo", "rloo"])
 @pytest.mark.parametrize("family", [tiny.llama, tiny.gpt2])
 def test_a_step_asks_nothing_of_the_host(baseline: str, family: Callable[..., Any]) -> None:
-    from warp_nb.runs.training import Training
-
     given = tiny.task(policy=family(len(tiny.tokenizer())))
-    training = Training(CONFIG.replace(baseline=baseline), given, 1, 1)
+    run = training.Training(CONFIG.replace(baseline=baseline), given, 1, 1)
     policy, anchor = (family(len(tiny.tokenizer())).to("meta") for _ in range(2))
     anchor.requires_grad_(False)
-    step = CapturedStep(
-        lambda *sides, **way: training.terms(policy, anchor, *sides, **way), policy, (8, 7), training.sampling
-    )
+    step = CapturedStep(lambda *sides, **way: run.terms(policy, anchor, *sides, **way), policy, (8, 7), run.sampling)
     with Asked() as asked:
         step.compute()
     assert asked.found == [] and asked.count > 200

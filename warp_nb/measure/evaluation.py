@@ -263,7 +263,7 @@ def token_nll(logits: torch.Tensor, rollout: Rollout) -> list[float]:
 
 def completion_bigrams(rollout: Rollout) -> list[list[tuple[int, int]]]:
     """Return the token bigrams of each completion."""
-    rows = zip(rollout.tokens, rollout.completion_mask, strict=True)
+    rows = zip(rollout.tokens.cpu(), rollout.completion_mask.cpu(), strict=True)  # one copy, not one a row
     return [list(pairwise(row[keep].tolist())) for row, keep in rows]
 
 
