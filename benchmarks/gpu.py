@@ -113,7 +113,7 @@ def step_row(say: Say, place: Place, *, pairs: int, warmup: int, steps: int, trl
         try:
             seen = alive[0].unit()
         except RuntimeError as error:
-            seen = {"profile": {}, "phases": {}, "unseen": str(error)[-500:]}
+            seen = {"phases": {}, "unseen": str(error)[-500:] or "the process ended"}
     took = [unit["seconds"] / steps for unit in mine]
     found: Figure = {"seconds": spread(took), "floor": sum(about["floors"].values())}
     if other:

@@ -83,7 +83,7 @@ def step(
     floors, rates, tokens = step_floors(setup, buffers=buffers, device=device)
     turns.next(eager=eager, weights=about, floors=floors, rates=rates, shape=tokens)
     phases = phases_outside(setup, turns.wait, steps)
-    turns.next(profile=profile(setup, device) if profiled else {}, phases=phases)
+    turns.next(phases=phases, **{"profile": profile(setup, device)} if profiled else {})
 
 
 def step_floors(

@@ -109,6 +109,8 @@ def details(record: Mapping[str, Any]) -> list[str]:
         found.append(f"eager, because {record['eager']}" if record["eager"] else "captured in CUDA graphs")
     if record.get("weights"):
         found.append(f"weights: {record['weights']}")
+    if "unseen" in record:
+        return [*found, f"profile and phases failed: {record['unseen'].strip().splitlines()[-1]}"]
     if "profile" in record:
         found.append(in_words(record["profile"], record["seconds"]["median"]))
     if record.get("peak_device"):

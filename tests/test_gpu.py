@@ -102,6 +102,8 @@ def test_a_row_stands_beside_floor_and_peer_and_a_row_without_figure_is_open() -
         assert f"- `smollm-16`: {detail}" in text.replace("phases, in steps of their own: ", "")
     eager = step_record(0.05) | {"eager": "mps", "profile": {}, "phases": {}}
     told = " ".join(gpu_table.details(eager))
+    broken = gpu_table.details(step_record(0.05) | {"unseen": "Traceback\nRuntimeError: no CUPTI\n", "phases": {}})
+    assert broken[-1] == "profile and phases failed: RuntimeError: no CUPTI"
     assert "eager, because mps" in told and "not measured (no CUDA device" in told and "called no hook" in told
 
 
