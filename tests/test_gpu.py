@@ -543,6 +543,5 @@ def test_the_script_runs_in_miniature_and_resumes(tmp_path: Path) -> None:
     assert results["smollm-16"]["peer"]["median"] > 0 and results["smollm-16"]["phases"]
     small = tmp_path / "out" / "small"
     assert all((small / name).exists() for name in ("exp4.html", "exp5.html", "index.html"))
-    started = time.monotonic()
     again = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert again.returncode == 0 and again.stdout.count("done before") == 6 and time.monotonic() - started < 60
+    assert again.returncode == 0 and again.stdout.count("done before") == 6
