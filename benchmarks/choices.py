@@ -63,7 +63,7 @@ def step(turns: Turns, *, other: str, warmup: int, **shape: Any) -> None:
 def plain_decoding(setup: Setup) -> Setup:
     """Decode every new token by transformers' own forward and cache."""
     from warp_nb.algorithm.objective import sample
-    from warp_nb.fast.decoding import CachedForward
+    from warp_nb.fast.agreement import CachedForward
 
     sampled = partial(sample, decoder=lambda policy, batch, length: CachedForward(policy))
     return replace(setup, parts=replace(setup.parts, sample=sampled))

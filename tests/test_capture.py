@@ -27,9 +27,11 @@ from warp_nb.algorithm import objective
 from warp_nb.algorithm.merge import weights_of
 from warp_nb.algorithm.objective import Rollout, Sampling
 from warp_nb.fast import capture, decoding, graphs
+from warp_nb.fast.agreement import structure
 from warp_nb.fast.capture import CapturedSampler, CapturedStep, captured_sampler, why_eager
-from warp_nb.fast.decoders import FixedForward, Layout, structure
 from warp_nb.fast.devices import arithmetic
+from warp_nb.fast.forwards import FixedForward
+from warp_nb.fast.layout import Layout
 from warp_nb.fast.sampler import Sampler, slots_of
 from warp_nb.fast.scoring import masked_logits, token_log_probs
 from warp_nb.measure import evaluation

@@ -25,9 +25,12 @@ from transformers import (
 from transformers.masking_utils import sdpa_mask
 
 from warp_nb.algorithm.objective import completion_logits, inputs
-from warp_nb.fast import capture, decoders, decoding
-from warp_nb.fast.decoders import CachedForward, FixedForward, Layout, decoder_of, visibility
+from warp_nb.fast import agreement, capture, decoding, layout
+from warp_nb.fast.agreement import CachedForward, visibility
+from warp_nb.fast.decoders import decoder_of
 from warp_nb.fast.devices import arithmetic
+from warp_nb.fast.forwards import FixedForward
+from warp_nb.fast.layout import Layout
 from warp_nb.fast.scoring import token_log_probs
 from warp_nb.runs.training import PLAIN
 from warp_nb.tasks.prepared import LOADERS
@@ -113,8 +116,8 @@ def test_grouped_queries_are_grouped_keys(shared: int, count: int) -> None:
     query = torch.randn(2, count, 6, 4, generator=generator)
     keys, values = torch.randn(2, 2, shared, 7, 4, generator=generator)
     visible = visibility(mask, 7 - count)
-    found = decoders.grouped_queries(query, keys, values, visible.repeat(1, 1, 6 // shared, 1)).flatten(2, 3)
-    torch.testing.assert_close(found, decoders.grouped_keys(query, keys, values, visible))
+    found = layout.grouped_queries(query, keys, values, visible.repeat(1, 1, 6 // shared, 1)).flatten(2, 3)
+    torch.testing.assert_close(found, layout.grouped_keys(query, keys, values, visible))
     assert found.shape == query.shape and found[0].std() > 0.1
 
 
@@ -278,8 +281,8 @@ def test_a_hook_on_every_module_leads_to_the_models_own_forward() -> None:
 
 def test_agreement_is_measured_once_per_structure(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    monkeypatch.setattr(decoders, "_AGREED", {})
-    monkeypatch.setattr(decoders, "CachedForward", lambda policy: made.append(policy) or CachedForward(policy))
+    monkeypatch.setattr(agreement, "_AGREED", {})
+    monkeypatch.setattr(agreement, "CachedForward", lambda policy: made.append(policy) or CachedForward(policy))
     first, second, other = llama(0), llama(1), llama(0)
     other.model.norm.variance_epsilon = 1e-7
     for policy, count in ((first, 1), (first, 1), (second, 1), (other, 2)):

@@ -16,17 +16,11 @@ from torch.nn.utils import get_total_norm
 from warp_nb.algorithm import objective
 from warp_nb.algorithm.merge import wide
 from warp_nb.algorithm.objective import Rollout, Sampling
-from warp_nb.fast.decoders import (
-    Decoder,
-    FixedForward,
-    Layout,
-    computed_dtype,
-    is_altered,
-    probe,
-    rounding,
-    structure,
-)
+from warp_nb.fast.agreement import computed_dtype, is_altered, probe, rounding, structure
+from warp_nb.fast.decoders import Decoder
+from warp_nb.fast.forwards import FixedForward
 from warp_nb.fast.graphs import Graph
+from warp_nb.fast.layout import Layout
 from warp_nb.fast.sampler import Sampler, slots_of
 from warp_nb.fast.scoring import masked_logits, token_log_probs
 

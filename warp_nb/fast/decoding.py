@@ -9,8 +9,9 @@ import torch
 
 from warp_nb.algorithm import objective
 from warp_nb.algorithm.objective import Rollout, Sampling
+from warp_nb.fast.agreement import CachedForward
 from warp_nb.fast.capture import captured_sampler, why_eager
-from warp_nb.fast.decoders import CachedForward, Decoder, decoder_of
+from warp_nb.fast.decoders import Decoder, decoder_of
 from warp_nb.fast.sampler import Sampler, slots_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import torch
 
 from warp_nb.algorithm.merge import wide
 from warp_nb.algorithm.objective import Rollout, Sampling, inputs
-from warp_nb.fast.decoders import Decoder, visibility
+from warp_nb.fast.agreement import visibility
+from warp_nb.fast.decoders import Decoder
 
 CHECKED_EVERY = {"cpu": 1}
 """Tokens between two checks whether every sequence has ended, by kind of device; a GPU is waited for."""

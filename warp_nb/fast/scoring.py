@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from warp_nb.algorithm.merge import wide
 from warp_nb.algorithm.objective import Rollout, inputs
-from warp_nb.fast.decoders import mask_dtype, visibility
+from warp_nb.fast.agreement import mask_dtype, visibility
 
 SLICE = {"cpu": 1 << 20}
 """Number of logits in fp32 at a time, by kind of device: 4 MB on the CPU."""

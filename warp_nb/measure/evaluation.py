@@ -13,8 +13,8 @@ import torch
 
 from warp_nb.algorithm.merge import Weights, front, load_, weights_of
 from warp_nb.algorithm.objective import Rollout, Sampling, completion_logits
+from warp_nb.fast.agreement import vocabulary
 from warp_nb.fast.capture import why_eager
-from warp_nb.fast.decoders import vocabulary
 from warp_nb.fast.decoding import BLOCK, sample_by_seeds
 from warp_nb.fast.scoring import token_kl, token_log_probs
 from warp_nb.measure.estimates import Estimate, exponential, mean_interval

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from warp_nb.algorithm.objective import inputs
-from warp_nb.fast.decoders import CachedForward, rounding
+from warp_nb.fast.agreement import CachedForward, rounding
 
 PROBE_TOKENS = 8
 """Tokens of the longer probe; the shorter one has half of them."""
