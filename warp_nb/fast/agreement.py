@@ -79,7 +79,7 @@ def probe(policy: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     The first ids of a vocabulary are often special tokens. Without a text around them they drive a model to where fp32
     rounds by a hundred times as much as on words.
     """
-    size = vocabulary(policy)
+    size = vocabulary_size(policy)
     ids = torch.arange(1, 9, device=policy.device).view(2, 4) * max(1, size // 10) % size
     mask = torch.ones_like(ids)
     mask[0, 0] = 0
@@ -131,7 +131,7 @@ def rounding(log_probs: torch.Tensor) -> float:
     return 1e-5 + 1e-4 * (log_probs.amax(-1) - log_probs.amin(-1)).mean().item()
 
 
-def vocabulary(policy: PreTrainedModel) -> int:
+def vocabulary_size(policy: PreTrainedModel) -> int:
     """Return the number of token ids that the policy can read."""
     embeddings: Any = policy.get_input_embeddings()
     return int(embeddings.weight.shape[0])

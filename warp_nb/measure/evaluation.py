@@ -13,7 +13,7 @@ import torch
 
 from warp_nb.algorithm.merge import Weights, front, load_, weights_of
 from warp_nb.algorithm.objective import Rollout, Sampling, completion_logits
-from warp_nb.fast.agreement import vocabulary
+from warp_nb.fast.agreement import vocabulary_size
 from warp_nb.fast.capture import why_eager
 from warp_nb.fast.decoding import BLOCK, sample_by_seeds
 from warp_nb.fast.scoring import token_kl, token_log_probs
@@ -165,7 +165,7 @@ def batch_size(policy: PreTrainedModel, reference: PreTrainedModel, sampling: Sa
     """Return the number of prompts in a batch: a block, or on a GPU as many blocks as `LOGITS` allows."""
     if why_eager(policy) or why_eager(reference):
         return BLOCK
-    return max(1, LOGITS // (BLOCK * sampling.max_new_tokens * vocabulary(policy))) * BLOCK
+    return max(1, LOGITS // (BLOCK * sampling.max_new_tokens * vocabulary_size(policy))) * BLOCK
 
 
 def add_batch_(

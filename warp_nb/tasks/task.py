@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from warp_nb.algorithm.objective import Rollout, Sampling
+from warp_nb.fast.agreement import vocabulary_size
 from warp_nb.tasks.policy_check import PROBE_TOKENS, check_policy
 from warp_nb.tasks.prompts import check_ids, check_lengths, texts_of
 from warp_nb.tasks.reward_interface import Reward, call_reward, describe_reward, reward_name
@@ -20,7 +21,6 @@ from warp_nb.tasks.text import (
     end_ids,
     pad_id,
     prompt_ids,
-    vocabulary_size,
 )
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from warp_nb.algorithm.objective import Rollout
+from warp_nb.fast.agreement import vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,11 +111,6 @@ def pad_id(tokenizer: PreTrainedTokenizerBase, policy: Any) -> int:
     size = vocabulary_size(policy)
     found = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((token for token in found if token is not None and 0 <= token < size), 0)
-
-
-def vocabulary_size(policy: Any) -> int:
-    """Return the number of token ids that the policy can read."""
-    return int(policy.get_input_embeddings().weight.shape[0])
 
 
 def context_length(model: Any) -> int:
