@@ -378,6 +378,12 @@ def test_a_trial_finds_what_a_capture_would_change(device: str, monkeypatch: pyt
     assert torch.equal(mine.ids, plain.ids), "eager, by the same code"
 
 
+def test_a_policy_whose_attention_has_a_window_is_not_captured(device: str) -> None:
+    policy = task(device).policy
+    policy.config.sliding_window = 4
+    assert why_eager(policy) == "attention has a window"
+
+
 def test_hooks_that_transformers_leaves_do_not_count(device: str) -> None:
     policy = task(device).policy
     before = structure(policy)

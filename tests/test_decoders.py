@@ -19,6 +19,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -172,6 +174,18 @@ def test_a_model_that_takes_no_fixed_cache_is_sampled_by_the_plain_loop(policy: 
     mine, plain = (
         drawn(model, words, ["the film", "it was"], 4, sample=way) for way in (decoding.sample, PLAIN.sample)
     )
+    assert torch.equal(mine.ids, plain.ids)
+    assert torch.allclose(mine.sampled_log_probs, plain.sampled_log_probs, atol=1e-5)
+
+
+def test_a_window_of_attention_is_kept() -> None:
+    """A whole mask would open it; the few tokens of a probe lie within it."""
+    policy = small(MistralConfig, MistralForCausalLM, intermediate_size=24, num_key_value_heads=1, sliding_window=4)
+    assert agreement.agrees(FixedForward, policy) and decoder_of(policy, 4, SLOTS) is None
+    with torch.no_grad():
+        opened, own = logits(FixedForward(policy, 4, SLOTS)), logits(CachedForward(policy))
+    assert not torch.allclose(opened, own, atol=1e-2)
+    mine, plain = (drawn(policy, tiny.tokenizer(), PROMPTS, 12, sample=way) for way in (decoding.sample, PLAIN.sample))
     assert torch.equal(mine.ids, plain.ids)
     assert torch.allclose(mine.sampled_log_probs, plain.sampled_log_probs, atol=1e-5)
 

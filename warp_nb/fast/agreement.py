@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 OUTPUTS = "transformers.utils.output_capturing"
 """The module of transformers whose hooks return hidden states and attentions."""
+WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
+"""Names of the settings by which configurations of transformers limit how far back a token attends."""
 _AGREED: dict[tuple[str, str], bool] = {}
 
 
@@ -108,6 +110,16 @@ def is_altered(policy: PreTrainedModel) -> bool:
     hooks = (hook for m in policy.modules() for hook in [*m._forward_hooks.values(), *m._forward_pre_hooks.values()])
     own = any(getattr(hook, "__module__", "") != OUTPUTS for hook in hooks)
     return has_global_hooks() or own or any("forward" in vars(module) for module in policy.modules())
+
+
+def has_window(policy: PreTrainedModel) -> bool:
+    """Return whether some layer attends to a part of the text only.
+
+    Its forward would take a whole causal mask for its own and see all of the text, which a few tokens do not show.
+    """
+    config = policy.config.get_text_config()
+    limited = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    return bool(limited) or any(getattr(config, name, None) is not None for name in WINDOWS)
 
 
 def visibility(mask: torch.Tensor, start: int = 0) -> torch.Tensor:

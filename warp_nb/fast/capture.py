@@ -16,7 +16,7 @@ from torch.nn.utils import get_total_norm
 from warp_nb.algorithm import objective
 from warp_nb.algorithm.merge import wide
 from warp_nb.algorithm.objective import Rollout, Sampling
-from warp_nb.fast.agreement import computed_dtype, is_altered, probe, rounding, structure
+from warp_nb.fast.agreement import computed_dtype, has_window, is_altered, probe, rounding, structure
 from warp_nb.fast.decoders import Decoder
 from warp_nb.fast.forwards import FixedForward
 from warp_nb.fast.graphs import Graph
@@ -159,6 +159,8 @@ def why_eager(policy: PreTrainedModel) -> str:
         return policy.device.type
     if is_altered(policy):
         return "a forward is hooked or replaced"
+    if has_window(policy):
+        return "attention has a window"
     trains = any(value.requires_grad for value in policy.parameters())
     key = structure(policy), computed_dtype(policy.device), trains
     if key not in TRIED:

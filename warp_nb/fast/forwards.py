@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from warp_nb.fast.agreement import agrees, computed_dtype
+from warp_nb.fast.agreement import agrees, computed_dtype, has_window
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,8 +23,8 @@ class FixedForward:
 
     @staticmethod
     def fits(policy: PreTrainedModel) -> bool:
-        """Return whether the policy's forward takes the cache and decodes as with its own."""
-        return agrees(FixedForward, policy)
+        """Return whether the policy's forward takes cache and whole mask, and decodes as with its own."""
+        return not has_window(policy) and agrees(FixedForward, policy)
 
     def __init__(self, policy: PreTrainedModel, batch: int, length: int, apart: bool = False) -> None:
         self.policy: Any = policy
