@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
+
+from warp_nb.measure.machine import peak_rss_mb
 
 ROOT = Path(__file__).resolve().parents[1]
 MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
@@ -157,15 +158,8 @@ def fresh(*command: str) -> dict[str, float]:
 
 
 def peak_rss() -> int:
-    """Return the largest resident memory of this process so far, bytes.
-
-    On Linux children inherit `ru_maxrss`, so VmHWM is read where it exists.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES
+    """Return the largest resident memory of this process so far, bytes."""
+    return round(1e6 * peak_rss_mb())
 
 
 def forget_peak() -> None:

@@ -12,7 +12,14 @@ PACKAGES = ("torch", "transformers", "trl", "datasets", "numpy", "papermill")
 
 
 def peak_rss_mb() -> float:
-    """Return the peak resident memory of this process, MB."""
+    """Return the peak resident memory of this process, MB.
+
+    On Linux a child inherits `ru_maxrss` of the process that started it, so VmHWM is read where it exists.
+    """
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024 / 1e6
     try:
         import resource
     except ImportError:  # Windows, whose figures psutil reads
@@ -21,7 +28,7 @@ def peak_rss_mb() -> float:
         memory = psutil.Process().memory_info()
         return getattr(memory, "peak_wset", memory.rss) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def processor() -> str:
