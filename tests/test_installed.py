@@ -118,6 +118,6 @@ def test_the_diagnosis_is_reported_from_what_is_shipped_into_the_current_folder(
 
 def test_the_command_has_its_sub_commands(away: Path) -> None:
     shown = run("-m", "warp_nb", "--help").stdout
-    assert re.findall(r"^    (\w+)(?: |$)", shown, re.MULTILINE) == ["report", "diagnosis", "guide", "job"]
+    assert re.findall(r"^    (\w+)(?: |$)", shown, re.MULTILINE) == ["report", "diagnosis", "guide", "job", "merge"]
     refused = run("-m", "warp_nb", "merge-everything")
     assert refused.returncode == 2 and "report" in refused.stderr

@@ -4,6 +4,7 @@ warp-nb report --task small       # run experiments and write their reports
 warp-nb diagnosis                 # measure the cells that the table of the diagnosis lacks
 warp-nb guide                     # run the committed notebooks in place and time them
 warp-nb job FOLDER I M --task small    # make run M of iteration I of a folder, for any scheduler
+warp-nb merge BASE RUN1 RUN2 --out DIR    # merge the task vectors of checkpoints on disk
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ COMMANDS = {
     "diagnosis": ("warp_nb.studies.diagnosis", "measure the cells that the table of the diagnosis lacks"),
     "guide": ("warp_nb.report.guide", "run the committed notebooks in place and time them"),
     "job": ("warp_nb.runs.jobs", "make one run of a folder of runs"),
+    "merge": ("warp_nb.studies.merge_command", "merge checkpoints on disk"),
 }
 """Sub-command -> the module whose `main(argv)` it calls, and its help."""
 
