@@ -1,8 +1,9 @@
 """Part merge: SLERP of two SmolLM2-sized runs from disk to disk, against mergekit's nuslerp.
 
 Both read three safetensors models, merge tensor by tensor (mergekit's way) and write the result; the results are
-compared. In-process: libraries imported, warm. CLI: a fresh process each time. SLERP, LITI and the front of
-Algorithm 1, which mergekit lacks, are measured alone.
+compared. In-process: libraries imported, warm, models in memory. Commands: `warp-nb merge`, which streams, and
+`mergekit-yaml`, a fresh process each time. SLERP, LITI and the front of Algorithm 1, which mergekit lacks, are
+measured alone.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ def run(
             pair_units = interleave(ours, theirs, pairs, say)
         found = compare_units("SLERP", "mergekit nuslerp", *pair_units, targets)
         writing = [unit["writing"] for unit in pair_units[0]]
-        difference = once("benchmarks.merge:largest_difference", folder=folder)["difference"]
         mine, other = [], []
         for pair in range(1, cli_pairs + 1):
-            mine.append(fresh(sys.executable, "-m", "benchmarks.merge", folder))
+            mine.append(fresh(*our_command(folder, pair)))
             other.append(fresh(*cli(folder)))
             say(f"CLI, pair {pair}/{cli_pairs}: ours {mine[-1]['seconds']:.2f} s, theirs {other[-1]['seconds']:.2f} s")
-        found += compare_units("SLERP, a fresh process", "mergekit-yaml", mine, other, targets)
+        found += compare_units("warp-nb merge --by tensor", "mergekit-yaml", mine, other, targets)
+        difference = once("benchmarks.merge:largest_difference", folder=folder)["difference"]
         with Side("benchmarks.merge:whole", etas=etas, **where) as side:
             units = [side.unit() for _ in range(pairs)]
     title = f"SLERP, LITI and a front of {len(etas)} etas, read and written"
@@ -133,6 +134,12 @@ def mergekit(turns: Turns, folder: str, threads: int) -> None:
         turns.next()
 
 
+def our_command(folder: str, pair: int) -> list[str]:
+    """Return `warp-nb merge` for the same merge; a folder for every pair, because none is replaced."""
+    models, out = [str(Path(folder) / name) for name in NAMES], str(Path(folder) / f"ours-{pair}")
+    return [sys.executable, "-m", "warp_nb", "merge", *models, "--by", "tensor", "--out", out]
+
+
 def cli(folder: str) -> list[str]:
     """Return mergekit's command for the same merge."""
     command = shutil.which("mergekit-yaml", path=str(Path(sys.executable).parent))
@@ -143,11 +150,16 @@ def cli(folder: str) -> list[str]:
 
 
 def largest_difference(turns: Turns, folder: str) -> None:
-    """Return the largest difference of a weight; raise RuntimeError if the two merges do not agree."""
+    """Return the largest difference of a weight; raise RuntimeError if two merges are not the same work.
+
+    Those in memory and by `warp-nb merge` must agree to the bit, ours and mergekit's within rounding.
+    """
     import torch
     from safetensors.torch import load_file
 
-    mine = load_file(Path(folder) / "ours.safetensors")
+    mine, streamed = (load_file(Path(folder) / name) for name in ("ours.safetensors", "ours-1/model.safetensors"))
+    if any(not streamed[name].equal(value) for name, value in mine.items()):
+        raise RuntimeError("warp-nb merge and our merge in memory differ; not the same work")
     theirs: dict[str, torch.Tensor] = {}
     for path in (Path(folder) / "theirs").glob("*.safetensors"):
         theirs |= load_file(path)
@@ -175,7 +187,3 @@ def front_files(folder: Path, etas: list[float]) -> None:
     write(folder / "init.safetensors", liti(base, merged, 0.5))
     for place, weights in enumerate(front(base, merged, etas)):
         write(folder / f"front_{place}.safetensors", weights)
-
-
-if __name__ == "__main__":
-    slerp_files(Path(sys.argv[1]))

@@ -532,3 +532,26 @@ def test_the_command_refuses_before_it_loads(
         cli.main(["merge", "BASE", "RUN1", "RUN2", *given, "--out", "out"])
     assert stopped.value.code == 2 and words in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "merge.md"
+LAST = re.compile(r"(.+: )[\d.]+ s, peak memory \d+ MB")
+
+
+def test_the_page_shows_what_the_command_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path, family("llama"))
+    monkeypatch.chdir(tmp_path)
+    command = "warp-nb merge base run1 run2 --eta 0.3 --out merged"
+    cli.main(command.split()[1:])
+    printed = f"$ {command}\n{capsys.readouterr().out}"
+    page = PAGE.read_text(encoding="utf-8")
+    shown = page.partition("<!-- example -->\n```\n")[2].partition("```\n<!-- /example -->")[0]
+    assert LAST.search(shown) and LAST.sub(r"\1", shown) == LAST.sub(r"\1", printed), printed
+
+
+def test_a_vocabulary_of_unigram_pieces_is_read(tmp_path: Path) -> None:
+    record = {"model": {"vocab": [["a", -1.0], ["b", -2.0]]}, "added_tokens": [{"content": "<end>", "id": 2}]}
+    write_json(tmp_path / "tokenizer.json", record)
+    assert merge_inputs.vocabulary(tmp_path / "tokenizer.json") == {"a": 0, "b": 1, "<end>": 2}

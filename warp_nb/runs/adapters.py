@@ -50,6 +50,7 @@ class Adapter:
         shapes = {name: base.tensors[f"{name}.weight"].shape for name in modules}
         turned = self.turned(base, shapes)
         self.factors = {f"{name}.weight": (*modules[name], self.scale(name), turned[name]) for name in modules}
+        self._loaded: tuple[str, Tensor, Tensor] | None = None
 
     @cached_property
     def modules(self) -> dict[str, tuple[Stored, Stored]]:
@@ -113,13 +114,18 @@ class Adapter:
         """Return the elements [first, last) of scale * B @ A in fp32 or better; zeros where it changes nothing."""
         if name not in self.factors:
             return torch.zeros_like(start)
-        a, b, scale, turned = self.factors[name]
-        left, right = (wide(one.read().view(one.shape)) for one in ((a, b) if turned else (b, a)))
-        left, right = (left.T, right.T) if turned else (left, right)
-        width = right.shape[1]
-        rows = left[first // width : -(-last // width)]
-        begin = first - first // width * width
-        return (rows @ right * scale).flatten()[begin : begin + last - first]
+        left, right = self._factors_of(name)
+        above, width = first // right.shape[1], right.shape[1]
+        rows = left[above : -(-last // width)] @ right
+        return rows.flatten()[first - above * width : last - above * width]
+
+    def _factors_of(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return two factors whose product is the task vector as it is stored; those of one module are in memory."""
+        if self._loaded is None or self._loaded[0] != name:
+            *stored, scale, turned = self.factors[name]
+            a, b = (wide(one.read().view(one.shape)) for one in stored)
+            self._loaded = (name, a.T * scale, b.T) if turned else (name, b * scale, a)
+        return self._loaded[1:]
 
 
 def check_lora(folder: Path, config: Mapping[str, Any]) -> None:

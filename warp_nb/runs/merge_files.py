@@ -1,8 +1,10 @@
 """Lines 12 and 13 on checkpoints on disk: task vectors are merged slice by slice, whatever the size of the model.
 
 A first pass measures the angle of every block (for M > 2 another pass per further run, equation 26), a last one writes.
-The result has BASE's files, names, dtypes and layout, and the bits of `merge` and `liti` of `algorithm/merge.py`: all
-sums over a block are made in fp64, and what depends on them is rounded to fp32 before it meets the weights.
+The result has BASE's files, names, dtypes and layout, and the bits of `merge` and `liti` of `algorithm/merge.py`. Sums
+over a block are made in fp64 here and there, only in another order, and the two factors of SLERP that follow from them
+are rounded to fp32 before they meet the weights: they differ, by one unit of their last place, only where the last
+digits of fp64 decide that rounding. Weights of fp64 agree within the rounding of fp64.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ Angles = list[dict[str, float | str]]
 
 
 def arc(d1: Tensor, d2: Tensor, lam: float, omega: Tensor) -> Tensor:
-    """Return `slerp(d1, d2, lam)` of a part of a block whose angle Omega is known; bit-identical to that part."""
+    """Return the bits of `slerp(d1, d2, lam)` for a part of a block, whose angle Omega (radians) is known."""
     sine = torch.sin(omega)
     if sine.isnan() or sine <= 1e-3:
         return torch.lerp(d1, d2, lam)
@@ -91,7 +93,7 @@ class StreamedMerge:
 
     def _products(self, count: int, *, merged: bool = False) -> dict[str, Tensor]:
         """Return the scalar products of the first `count` task vectors by block; `merged`: all but the last as one."""
-        sums: dict[str, list[list[list[float]]]] = defaultdict(list)
+        sums: dict[str, Tensor] = {}
         for name, block in self.block.items():
             mine, moved = [], False
             for part in spans(self.base.tensors[name].count):
@@ -100,8 +102,8 @@ class StreamedMerge:
                 mine.append(gram([self._merged(block, deltas[:-1], start), deltas[-1]] if merged else deltas))
             if moved or name in self.moved:
                 self.moved.add(name)
-                sums[block] += mine
-        return {block: torch.tensor(found, dtype=torch.float64).sum(0) for block, found in sums.items()}
+                sums[block] = sums.get(block, 0) + torch.tensor(mine, dtype=torch.float64).sum(0)
+        return sums
 
     def _deltas(self, name: str, part: tuple[int, int], count: int) -> tuple[Tensor, list[Tensor]]:
         """Return a slice of theta_init, in fp32 or better, and of the first `count` task vectors."""
@@ -161,6 +163,11 @@ def new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def sha256_of_weights(one: Checkpoint | Adapter) -> dict[str, Any]:
+    """Return the folder of an input and the sha256 of the files that hold its weights, by name."""
+    return {"folder": str(one.folder), "sha256": {path.name: file_sha256(path) for path in one.paths}}
+
+
 @torch.no_grad()
 def merge_files(
     base: Checkpoint, runs: Sequence[Checkpoint | Adapter], out: Path, recipe: MergeRecipe
@@ -176,18 +183,15 @@ def merge_files(
         What `merge.json` in `out` holds: the recipe, the inputs with the sha256 of their weights, the angles.
     """
     with new_folder(out) as folder, ThreadPoolExecutor(1) as pool:
-        inputs = [base, *runs]
-        hashes = [{path.name: pool.submit(file_sha256, path) for path in one.paths} for one in inputs]
+        hashes = pool.map(sha256_of_weights, [base, *runs])  # in a thread, beside the merge
         merge = StreamedMerge(base, runs, recipe)
         rows = merge.measure()
         merge.write(folder)
         for name in (*COPIED, INDEX):
             if (base.folder / name).is_file():
                 shutil.copyfile(base.folder / name, folder / name)
-        files = [{name: found.result() for name, found in one.items()} for one in hashes]
-        named = [{"folder": str(one.folder), "sha256": found} for one, found in zip(inputs, files, strict=True)]
-        record = {"method": recipe.method, "by": recipe.by, "eta": recipe.eta, "base": named[0], "runs": named[1:]}
-        record |= {"lam": recipe.lam if len(runs) == 2 else None, "angles": rows}
-        record |= {"unmoved_tensors": len(merge.block) - len(merge.moved)}
+        record: dict[str, Any] = {"method": recipe.method, "by": recipe.by, "eta": recipe.eta}
+        record |= {"lam": recipe.lam if len(runs) == 2 else None, "base": next(hashes), "runs": list(hashes)}
+        record |= {"unmoved_tensors": len(merge.block) - len(merge.moved), "angles": rows}
         write_json(folder / "merge.json", record)
     return record

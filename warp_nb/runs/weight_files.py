@@ -82,7 +82,8 @@ def weight_paths(folder: Path) -> list[Path]:
         ValueError: there are none, or a shard is missing.
     """
     if (folder / INDEX).is_file():
-        names = sorted(set(read_record(folder / INDEX).get("weight_map", {}).values()))
+        with loading(folder / INDEX, "index of shards"):
+            names = sorted(set(map(str, read_record(folder / INDEX)["weight_map"].values())))
         missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
         if missing or not names:
             raise ValueError(
