@@ -97,18 +97,19 @@ class StreamedMerge:
         for name, block in self.block.items():
             mine, moved = [], False
             for part in spans(self.base.tensors[name].count):
-                start, deltas = self._deltas(name, part, count)
+                init, deltas = self._read(name, part, count)
                 moved = moved or any(bool(delta.any()) for delta in deltas)
-                mine.append(gram([self._merged(block, deltas[:-1], start), deltas[-1]] if merged else deltas))
+                mine.append(gram([self._merged(block, deltas[:-1], wide(init)), deltas[-1]] if merged else deltas))
             if moved or name in self.moved:
                 self.moved.add(name)
                 sums[block] = sums.get(block, 0) + torch.tensor(mine, dtype=torch.float64).sum(0)
         return sums
 
-    def _deltas(self, name: str, part: tuple[int, int], count: int) -> tuple[Tensor, list[Tensor]]:
-        """Return a slice of theta_init, in fp32 or better, and of the first `count` task vectors."""
-        start = wide(self.base.tensors[name].read(*part))
-        return start, [run.delta(name, start, *part) for run in self.runs[:count]]
+    def _read(self, name: str, part: tuple[int, int], count: int) -> tuple[Tensor, list[Tensor]]:
+        """Return a slice of theta_init as it is stored, and of the first `count` task vectors, in fp32 or better."""
+        init = self.base.tensors[name].read(*part)
+        start = wide(init)
+        return init, [run.delta(name, start, *part) for run in self.runs[:count]]
 
     def _merged(self, block: str, deltas: Sequence[Tensor], start: Tensor) -> Tensor:
         """Return the merged task vector of a slice (line 12)."""
@@ -120,10 +121,10 @@ class StreamedMerge:
 
     def result(self, name: str, part: tuple[int, int]) -> Tensor:
         """Return the elements of a tensor of the result, in BASE's dtype (lines 12 and 13)."""
-        init = self.base.tensors[name].read(*part)
         if name not in self.moved:
-            return init
-        start, deltas = self._deltas(name, part, len(self.runs))
+            return self.base.tensors[name].read(*part)
+        init, deltas = self._read(name, part, len(self.runs))
+        start = wide(init)
         merged = (start + self._merged(self.block[name], deltas, start)).to(init.dtype)
         return liti({name: init}, {name: merged}, self.recipe.eta)[name]
 

@@ -1,4 +1,4 @@
-"""The inputs of a merge on disk: opened and compared, and refused by name, before any weight is read."""
+"""The inputs of a merge on disk: opened, compared and refused by name before the merge begins."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOM = 2**20
 
 
 def open_inputs(base: Path, runs: Sequence[Path], out: Path) -> tuple[Checkpoint, list[Checkpoint | Adapter]]:
-    """Open BASE and the runs; headers and configurations are read, weights are not, except for a tied head.
+    """Open BASE and the runs; headers and configurations are read, weights are not, but for tied heads and whole numbers.
 
     Warns if an adapter was trained on a base of another name.
 

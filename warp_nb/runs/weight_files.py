@@ -153,7 +153,8 @@ class Checkpoint:
     def delta(self, name: str, start: Tensor, first: int, last: int) -> Tensor:
         """Return theta - theta_init of the elements [first, last) of a tensor, in fp32 or better; `start` is wide."""
         policy = wide(self.tensors[name].read(first, last))
-        return torch.zeros_like(start) if bool((policy == start).all()) else policy - start  # -inf - -inf is NaN
+        equal = policy.dtype == start.dtype and policy.equal(start)
+        return torch.zeros_like(start) if equal else policy - start  # -inf - -inf is NaN
 
 
 def spans(count: int) -> list[tuple[int, int]]:
