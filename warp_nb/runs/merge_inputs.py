@@ -29,7 +29,7 @@ ROOM = 2**20
 
 
 def open_inputs(base: Path, runs: Sequence[Path], out: Path) -> tuple[Checkpoint, list[Checkpoint | Adapter]]:
-    """Open BASE and the runs; headers and configurations are read, weights are not, but for tied heads and whole numbers.
+    """Open BASE and the runs; only headers, configurations, tied heads and whole numbers are read.
 
     Warns if an adapter was trained on a base of another name.
 
