@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import tiny
 import torch
 
 from warp_nb.algorithm.merge import ema_update_, liti, merge, weights_of
 from warp_nb.runs.facts import AnchorProbe, displacement, tokens_after_end
-from warp_nb.runs.geometry import angles, merge_facts, pairwise_angles
+from warp_nb.runs.geometry import (
+    angles,
+    block_shares,
+    merge_facts,
+    pairwise_angles,
+    whole_angles,
+    whole_cosine,
+)
 
 
 def test_displacement_counts_tied_weights_once() -> None:
@@ -89,8 +97,50 @@ def test_facts_of_a_merge() -> None:
         {"w": torch.tensor(row, dtype=torch.float64)} for row in ([1.0, 1.0], [2.0, 1.0], [1.0, 2.0])
     )
     merged = merge(init, [first, second])
-    facts = merge_facts(init, [first, second, first], merged, liti(init, merged, 0.3))
+    rows = pairwise_angles(init, [first, second, first], "layer")
+    facts = merge_facts(init, rows, merged, liti(init, merged, 0.3))
     assert facts == pytest.approx({"liti_ratio": 0.3, "delta_cosine": 1.0})
-    assert merge_facts(init, [first, second], merged, merged)["delta_cosine"] == pytest.approx(0)
-    nothing = merge_facts(init, [init], init, init)
+    assert merge_facts(init, rows[:1], merged, merged)["delta_cosine"] == pytest.approx(0)
+    nothing = merge_facts(init, pairwise_angles(init, [init, init], "layer"), init, init)
     assert math.isnan(nothing["liti_ratio"]) and math.isnan(nothing["delta_cosine"])
+
+
+@pytest.mark.parametrize("by", ["layer", "tensor", "global"])
+def test_the_cosine_of_the_blocks_is_that_of_all_weights(by: str) -> None:
+    init = weights_of(tiny.gpt2(20))
+    first, second = ({name: value.clone() for name, value in init.items()} for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    for name in [name for name in init if "h.1" not in name]:  # a layer that no run moved
+        step = torch.randn(init[name].shape, generator=generator)
+        first[name] += step
+        second[name] += 0.3 * step + torch.randn(step.shape, generator=generator)
+    rows = angles(init, first, second, by)
+    (whole,) = angles(init, first, second, "global")
+    assert whole_cosine(rows) == pytest.approx(whole["cosine"]) and 0.2 < float(whole["cosine"]) < 0.4
+    assert whole_cosine(angles(init, first, first, by)) == pytest.approx(1)
+    assert math.isnan(whole_cosine(angles(init, first, init, by)))
+    first["transformer.wte.weight"][0] = math.nan
+    assert math.isnan(whole_cosine(angles(init, first, second, by)))
+
+
+def table(*rows: tuple[int, str, float, float, float]) -> pd.DataFrame:
+    """A geometry of one seed and pair from (iteration, block, cosine, norm_a, norm_b)."""
+    columns = ["iteration", "block", "cosine", "norm_a", "norm_b"]
+    return pd.DataFrame(rows, columns=columns).assign(seed=0, run_a=1, run_b=2)
+
+
+def test_a_large_block_turns_the_angle_over_all_weights() -> None:
+    """Ten blocks at right angles and one of 60°, whose norms are 3 and 4 against 1 each."""
+    rows = [(i, f"h.{n}", 0.0, 1.0, 1.0) for i in (1, 2) for n in range(10)]
+    found = whole_angles(table(*rows, (1, "wte", 0.5, 3.0, 4.0), (2, "wte", 0.0, 0.0, 0.0)))
+    assert found["iteration"].tolist() == [1, 2]
+    assert found["cosine"].tolist() == pytest.approx([0.5 * 12 / math.sqrt((9 + 10) * (16 + 10)), 0.0])
+    assert found["omega"].tolist() == pytest.approx([math.degrees(math.acos(6 / math.sqrt(19 * 26))), 90.0])
+
+
+def test_shares_of_the_blocks_are_averaged_over_pairs() -> None:
+    rows = [(1, "wte", 0.0, 3.0, 1.0), (1, "h", 0.0, 1.0, 3.0), (2, "h", 0.0, 1.0, 1.0), (2, "wte", 0.0, 2.0, 2.0)]
+    shares = block_shares(table(*rows, (3, "wte", math.nan, 0.0, 0.0), (3, "h", math.nan, 0.0, 0.0)))
+    assert shares.to_dict() == pytest.approx({"wte": (0.5 + 0.8) / 2, "h": (0.5 + 0.2) / 2})
+    assert list(shares.index) == ["wte", "h"], "the largest comes first"
+    assert block_shares(table((1, "wte", math.nan, 0.0, 0.0))).empty

@@ -1,13 +1,20 @@
-"""Geometry of a merge: the angles between task vectors, and how far LITI moved."""
+"""Geometry of a merge: the angles between task vectors, by block and over all weights, and how far LITI moved."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, groupby
+from typing import TYPE_CHECKING, Any
 
 from warp_nb.algorithm.merge import Weights, blocks, flat, task_vector
 from warp_nb.runs.facts import Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PAIR = ["seed", "iteration", "run_a", "run_b"]
+"""Columns that tell one pair of runs from another."""
 
 
 def angles(init: Weights, first: Weights, second: Weights, by: str = "layer") -> list[dict[str, float | str]]:
@@ -35,17 +42,59 @@ def pairwise_angles(init: Weights, policies: Sequence[Weights], by: str) -> list
     ]
 
 
-def merge_facts(init: Weights, policies: Sequence[Weights], merged: Weights, updated: Weights) -> Row:
+def whole_cosine(rows: Iterable[Mapping[Any, Any]]) -> float:
+    """Return the cosine of two task vectors over all weights, from the rows of `angles` of all their blocks.
+
+    It is the mean of the blocks' cosines, weighted by the products of their norms:
+    sum(cosine * norm_a * norm_b) / (|δ_a| * |δ_b|). A block that did not move adds nothing; NaN if a whole task
+    vector is zero or a norm is unknown.
+    """
+    rows = list(rows)
+    dots = [row["cosine"] * row["norm_a"] * row["norm_b"] for row in rows if row["norm_a"] * row["norm_b"] != 0]
+    norms = [math.sqrt(math.fsum(row[name] ** 2 for row in rows)) for name in ("norm_a", "norm_b")]
+    if math.prod(norms) == 0:
+        return math.nan
+    cosine = math.fsum(dots) / math.prod(norms)
+    return math.copysign(1.0, cosine) if abs(cosine) > 1 else cosine  # max and min would swallow NaN
+
+
+def whole_angles(geometry: pd.DataFrame) -> pd.DataFrame:
+    """Return the angles over all weights: one row per seed, iteration and pair of runs, with cosine and omega.
+
+    Args:
+        geometry: the table of an experiment, with a row per block (see `whole_cosine`); omega is in degrees.
+    """
+    import pandas as pd
+
+    found = []
+    for key, rows in geometry.groupby(PAIR):
+        cosine = whole_cosine(rows.to_dict("records"))
+        found.append(dict(zip(PAIR, key, strict=True)) | {"cosine": cosine, "omega": math.degrees(math.acos(cosine))})
+    return pd.DataFrame(found, columns=[*PAIR, "cosine", "omega"])
+
+
+def block_shares(geometry: pd.DataFrame) -> pd.Series:
+    """Return the blocks' shares of the squared norm of the task vectors, largest first; blocks are in the index.
+
+    A share is the mean over seeds, iterations and pairs of runs; pairs that did not move are left out.
+    """
+    squares = geometry["norm_a"] ** 2 + geometry["norm_b"] ** 2
+    totals = squares.groupby([geometry[name] for name in PAIR]).transform("sum")
+    shares = (squares / totals).groupby(geometry["block"]).mean().dropna()
+    return shares.sort_values(ascending=False, kind="stable")
+
+
+def merge_facts(init: Weights, rows: Sequence[Mapping[str, Any]], merged: Weights, updated: Weights) -> Row:
     """Measure lines 12 and 13 for the checks.
 
     liti_ratio = <θ_new - θ_init, θ_slerp - θ_init> / |θ_slerp - θ_init|², which should be eta; NaN where nothing was
-    merged. delta_cosine: the largest cosine of two task vectors over all weights.
+    merged. delta_cosine: the largest cosine of two task vectors over all weights, from the rows of `pairwise_angles`.
     """
     dot = square = 0.0
     for name, start in init.items():
         direction = (merged[name] - start).double().flatten()
         dot += ((updated[name] - start).double().flatten() @ direction).item()
         square += (direction @ direction).item()
-    cosines = [float(angles(init, a, b, "global")[0]["cosine"]) for a, b in combinations(policies, 2)]
-    known = [value for value in cosines if not math.isnan(value)]
+    pairs = groupby(rows, key=lambda row: (row["run_a"], row["run_b"]))
+    known = [cosine for cosine in (whole_cosine(pair) for _, pair in pairs) if not math.isnan(cosine)]
     return {"liti_ratio": dot / square if square else math.nan, "delta_cosine": max(known, default=math.nan)}

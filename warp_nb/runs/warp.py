@@ -42,7 +42,7 @@ class WarpResult:
         geometry: one row per block and pair of runs: iteration, run_a, run_b, block, cosine, omega (degrees), norm_a,
             norm_b.
         runs: one row per run: measurements for the checks; `loaded` is the share of steps from an earlier call.
-        merges: one row per iteration: liti_ratio (should be eta), delta_cosine (largest over pairs of runs).
+        merges: one row per iteration: liti_ratio (should be eta), delta_cosine (over all weights, of the closest pair).
         snapshots: (i, m, step) -> weights, every `config.snapshot_every` steps; (i, m, "anchor") -> the final
             anchor, with `config.keep_anchors`.
     """
@@ -96,8 +96,9 @@ def warp(
     last: list[Weights] = []
 
     def seen(i: int, init: Weights, policies: list[Weights], merged: Weights, updated: Weights) -> None:
-        geometry.extend({"iteration": i} | row for row in pairwise_angles(init, policies, config.merge_by))
-        merges.append({"iteration": i} | merge_facts(init, policies, merged, updated))
+        rows = pairwise_angles(init, policies, config.merge_by)
+        geometry.extend({"iteration": i} | row for row in rows)
+        merges.append({"iteration": i} | merge_facts(init, rows, merged, updated))
         last[:] = policies
 
     task.check_lengths(config.max_new_tokens)
