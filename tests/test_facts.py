@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 import tiny
 import torch
@@ -14,10 +13,8 @@ from warp_nb.algorithm.merge import ema_update_, liti, merge, weights_of
 from warp_nb.runs.facts import AnchorProbe, displacement, tokens_after_end
 from warp_nb.runs.geometry import (
     angles,
-    block_shares,
     merge_facts,
     pairwise_angles,
-    whole_angles,
     whole_cosine,
 )
 
@@ -121,26 +118,3 @@ def test_the_cosine_of_the_blocks_is_that_of_all_weights(by: str) -> None:
     assert math.isnan(whole_cosine(angles(init, first, init, by)))
     first["transformer.wte.weight"][0] = math.nan
     assert math.isnan(whole_cosine(angles(init, first, second, by)))
-
-
-def table(*rows: tuple[int, str, float, float, float]) -> pd.DataFrame:
-    """A geometry of one seed and pair from (iteration, block, cosine, norm_a, norm_b)."""
-    columns = ["iteration", "block", "cosine", "norm_a", "norm_b"]
-    return pd.DataFrame(rows, columns=columns).assign(seed=0, run_a=1, run_b=2)
-
-
-def test_a_large_block_turns_the_angle_over_all_weights() -> None:
-    """Ten blocks at right angles and one of 60°, whose norms are 3 and 4 against 1 each."""
-    rows = [(i, f"h.{n}", 0.0, 1.0, 1.0) for i in (1, 2) for n in range(10)]
-    found = whole_angles(table(*rows, (1, "wte", 0.5, 3.0, 4.0), (2, "wte", 0.0, 0.0, 0.0)))
-    assert found["iteration"].tolist() == [1, 2]
-    assert found["cosine"].tolist() == pytest.approx([0.5 * 12 / math.sqrt((9 + 10) * (16 + 10)), 0.0])
-    assert found["omega"].tolist() == pytest.approx([math.degrees(math.acos(6 / math.sqrt(19 * 26))), 90.0])
-
-
-def test_shares_of_the_blocks_are_averaged_over_pairs() -> None:
-    rows = [(1, "wte", 0.0, 3.0, 1.0), (1, "h", 0.0, 1.0, 3.0), (2, "h", 0.0, 1.0, 1.0), (2, "wte", 0.0, 2.0, 2.0)]
-    shares = block_shares(table(*rows, (3, "wte", math.nan, 0.0, 0.0), (3, "h", math.nan, 0.0, 0.0)))
-    assert shares.to_dict() == pytest.approx({"wte": (0.5 + 0.8) / 2, "h": (0.5 + 0.2) / 2})
-    assert list(shares.index) == ["wte", "h"], "the largest comes first"
-    assert block_shares(table((1, "wte", math.nan, 0.0, 0.0))).empty

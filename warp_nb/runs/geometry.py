@@ -5,16 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from warp_nb.algorithm.merge import Weights, blocks, flat, task_vector
 from warp_nb.runs.facts import Row
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-PAIR = ["seed", "iteration", "run_a", "run_b"]
-"""Columns that tell one pair of runs from another."""
 
 
 def angles(init: Weights, first: Weights, second: Weights, by: str = "layer") -> list[dict[str, float | str]]:
@@ -56,32 +50,6 @@ def whole_cosine(rows: Iterable[Mapping[Any, Any]]) -> float:
         return math.nan
     cosine = math.fsum(dots) / math.prod(norms)
     return math.copysign(1.0, cosine) if abs(cosine) > 1 else cosine  # max and min would swallow NaN
-
-
-def whole_angles(geometry: pd.DataFrame) -> pd.DataFrame:
-    """Return the angles over all weights: one row per seed, iteration and pair of runs, with cosine and omega.
-
-    Args:
-        geometry: the table of an experiment, with a row per block (see `whole_cosine`); omega is in degrees.
-    """
-    import pandas as pd
-
-    found = []
-    for key, rows in geometry.groupby(PAIR):
-        cosine = whole_cosine(rows.to_dict("records"))
-        found.append(dict(zip(PAIR, key, strict=True)) | {"cosine": cosine, "omega": math.degrees(math.acos(cosine))})
-    return pd.DataFrame(found, columns=[*PAIR, "cosine", "omega"])
-
-
-def block_shares(geometry: pd.DataFrame) -> pd.Series:
-    """Return the blocks' shares of the squared norm of the task vectors, largest first; blocks are in the index.
-
-    A share is the mean over seeds, iterations and pairs of runs; pairs that did not move are left out.
-    """
-    squares = geometry["norm_a"] ** 2 + geometry["norm_b"] ** 2
-    totals = squares.groupby([geometry[name] for name in PAIR]).transform("sum")
-    shares = (squares / totals).groupby(geometry["block"]).mean().dropna()
-    return shares.sort_values(ascending=False, kind="stable")
 
 
 def merge_facts(init: Weights, rows: Sequence[Mapping[str, Any]], merged: Weights, updated: Weights) -> Row:

@@ -7,6 +7,7 @@ warp-nb merge BASE RUN1 RUN2 RUN3 --method lerp --eta 0.3 --out DIR
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         recipe, out = checked(given), expanded(given.out)
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}")
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
             base, runs = open_inputs(expanded(given.base), [expanded(run) for run in given.runs], out)
     except ValueError as wrong:
         commands.error(str(wrong))
