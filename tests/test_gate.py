@@ -178,10 +178,11 @@ def test_sentences_differ_after_the_prompt() -> None:
 
 
 @pytest.mark.slow
-def test_reviews_of_the_gate_were_not_trained_on() -> None:
+@pytest.mark.parametrize("part", ["reward_train", "judge_train"])
+def test_reviews_of_the_gate_were_not_trained_on(part: imdb.Part) -> None:
     def head(text: str) -> str:
         return " ".join(text.split()[: SCORED_WORDS[0]])
 
-    trained = {head(text) for text in imdb.reviews("reward_train")["text"]}
+    trained = {head(text) for text in imdb.reviews(part)["text"]}
     texts = {head(prompt + rest) for pair in imdb_pairs() for prompt, rest in pair}
     assert len(texts) == 512 and not trained & texts
