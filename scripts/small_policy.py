@@ -1,123 +1,100 @@
-"""The small policy: the script that made the checkpoint shipped in `warp_nb/tasks/small/`.
+"""The small policy: cut from SmolLM2-135M, then distilled from θ_sft of task `smollm`.
 
-Two layers of SmolLM2-135M and the rows of its embedding that a vocabulary trimmed to IMDb
-needs, tuned on the SFT part of the reviews (never on a prompt, a reward-model text or an
-evaluation review). To make it anew, resumable, in about an hour on two cores:
+A policy is a few layers of θ_sft and the rows of its embedding that a vocabulary trimmed to IMDb needs, at most 18
+million parameters (36 MB in bf16). It learns the teacher's next-token distributions (`scripts/distillation.py`) on
+beginnings and middles of reviews of the part `sft`, and on text that the teacher samples itself. It never sees a
+prompt, a text of the reward model or an evaluation review. On two cores, in the background, stopped after two hours:
 
-    python -m scripts.small_policy --out FOLDER
+    python -m scripts.small_policy --out FOLDER --start warp_nb/tasks/small --layers 3 --steps 3000 --minutes 120
 
-`curve.json` is the curve of the run that made the shipped one: three passes over the reviews, the held-out
-perplexity falls little after the first two. `perplexity.json` compares the result with SmolLM2-135M
-on the same held-out reviews and is made anew by
+On a GPU, with more text, of which the teacher reads and samples more at once:
+
+    python -m scripts.small_policy --out FOLDER --start warp_nb/tasks/small --layers 4 --device cuda \\
+        --steps 12000 --batch 64 --texts 131072 --shard 1024 --minutes 30
+
+The same command resumes, bit-identically on the same device. `--start` grows a policy by layers that begin as the
+identity, so its perplexity is where training begins; without it the layers are cut from θ_sft and training begins from
+almost nothing, which needs far more tokens.
+
+The teacher reads a text once. Its `--top` most probable tokens at every position are stored in FOLDER/scratch, 33 MB
+for 1,000 texts with the defaults, and every pass over the texts reads them there: steps * batch / texts passes, each in
+an order of its own. What the training resumes from is there as well; delete the folder at the end.
+
+FOLDER/curve.json has the steps, tokens, loss and held-out perplexity a word. What the result is worth beside the
+shipped policy, θ_sft and SmolLM2 (FOLDER/perplexity.json), with the time of a step and twenty samples of both
+(FOLDER/scratch/samples.json):
 
     python -m scripts.small_policy --out FOLDER --compare
+
+The policy in `warp_nb/tasks/small/` was made by an earlier form of this script, which tuned layers 0 and 29 on the
+reviews alone; `curve.json` there is of that run.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import hashlib
 import json
 import math
-import os
 import time
-from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, LlamaForCausalLM
 
-from warp_nb.files import write_json
+from scripts.comparison import CURVE_REVIEWS, compare
+from scripts.cutting import check_growth, cut, evenly, grow, trim_tokenizer
+from scripts.distillation import WINDOW, Targets, Teacher, distillation_loss, dtype_on, rows_of, sample
+from warp_nb.fast.devices import arithmetic, choose_device
+from warp_nb.files import loading, read_record, replacing, write_json
 from warp_nb.tasks import imdb, sft
-from warp_nb.tasks.sft import BEGIN, PAD
+from warp_nb.tasks.prepared import PROMPT_TOKENS, SMALL, load_policy
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-WINDOW = 128
-SAVE_EVERY = 250
-CURVE_REVIEWS = 300
+WORDS = 96
+"""Words of a piece of review: its tokens fill a window."""
+SAMPLED = 4
+"""Of as many texts the teacher samples one; of the others every second one begins a review."""
+MOST_TOKENS = 2**15 - 1
+"""Of a vocabulary whose ids are stored in int16."""
+ROW_EVERY = 250
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def trim_tokenizer(tokenizer: PreTrainedTokenizerBase, texts: list[str], size: int) -> tuple[Any, torch.Tensor]:
-    """Keep the `size` tokens of a BPE tokenizer that `texts` use most, closed under merges.
+@dataclass(frozen=True)
+class Recipe:
+    """The settings that decide a training's bits on one device.
 
-    Returns the tokenizer and, per kept token, its id in the old vocabulary (int64, [size]).
+    Raises:
+        ValueError: a setting is out of its range.
     """
-    from tokenizers import Tokenizer
 
-    spec = json.loads(tokenizer.backend_tokenizer.to_str())
-    vocab, merges = spec["model"]["vocab"], [tuple(pair) for pair in spec["model"]["merges"]]
-    parents = {left + right: (left, right) for left, right in reversed(merges)}
-    counts: Counter[str] = Counter()
-    for encoding in tokenizer.backend_tokenizer.encode_batch(texts):
-        counts.update(encoding.tokens)
-    specials = {BEGIN, PAD}
-    added = {token["content"] for token in spec["added_tokens"]} - specials
-    kept = {token for token in vocab if token not in parents} - added
+    layers: int = 3
+    vocabulary: int = 6000
+    steps: int = 3000
+    batch: int = 16
+    texts: int = 4096
+    shard: int = 64
+    top: int = 64
+    lr: float = 1e-3
+    seed: int = 0
 
-    def keep(token: str) -> None:
-        if token not in kept:
-            for parent in parents[token]:
-                keep(parent)
-            kept.add(token)
-
-    for token, _ in counts.most_common():
-        if len(kept) >= size:
-            break
-        if token in vocab and token not in added:
-            keep(token)
-    order = sorted(kept, key=vocab.__getitem__)
-    new = {token: index for index, token in enumerate(order)}
-    spec["model"]["vocab"] = new
-    spec["model"]["merges"] = [pair for pair in merges if {*pair, pair[0] + pair[1]} <= kept]
-    spec["added_tokens"] = [t | {"id": new[t["content"]]} for t in spec["added_tokens"] if t["content"] in specials]
-    trimmed = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(spec)), bos_token=BEGIN, eos_token=BEGIN, pad_token=PAD
-    )
-    return trimmed, torch.tensor([vocab[token] for token in order])
-
-
-def cut(model: PreTrainedModel, layers: list[int], rows: torch.Tensor, bos: int, pad: int) -> LlamaForCausalLM:
-    """A Llama of the given layers of `model` and the given rows of its tied embedding."""
-    source = model.state_dict()
-    config = LlamaConfig.from_dict(
-        model.config.to_dict()
-        | {
-            "num_hidden_layers": len(layers),
-            "vocab_size": len(rows),
-            "max_position_embeddings": 512,
-            "bos_token_id": bos,
-            "eos_token_id": bos,
-            "pad_token_id": pad,
-        }
-    )
-    policy = LlamaForCausalLM(config)
-    for name, target in policy.state_dict().items():
-        parts = name.split(".")
-        if parts[:2] == ["model", "layers"]:
-            parts[2] = str(layers[int(parts[2])])
-        value = source[".".join(parts)]
-        target.copy_(value[rows] if value.shape[0] == model.config.vocab_size else value)
-    return policy
-
-
-def token_stream(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """All reviews as one stream, the begin token before each; and where the reviews start."""
-    ids = [[tokenizer.bos_token_id, *row] for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    starts = torch.tensor([0, *map(len, ids)]).cumsum(0)[:-1]
-    stream = torch.tensor([token for row in ids for token in row])
-    return stream, starts[starts < len(stream) - WINDOW - 1]
-
-
-def windows(stream: torch.Tensor, starts: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """`count` windows of WINDOW + 1 tokens, half of them at the beginning of a review."""
-    first = starts[torch.randint(len(starts), (count // 2,), generator=generator)]
-    free = torch.randint(len(stream) - WINDOW - 1, (count - count // 2,), generator=generator)
-    return torch.stack([stream[p : p + WINDOW + 1] for p in torch.cat([first, free]).tolist()])
+    def __post_init__(self) -> None:
+        least = {"layers": 2, "vocabulary": 260, "steps": 1, "batch": 1, "texts": 1, "shard": SAMPLED, "top": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"--{name} must be at least {bound}, got {getattr(self, name)}")
+        if self.vocabulary > MOST_TOKENS:
+            raise ValueError(f"--vocabulary must be at most {MOST_TOKENS}, got {self.vocabulary}; pass e.g. 6000")
+        for name, part, whole in (("shard", "batch", self.shard), ("texts", "shard", self.texts)):
+            if whole % getattr(self, part):
+                raise ValueError(f"--{name} must be a multiple of --{part} {getattr(self, part)}, got {whole}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"--lr must be a positive finite number, got {self.lr}; pass e.g. 1e-3")
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -126,130 +103,251 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / 100) * cosine
 
 
+class Texts:
+    """The texts of a training and what the teacher says about them, by shards that are made once and kept on disk."""
+
+    def __init__(self, folder: Path, teacher: Teacher, reviews: list[str], recipe: Recipe) -> None:
+        self.folder, self.teacher, self.reviews, self.recipe = folder, teacher, reviews, recipe
+        self._held: tuple[int, Targets] | None = None
+
+    def pieces(self, shard: int) -> list[str]:
+        """Return the texts of a shard: beginnings and middles of reviews, then the teacher's own."""
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + shard)
+        chosen = torch.randint(len(self.reviews), (self.recipe.shard,), generator=generator).tolist()
+        sampled = self.recipe.shard // SAMPLED
+        found = []
+        for place, index in enumerate(chosen[sampled:]):
+            words = self.reviews[index].split()
+            free = int(torch.randint(max(1, len(words) - WORDS // 2), (), generator=generator))
+            start = free if place % 2 else 0
+            found.append(" ".join(words[start : start + WORDS]))
+        beginnings = [self.reviews[index] for index in chosen[:sampled]]
+        seed = int(torch.randint(2**31, (), generator=generator))
+        model, tokenizer = self.teacher.model, self.teacher.own
+        return found + sample(model, tokenizer, beginnings, prompt=PROMPT_TOKENS, count=WINDOW, seed=seed)
+
+    def shard(self, number: int) -> Targets:
+        """Return the targets of a shard: from memory, from disk, or by the teacher."""
+        if self._held is None or self._held[0] != number:
+            path = self.folder / f"shard-{number:06d}.safetensors"
+            if not path.exists():
+                made = self.teacher.targets(self.pieces(number), window=WINDOW, top=self.recipe.top)
+                with replacing(path) as temporary:
+                    save_file(made.compact(), temporary)
+            with loading(path, "targets of the teacher"):
+                self._held = number, Targets(**load_file(path))
+        return self._held[1]
+
+    def batch(self, step: int) -> Targets:
+        """Return the texts of a step. Every pass takes the shards, and the texts in a shard, in an order of its own."""
+        first = step * self.recipe.batch
+        turn, place = divmod(first, self.recipe.texts)
+        size = self.recipe.shard
+        shards = torch.randperm(self.recipe.texts // size, generator=self._generator(turn, 0))
+        number = int(shards[place // size])
+        order = torch.randperm(size, generator=self._generator(turn, 1 + number))
+        return self.shard(number).rows(order[place % size :][: self.recipe.batch])
+
+    def _generator(self, turn: int, place: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.recipe.seed * 1_000_003 + turn) * 1_000_033 + place)
+
+
 class Trainer:
-    """bf16 arithmetic with fp32 master weights; its state is a folder and can be resumed."""
+    """AdamW on fp32 weights, bf16 autocast on a GPU; its state is a folder from which it resumes.
 
-    def __init__(self, out: Path, policy: LlamaForCausalLM, lr: float) -> None:
-        self.out, self.policy, self.lr = out, policy, lr
-        self.masters = {name: value.detach().clone() for name, value in policy.named_parameters()}
-        self.optimizer = torch.optim.AdamW(list(self.masters.values()), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
+    A state is a safetensors file of weights and moments and, written after it, `state.json`, which names that file.
+    """
+
+    def __init__(self, folder: Path, policy: LlamaForCausalLM, facts: dict[str, Any]) -> None:
+        self.folder, self.policy, self.facts = folder, policy.train(), facts
+        self.weights = dict(policy.named_parameters())
+        self.optimizer = torch.optim.AdamW(list(self.weights.values()), lr=0.0, betas=(0.9, 0.95), weight_decay=0.1)
+        self.done, self.tokens, self.seconds = 0, 0, 0.0
+        self.losses: list[float] = []
         self.curve: list[dict[str, float]] = []
-        if (out / "state.safetensors").exists():
-            self.curve = json.loads((out / "curve.json").read_text())
-            saved = load_file(out / "state.safetensors")
-            for name, master in self.masters.items():
-                master.copy_(saved[f"weight.{name}"])
-                self.optimizer.state[master] = {part: saved[f"{part}.{name}"] for part in MOMENTS}
-        self.working = dict(policy.bfloat16().named_parameters())
-        self._refresh()
+        if (folder / "state.json").exists():
+            self._resume(read_record(folder / "state.json"))
+        else:
+            self.save()
 
-    @torch.no_grad()
-    def _refresh(self) -> None:
-        torch._foreach_copy_(list(self.working.values()), list(self.masters.values()))
+    def _resume(self, record: dict[str, Any]) -> None:
+        stored = record.get("facts", {})
+        other = {name: (stored.get(name), value) for name, value in self.facts.items() if stored.get(name) != value}
+        if other:
+            raise ValueError(
+                f"{self.folder} is of another training (stored, given): {other}; "
+                f"repeat its command, or pass another --out"
+            )
+        with loading(self.folder, "state of a training"):
+            saved = load_file(self.folder / record["tensors"])
+            with torch.no_grad():
+                for name, weight in self.weights.items():
+                    weight.copy_(saved[f"weight.{name}"])
+                    if not record["done"]:
+                        continue
+                    moments = {part: saved[f"{part}.{name}"] for part in MOMENTS}
+                    moments |= {part: moments[part].to(weight.device) for part in MOMENTS[1:]}
+                    self.optimizer.state[weight] = moments
+            self.done, self.tokens, self.seconds = record["done"], record["tokens_read"], record["seconds"]
+            self.losses, self.curve = record["losses"], record["curve"]
 
-    @property
-    def done(self) -> int:
-        """Steps done at the last saved state."""
-        return int(self.curve[-1]["step"]) if self.curve else 0
-
-    def step(self, ids: torch.Tensor, lr: float) -> float:
-        """One AdamW step on windows int64 [B, WINDOW + 1]; returns the loss, nats a token."""
-        hidden = self.policy.model(input_ids=ids[:, :-1]).last_hidden_state
-        logits = self.policy.lm_head(hidden).flatten(0, 1).float()
-        loss = cross_entropy(logits, ids[:, 1:].flatten())
-        grads = torch.autograd.grad(loss, list(self.working.values()))
-        for master, grad in zip(self.masters.values(), grads, strict=True):
-            master.grad = grad.float()
-        torch.nn.utils.clip_grad_norm_(self.masters.values(), 1.0)
+    def step(self, targets: Targets, lr: float) -> float:
+        """Take one step on a batch; return its loss, nats a token."""
+        device = self.policy.device
+        targets = targets.to(device)
+        with arithmetic(dtype_on(device), device):
+            logits = self.policy(input_ids=targets.ids, use_cache=False).logits
+        loss = distillation_loss(logits, targets)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
-        self._refresh()
-        return loss.item()
+        self.done += 1
+        self.tokens += targets.ids.numel()
+        self.losses.append(loss.item())
+        return self.losses[-1]
 
-    def save(self, row: dict[str, float], model: LlamaForCausalLM) -> None:
-        """Keep the state, the curve with its new row, and the policy in bf16."""
-        self.curve.append(row)
-        tensors = {f"weight.{name}": master for name, master in self.masters.items()}
-        for name, master in self.masters.items():
-            tensors |= {f"{part}.{name}": self.optimizer.state[master][part] for part in MOMENTS}
-        save_file(tensors, self.out / "state.new")
-        os.replace(self.out / "state.new", self.out / "state.safetensors")
-        write_json(self.out / "curve.json", self.curve)
-        model.bfloat16().save_pretrained(self.out)
+    def row(self, perplexity: float) -> dict[str, float]:
+        """Add a row to the curve, with the mean loss since the one before, and return it."""
+        found = {"step": self.done, "tokens": self.tokens, "seconds": self.seconds}
+        found["loss"] = sum(self.losses) / len(self.losses) if self.losses else math.nan
+        self.curve.append(found | {"perplexity_per_word": perplexity})
+        self.losses.clear()
+        return self.curve[-1]
 
-    def full_precision(self) -> LlamaForCausalLM:
-        """The policy with the master weights, fp32, in eval mode."""
-        model = LlamaForCausalLM(self.policy.config).eval()
-        model.load_state_dict(self.masters, strict=False)
-        model.tie_weights()
-        return model
-
-
-def train(out: Path, layers: list[int], vocabulary: int, steps: int, batch: int, peak: float, seed: int) -> None:
-    """Tune the cut model for `steps` steps of `batch` windows; the state in `out` is resumed."""
-    texts, held_out = imdb.reviews("sft")["text"].tolist(), imdb.reviews("eval")["text"].tolist()
-    whole, full_tokenizer = sft.load_smollm2()
-    tokenizer, rows = trim_tokenizer(full_tokenizer, texts, vocabulary)
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(out)
-    trainer = Trainer(out, cut(whole, layers, rows, tokenizer.bos_token_id, tokenizer.pad_token_id), peak)
-    stream, starts = token_stream(tokenizer, texts)
-    spent = trainer.curve[-1]["seconds"] if trainer.curve else 0.0
-    started, losses = time.perf_counter() - spent, []
-    for step in range(trainer.done, steps):
-        ids = windows(stream, starts, batch, torch.Generator().manual_seed(seed * 1_000_003 + step))
-        losses.append(trainer.step(ids, learning_rate(step, steps, peak)))
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            model = trainer.full_precision()
-            row = {"step": step + 1, "tokens": (step + 1) * batch * WINDOW, "seconds": time.perf_counter() - started}
-            row |= {"lr": learning_rate(step, steps, peak), "loss": sum(losses) / len(losses)}
-            row["perplexity_per_word"] = sft.word_perplexity(model, tokenizer, held_out[:CURVE_REVIEWS])
-            trainer.save(row, model)
-            losses.clear()
-            print(json.dumps(row), flush=True)
+    def save(self) -> None:
+        """Write the state and delete the one before it."""
+        tensors = {f"weight.{name}": weight.detach() for name, weight in self.weights.items()}
+        for name, weight in self.weights.items():
+            tensors |= {f"{part}.{name}": self.optimizer.state[weight][part] for part in MOMENTS} if self.done else {}
+        path = self.folder / f"state-{self.done:08d}.safetensors"
+        with replacing(path) as temporary:
+            save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
+        record = {"tensors": path.name, "done": self.done, "tokens_read": self.tokens, "seconds": self.seconds}
+        write_json(
+            self.folder / "state.json", record | {"losses": self.losses, "curve": self.curve, "facts": self.facts}
+        )
+        for old in self.folder.glob("state-*.safetensors"):
+            if old != path:
+                old.unlink()
 
 
-def compare(out: Path) -> dict[str, float]:
-    """Per-word perplexity of the policy in `out` and of SmolLM2-135M on the same held-out reviews.
+def check_paths(out: Path, start: Path | None) -> None:
+    """Refuse folders that cannot be meant.
 
-    SmolLM2 is measured twice: with the begin token its tokenizer names, and with the one that separated
-    documents in its pre-training, which suits plain text better.
+    Raises:
+        ValueError: `out` is the shipped policy's or the start's folder, or `start` has no policy.
     """
-    held_out = imdb.reviews("eval")["text"].tolist()[:CURVE_REVIEWS]
-    whole, full_tokenizer = sft.load_smollm2()
-    mine = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
-    found = {
-        "reviews": CURVE_REVIEWS,
-        "words_of_each": sft.PERPLEXITY_WORDS,
-        "parameters": mine.num_parameters(),
-        "small": sft.word_perplexity(mine, tokenizer, held_out),
-    }
-    begins = {"own_begin": full_tokenizer.bos_token, "best_begin": BEGIN}
-    for name, token in begins.items():
-        begin = int(full_tokenizer.get_vocab()[token])
-        found[f"smollm2_135m_{name}"] = sft.word_perplexity(whole, full_tokenizer, held_out, begin=begin)
-        found[f"ratio_{name}"] = found["small"] / found[f"smollm2_135m_{name}"]
-    write_json(out / "perplexity.json", found)
-    return found
+    if out.resolve() in {SMALL.resolve(), (start or SMALL).resolve()}:
+        raise ValueError(f"--out {out} holds the policy to compare with or to start from; pass another folder")
+    if start is not None and not (start / "config.json").is_file():
+        raise ValueError(f"--start {start} has no config.json; pass the folder of a policy, e.g. warp_nb/tasks/small")
+
+
+def student_of(start: Path | None, recipe: Recipe, whole: Any, words: Any, *, texts: list[str]) -> tuple[Any, Any]:
+    """Return the student at the beginning of its training and its tokenizer.
+
+    Args:
+        start: a folder whose policy is grown; without it the student is cut from `whole`.
+        whole, words: the teacher and its tokenizer.
+        texts: the vocabulary is trimmed to them, if there is no `start`.
+    """
+    if start is not None:
+        policy, tokenizer = load_policy(start)
+        rows_of(tokenizer, words)
+        return grow(policy, whole, recipe.layers), tokenizer
+    tokenizer, rows = trim_tokenizer(words, texts, recipe.vocabulary)
+    layers = evenly(whole.config.num_hidden_layers, recipe.layers)
+    return cut(whole, layers, rows, begin=tokenizer.bos_token_id, pad=tokenizer.pad_token_id), tokenizer
+
+
+def identity(recipe: Recipe, start: Path | None, teacher: Path, device: str) -> dict[str, Any]:
+    """Return all that a training's bits depend on, beside the libraries and the machine."""
+    weights = (start / "model.safetensors").read_bytes() if start else b""
+    own = {"start": hashlib.sha256(weights).hexdigest() if start else None}
+    return asdict(recipe) | own | {"teacher": teacher.name, "device": device.partition(":")[0]}
+
+
+def train(
+    out: Path,
+    recipe: Recipe,
+    *,
+    start: Path | None = None,
+    device: str = "",
+    minutes: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Distil until the last step or until the budget is spent; a second call resumes.
+
+    Args:
+        out: folder of the policy, of its curve and of `scratch`.
+        start: see `student_of`.
+        minutes: budget of this call. It ends with the first step after it, or with the texts that the teacher is
+            reading then; the state and the policy are saved.
+        clock: seconds of a monotonic clock.
+
+    Raises:
+        ValueError: a setting or a folder cannot be used, or `out` has the state of another training.
+    """
+    if not minutes > 0:
+        raise ValueError(f"--minutes must be positive, got {minutes}; pass e.g. 120")
+    device, before = choose_device(device), clock()
+    end = before + 60 * minutes
+    check_paths(out, start)
+    if start is not None:
+        check_growth(AutoConfig.from_pretrained(start), recipe.layers)
+    folder, _ = sft.load_sft(device)
+    whole, words = load_policy(folder)
+    texts, held_out = (imdb.reviews(part)["text"].tolist() for part in ("sft", "eval"))
+    policy, tokenizer = student_of(start, recipe, whole, words, texts=texts)
+    scratch = out / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(scratch, policy.to(device), identity(recipe, start, folder, device))
+    tokenizer.save_pretrained(out)
+    source = Texts(scratch, Teacher(whole.to(device), words, tokenizer), texts, recipe)
+    while trainer.done < recipe.steps and clock() < end:
+        trainer.step(source.batch(trainer.done), learning_rate(trainer.done, recipe.steps, recipe.lr))
+        trainer.seconds, before = trainer.seconds + clock() - before, clock()
+        if trainer.done % ROW_EVERY == 0 or trainer.done == recipe.steps:
+            perplexity = sft.word_perplexity(policy.eval(), tokenizer, held_out[:CURVE_REVIEWS])
+            policy.train()
+            print(json.dumps(trainer.row(perplexity)), flush=True)
+            finish(out, trainer)
+    finish(out, trainer)
+    print(f"{trainer.done} of {recipe.steps} steps are done; {out}", flush=True)
+
+
+def finish(out: Path, trainer: Trainer) -> None:
+    """Save the state, the curve and the policy in bf16."""
+    trainer.save()
+    write_json(out / "curve.json", trainer.curve)
+    copy.deepcopy(trainer.policy).eval().bfloat16().save_pretrained(out)
 
 
 def main() -> None:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--layers", type=int, nargs="+", default=[0, 29], help="layers of SmolLM2 that are kept")
-    parser.add_argument("--vocabulary", type=int, default=6000, help="tokens kept")
-    parser.add_argument("--steps", type=int, default=6500)
-    parser.add_argument("--batch", type=int, default=16, help="windows of 128 tokens a step")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of AdamW")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="folder of a policy that is grown; it brings its vocabulary")
+    parser.add_argument("--layers", type=int, default=Recipe.layers)
+    parser.add_argument("--vocabulary", type=int, default=Recipe.vocabulary, help="tokens kept, without --start")
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--batch", type=int, default=Recipe.batch, help=f"texts of up to {WINDOW} tokens a step")
+    parser.add_argument("--texts", type=int, default=Recipe.texts, help="texts that the teacher reads, all in all")
+    parser.add_argument("--shard", type=int, default=Recipe.shard, help="texts that the teacher reads at once")
+    parser.add_argument("--top", type=int, default=Recipe.top, help="tokens of a distribution that are stored")
+    parser.add_argument("--lr", type=float, default=Recipe.lr, help="peak learning rate of AdamW")
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--device", default="", help="cpu, cuda, cuda:N or mps; the fastest one by default")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="budget of this call")
     parser.add_argument("--compare", action="store_true", help="only measure what lies in --out")
-    given = parser.parse_args()
-    if given.compare:
-        print(json.dumps(compare(given.out), indent=1))
+    given = vars(parser.parse_args())
+    out, where = given.pop("out"), {name: given.pop(name) for name in ("start", "device", "minutes")}
+    if given.pop("compare"):
+        print(json.dumps(compare(out), indent=1))
         return
-    train(given.out, given.layers, given.vocabulary, given.steps, given.batch, given.lr, given.seed)
+    train(out, Recipe(**given), **where)
 
 
 if __name__ == "__main__":
