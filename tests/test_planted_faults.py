@@ -92,8 +92,8 @@ def test_a_bad_reward_is_told_by_its_gate(reward: Callable[..., Any], told: set[
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_faults_of_the_diagnosis(name: str) -> None:
     """No check sees a wrong lr, forgotten moments or rounded weights: runs still differ, move and learn."""
-    told = dict.fromkeys(("one-seed", "one-model", "greedy"), {"runs-differ"})
-    told |= dict.fromkeys(("never-stepped", "live-init"), {"deltas-nonzero"})
+    told = {one: {"runs-differ"} for one in ("one-seed", "one-model", "greedy")}
+    told |= {one: {"deltas-nonzero"} for one in ("never-stepped", "live-init")}
     assert failed(run(parts=planted([name]))) == told.get(name, set())
 
 

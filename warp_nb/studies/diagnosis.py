@@ -423,6 +423,7 @@ def missing(table: dict[str, dict[str, Any]]) -> list[Cell | RewardCell]:
 def fill(
     path: Path,
     wanted: Sequence[Cell | RewardCell],
+    *,
     again: bool = False,
     workers: int = 1,
     measure: Callable[[Cell | RewardCell], dict[str, Any]] = measure,
@@ -479,6 +480,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen.table.parent.mkdir(parents=True, exist_ok=True)
     if not chosen.table.exists():
         write_json(chosen.table, vars(read_table()))
-    fill(chosen.table, wanted, chosen.again, chosen.workers)
+    fill(chosen.table, wanted, again=chosen.again, workers=chosen.workers)
     print(f"the report of this table: warp-nb report diagnosis -p table_file {chosen.table.absolute()}")
     return 0
