@@ -28,6 +28,7 @@ from warp_nb.studies.diagnosis import (
     Arm,
     Cell,
     Changes,
+    RewardCell,
     drift,
 )
 from warp_nb.studies.original import ROWS
@@ -300,6 +301,13 @@ class Combination:
         return sum(shown is not None for shown in self.traits.values())
 
     @property
+    def undecided(self) -> bool:
+        """Whether it does not explain the report yet and still could, once the cells that the table lacks are there."""
+        needed = MOST * len(self.traits)
+        possible = [name for name in self.traits if self.arm.task == LEVELS_ON or name not in LEVELS]
+        return self.matched < needed <= sum(self.traits[name] is not False for name in possible)
+
+    @property
     def choices(self) -> dict[str, str]:
         """Return the choices as plain words: task, reward, runs, warm_up, lr, scoring, plotted."""
         arm = self.arm
@@ -330,7 +338,7 @@ def combinations_tried(table: Table) -> list[Combination]:
     return sorted(found, key=lambda one: (-one.matched, one.judged))
 
 
-def measured_of(table: Table, cells: Iterable[Cell]) -> list[Record]:
+def measured_of(table: Table, cells: Iterable[Cell | RewardCell]) -> list[Record]:
     """Return the records that the table has of these cells."""
     return [table[cell.name] for cell in cells if cell.name in table]
 
