@@ -117,7 +117,7 @@ def twin_curves(cells: Table) -> Figure:
             runs = records[0]["curves"]["objective"] if records else []
             for name, width, curve, (color, line, _) in zip(names, (4, 1.6), runs, styles(), strict=False):
                 ax.plot(range(1, len(curve) + 1), curve, color=color, linestyle=line, linewidth=width, label=name)
-            dressed(ax, f"награда со штрафом r_β: {title}", legend="best")
+            dressed(ax, f"награда со штрафом r_β: {title}", legend="best" if runs else None)
         axes[1].set_xlabel("шаг t")
     return figure
 
@@ -142,14 +142,15 @@ def split_figure(cells: Table) -> Figure:
     parts = {"objective": "r_β целиком", "reward": "награда", "penalty": "−β·log(π/π_ema)"}
     with panels(2, 6.0) as (figure, axes):
         for ax, reward in zip(axes, ("sound", "collapsed"), strict=True):
+            title = f"изменение с первого шага: награда {VERDICT_WORDS['choices']['reward'][reward]}"
             records = measured_of(cells, [Cell(3, reward, seed=seed) for seed in SEEDS])
             if not records:
+                dressed(ax, f"{title}, не измерено")
                 continue
             rows = pd.concat(map(verdicts.history, records))
             means = rows.groupby("step")[list(parts)].mean()
             for (column, name), (color, line, _) in zip(parts.items(), styles(), strict=False):
                 ax.plot(means.index, means[column] - means[column].iloc[0], color=color, linestyle=line, label=name)
-            title = f"изменение с первого шага: награда {VERDICT_WORDS['choices']['reward'][reward]}"
             dressed(ax, title, legend="best")
         axes[1].set_xlabel("шаг t")
     return figure
