@@ -104,7 +104,7 @@ def test_a_share_is_told_in_place_of_a_verdict() -> None:
     told = diagnosis_page.told(verdicts.noise(table)[0])
     assert (told["verdict"], told["verdict_english"]) == (
         "доля от 0,4 до 0,6 при lr = 10⁻⁴",
-        "share 0.40 to 0.60 at lr 0.0001",
+        "share 0.4, 0.5, 0.6 at lr 0.0001",
     )
     assert told["outcomes"] == []
 

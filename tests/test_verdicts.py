@@ -158,7 +158,7 @@ def test_a_fault_decides_when_every_seed_has_it(
         (
             Cell(2, faults=("bf16-weights",)),
             record(kl=0.02),
-            verdicts.bf16_weights,
+            verdicts.rounded_weights,
         ),
         (
             Cell(1, faults=("rebuilt",)),

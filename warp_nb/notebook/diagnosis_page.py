@@ -60,20 +60,20 @@ def told(verdict: Verdict) -> dict[str, Any]:
     if verdict.verdict == NOT_MEASURED:
         said = said | {"measured": ""}
     found = {key: filled(text.replace("\n", " "), facts) for key, text in said.items()}
-    found["measured"] += lacking(verdict.absent, "; " if found["measured"] else "")
+    found["measured"] += unmeasured_cells(verdict.absent, "; " if found["measured"] else "")
     found["verdict"] = found.pop("share", "") or VERDICT_WORDS["verdicts"][verdict.verdict]
     found["verdict_english"] = found.pop("share_english", "") or verdict.verdict
     return found | {"outcomes": list(verdict.outcomes)}
 
 
-def lacking(count: int, before: str = "") -> str:
+def unmeasured_cells(count: int, before: str = "") -> str:
     """Say how many cells are not measured; empty if all are."""
     return f"{before}не измерено: {counted(count, 'прогон', 'прогона', 'прогонов')}" if count else ""
 
 
 def progress(cells: Table) -> str:
     """Say which command measures the cells that the table lacks; empty if it is whole."""
-    return lacking(len(missing(cells))) + ", их измерит warp-nb diagnosis" * bool(missing(cells))
+    return unmeasured_cells(len(missing(cells))) + ", их измерит warp-nb diagnosis" * bool(missing(cells))
 
 
 def trait(name: str) -> str:

@@ -156,7 +156,7 @@ class RewardCell:
 
 
 @dataclass(frozen=True)
-class Arm:
+class FitArm:
     """A choice of faults that the fit tries: it needs each experiment of the original, in the variants given here.
 
     Args:
@@ -196,18 +196,18 @@ class Arm:
 
 
 FIT = (
-    Arm("collapsed", GREEDY, ("100", "never-stepped"), task="smollm"),
-    Arm("collapsed", ONE_SEED, ("never-stepped",), LR_OF_4[1:], task="smollm"),
-    Arm("collapsed", GREEDY, ("100", "5", "never-stepped", "once-a-run")),
-    Arm("collapsed", ONE_SEED, ("100", "5", "never-stepped")),
-    Arm("collapsed", seeds=SEEDS),
-    Arm("collapsed", (*GREEDY, "rebuilt")),
-    Arm("collapsed", (*GREEDY, "live-init")),
-    Arm("collapsed", (*GREEDY, "bf16-weights")),
-    Arm("collapsed-fp16", GREEDY),
-    Arm("sound", GREEDY),
-    Arm("sound", ONE_SEED, ("100", "5", "never-stepped"), seeds=SEEDS),
-    Arm("sound", (), ("100", "5", "never-stepped"), seeds=SEEDS),
+    FitArm("collapsed", GREEDY, ("100", "never-stepped"), task="smollm"),
+    FitArm("collapsed", ONE_SEED, ("never-stepped",), LR_OF_4[1:], task="smollm"),
+    FitArm("collapsed", GREEDY, ("100", "5", "never-stepped", "once-a-run")),
+    FitArm("collapsed", ONE_SEED, ("100", "5", "never-stepped")),
+    FitArm("collapsed", seeds=SEEDS),
+    FitArm("collapsed", (*GREEDY, "rebuilt")),
+    FitArm("collapsed", (*GREEDY, "live-init")),
+    FitArm("collapsed", (*GREEDY, "bf16-weights")),
+    FitArm("collapsed-fp16", GREEDY),
+    FitArm("sound", GREEDY),
+    FitArm("sound", ONE_SEED, ("100", "5", "never-stepped"), seeds=SEEDS),
+    FitArm("sound", (), ("100", "5", "never-stepped"), seeds=SEEDS),
 )
 """The arms of the fit: the main ones on `smollm`, whose KLs are of the original's size, the others on `small`."""
 

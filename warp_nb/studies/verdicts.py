@@ -25,9 +25,9 @@ from warp_nb.studies.diagnosis import (
     PRECISION_SEEDS,
     SEEDS,
     WARM_UPS,
-    Arm,
     Cell,
     Changes,
+    FitArm,
     RewardCell,
     drift,
 )
@@ -99,7 +99,7 @@ class Verdict:
 
 def verdicts(table: Table) -> list[Verdict]:
     """Return all verdicts, in the order of the notebook."""
-    found = [*still_rewards(table), *moving_references(table), *half_precision(table), bf16_weights(table)]
+    found = [*still_rewards(table), *moving_references(table), *half_precision(table), rounded_weights(table)]
     found += [*warm_ups(table), *four_curves(table), *equal_runs(table), *noise(table)]
     return [*found, *rising_curves(table)]
 
@@ -169,7 +169,7 @@ def half_precision(table: Table) -> list[Verdict]:
     return found
 
 
-def bf16_weights(table: Table) -> Verdict:
+def rounded_weights(table: Table) -> Verdict:
     """Hypothesis 2: weights kept in bf16 give a KL of 0.025 nats although most of them do not move."""
     wanted = ROWS[2].kl_reference_policy
     rows, absent = observed(table, [[Cell(2, faults=("bf16-weights",)), Cell(2)]])
@@ -212,7 +212,7 @@ def four_curves(table: Table) -> list[Verdict]:
     """Hypothesis 3: the four curves of experiment 1 coincide, measured by their own range."""
     found = []
     for reward, warm_up, shared, seeds in FOUR_CURVES:
-        rows, absent = observed(table, [[cell] for cell in Arm(reward, shared, seeds=seeds).first(warm_up)])
+        rows, absent = observed(table, [[cell] for cell in FitArm(reward, shared, seeds=seeds).first(warm_up)])
         shares = [share_apart(record["curves"]["objective"]) for (record,) in rows]
         figures = {"reward": reward, "warm_up": warm_up, "shared": runs_of(shared), "shares": shares}
         found.append(Verdict("four-curves", tuple(share <= ALIKE for share in shares), figures, absent))
@@ -282,7 +282,7 @@ class Combination:
     and the task is not LEVELS_ON.
     """
 
-    arm: Arm
+    arm: FitArm
     warm_up: str
     lr: float
     scoring: str
