@@ -172,7 +172,7 @@ def test_the_collapsed_reward_is_the_raw_logit(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(diagnosis, "trained_reward", lambda recipe: shifted)
     raw, low = (diagnosis.reward_of.__wrapped__(name) for name in ("collapsed", "collapsed-fp16"))
     texts = [["the film"], [" superb"]]
-    assert raw(*texts)[0] == pytest.approx(shifted(*texts)[0] + 0.5) and raw.offset == low.offset == 0
+    assert raw(*texts)[0] == pytest.approx(shifted(*texts)[0] + 0.5, abs=1e-6) and raw.offset == low.offset == 0
     assert (raw.model.dtype, low.model.dtype) == (torch.float32, torch.float16)
 
 

@@ -142,6 +142,16 @@ def test_a_fault_decides_when_every_seed_has_it(
     assert sum(before.outcomes != after.outcomes for before, after in pairs) == 1, "no other hypothesis profits"
 
 
+def test_curves_that_were_not_recorded_are_not_judged() -> None:
+    table = healthy()
+    for number in (3, 4):
+        curves = table[Cell(number, "collapsed", GREEDY).name]["curves"]
+        table[Cell(number, "collapsed", GREEDY).name]["curves"] = {"objective": curves["objective"]}
+    found = verdicts.rising_curves(table)
+    assert of(found, shared="greedy", plotted="surrogate").verdict == NOT_MEASURED
+    assert of(found, shared="greedy", plotted="objective").outcomes == (False,)
+
+
 @pytest.mark.parametrize(
     ("cell", "changed", "read"),
     [

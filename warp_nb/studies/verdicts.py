@@ -262,7 +262,7 @@ def rising_curves(table: Table) -> list[Verdict]:
         wanted = [[Cell(number, "collapsed", shared, (), seed) for number in (3, 4)] for seed in seeds]
         rows, absent = observed(table, wanted)
         rises: dict[int, list[float]] = {3: [], 4: []}
-        for records in rows:
+        for records in [kept for kept in rows if all(plotted in one["curves"] for one in kept)]:
             for (_, climbed), record in zip(rises.items(), records, strict=True):
                 climbed.append(rise(record["curves"][plotted]))
         outcomes = tuple(min(pair) >= RISE for pair in zip(*rises.values(), strict=True))
