@@ -290,14 +290,15 @@ def rounded_beside_zero(cells: Table) -> list[float]:
     return [] if seen and min(seen) < verdicts.ZERO else seen
 
 
-def traits_table(cells: Table, count: int = 6) -> HTML:
-    """Show the best-fitting combinations with the traits that each reproduces, and how many could be judged."""
-    rows = []
-    for one in combinations_tried(cells)[:count]:
-        chosen = {VERDICT_WORDS["headings"][name]: said for name, said in choices(one).items()}
-        score = {"Повторено": f"{one.matched} из {one.judged}"}
-        rows.append(chosen | score | {trait(name): OUTCOMES[shown] for name, shown in one.traits.items()})
-    return table(rows)
+def traits_table(cells: Table, count: int = 5) -> HTML:
+    """Show the best-fitting combinations, a column each: choices, traits that it reproduces, how many were judged."""
+    columns: dict[str, dict[str, str]] = {}
+    for place, one in enumerate(combinations_tried(cells)[:count], start=1):
+        shown = {VERDICT_WORDS["headings"][name]: said for name, said in choices(one).items()}
+        shown |= {trait(name): OUTCOMES[found] for name, found in one.traits.items()}
+        columns[f"№ {place}"] = shown | {"повторено": f"{one.matched} из {one.judged}"}
+    names = next(iter(columns.values()))
+    return table([{"": name} | {place: shown[name] for place, shown in columns.items()} for name in names])
 
 
 def step_one(cells: Table) -> HTML:
