@@ -240,13 +240,28 @@ def test_what_most_probably_happened_is_three_sentences() -> None:
         "Вероятнее всего, в отч", "За это говорит 12 из 1", "Против говорит то, чег"
     ]  # fmt: skip
     assert "модель награды схлопнулась и отвечала на любой текст одним числом; тексты порождались жадно" in said
-    assert "планировщик эксперимента 1 начинал с lr = 0 и не вызывался; KL считалась в fp32; на рисунках r_β." in said
+    assert "планировщик эксперимента 1 начинал с lr = 0 и не вызывался. " in said, "they differ in the rest"
     assert said.endswith(
         "чего это сочетание не повторяет: KL эксперимента 2 та же в пределах 3 раз; столько же повторяют ещё "
         "5 сочетаний, и лучшее выбрано из 106, так что другой причины это не исключает."
     )
     whole = concluded(with_the_originals_traits())[1]
     assert "Против не говорит ни один из измеренных признаков, но столько же повторяют ещё 5 сочетаний, и" in whole
+
+
+def test_what_only_the_best_combination_has_is_said_to_have_happened() -> None:
+    table = with_the_originals_traits()
+    for number in (1, 2):
+        faults = ("never-stepped", *GREEDY) if number == 1 else GREEDY
+        table[Cell(number, "collapsed", faults, task="smollm").name]["kl"] |= dict.fromkeys(
+            ("bfloat16", "mixed"), both(5.0)
+        )
+    for number, changes in ((3, ()), (4, (("lr", 6e-4),))):
+        curves = table[Cell(number, "collapsed", GREEDY, changes, task="smollm").name]["curves"]
+        curves["surrogate"] = [[-step for step in range(10)]] * 4
+    said = concluded(table)[1]
+    assert "и не вызывался; KL считалась в fp32; на рисунках r_β. За это говорит 13 из 13" in said
+    assert "измеренных признаков, но лучшее выбрано из 106" in said
 
 
 def verdicts_scorings() -> list[str]:

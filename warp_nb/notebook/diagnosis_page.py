@@ -233,12 +233,17 @@ def best_facts(cells: Table) -> dict[str, Any]:
     """Return facts about the best-fitting combination: its choices and traits, and what was tried beside it."""
     tried = combinations_tried(cells)
     best = tried[0]
+    equals = [one for one in tried if (one.matched, one.judged) == (best.matched, best.judged)]
     by_outcome = {shown: [trait(name) for name, found in best.traits.items() if found is shown] for shown in OUTCOMES}
     return {
         "tried": len(tried),
         "best": best,
         "choices": choices(best),
-        "happened": [VERDICT_WORDS["happened"][name][best.choices[name]] for name in VERDICT_WORDS["happened"]],
+        "happened": [
+            said[best.choices[name]]
+            for name, said in VERDICT_WORDS["happened"].items()
+            if all(one.choices[name] == best.choices[name] for one in equals)
+        ],
         "found": by_outcome[True],
         "missing": by_outcome[False],
         "unmeasured": by_outcome[None],
@@ -246,7 +251,7 @@ def best_facts(cells: Table) -> dict[str, Any]:
         "MOST": verdicts.MOST,
         "explained": best.matched >= verdicts.MOST * len(best.traits),
         "undecided": sum(one.undecided for one in tried),
-        "as_good": sum((one.matched, one.judged) == (best.matched, best.judged) for one in tried) - 1,
+        "as_good": len(equals) - 1,
         "progress": progress(cells),
     }
 
