@@ -37,7 +37,7 @@ exp5: $(VENV)/.ready ## experiment 5, T = 100 -> the same index (about an hour o
 	$(BIN)/python -m warp_nb.report exp5 --task $(TASK) --seeds $(SEEDS)
 
 diagnosis: $(VENV)/.ready ## why the original saw what it saw: runs that the table lacks, the report
-	$(BIN)/python -m warp_nb diagnosis --table warp_nb/studies/diagnosis.json
+	$(BIN)/python -m warp_nb diagnosis --workers 2 --table warp_nb/studies/diagnosis.json
 	$(BIN)/python -m warp_nb.report diagnosis
 
 notebooks: $(VENV)/.ready ## run and time the committed notebooks again, all but exp5, outputs kept in place

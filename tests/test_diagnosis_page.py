@@ -19,6 +19,7 @@ from warp_nb.notebook.experiment_page import save
 from warp_nb.studies import verdicts
 from warp_nb.studies.diagnosis import (
     DRIFT_LR,
+    GREEDY,
     ONE_SEED,
     SEEDS,
     SUSPECTS,
@@ -40,7 +41,8 @@ def concluded(table: dict[str, Any]) -> list[str]:
 
 def cause(table: dict[str, Any], oddity: str) -> str:
     """What is said to cause an oddity of the report."""
-    (line,) = [line for line in concluded(table)[1].splitlines() if line.startswith(f"- **{oddity}.** ")]
+    lines = [line for paragraph in concluded(table) for line in paragraph.splitlines()]
+    (line,) = [line for line in lines if line.startswith(f"- **{oddity}.** ")]
     return line.partition(".** ")[2]
 
 
@@ -56,16 +58,55 @@ def test_a_verdict_is_a_row_under_its_prediction() -> None:
         "прогрев 5 шагов",
         "прогрев 100 шагов, из них сделано 10",
         "планировщик начинает с lr = 0 и не вызывается",
+        "планировщик вызывается раз за прогон",
+        "оптимизатор и планировщик создаются заново на каждом шаге",
+        "прогрев 100 шагов, веса в bfloat16",
     ]
-    assert {(row["Вердикт"], row["Сбылось"]) for row in rows} == {("недостаточно", "0 из 3")}
+    assert [(row["Вердикт"], row["Сбылось"]) for row in rows] == [
+        *[("недостаточно", "0 из 3")] * 3,
+        *[("недостаточно", "0 из 1")] * 3,
+    ]
     assert rows[0]["Измерено"] == "KL, нат: в fp32 10⁻⁸, в bfloat16 0,002; нетронутых весов 10 %"
 
 
-def test_every_verdict_has_words() -> None:
-    found = [diagnosis_page.told(verdict) for verdict in verdicts.verdicts(healthy())]
-    assert all(all(one.values()) and "{" not in str(list(one.values())[:-1]) for one in found)
-    assert len({one["name"] for one in found}) == len({one["english"] for one in found}) == len(found) == 19
-    assert {one["verdict"] for one in found} == {"недостаточно", "достаточно, чтобы объяснить"}
+@pytest.mark.parametrize("table", [healthy(), {}], ids=["whole", "empty"])
+def test_every_verdict_has_words(table: dict[str, Any]) -> None:
+    found = [diagnosis_page.told(verdict) for verdict in verdicts.verdicts(table)]
+    assert all(text for one in found for name, text in one.items() if name != "outcomes")
+    assert not [text for one in found for text in one.values() if "{" in str(text) and text is not one["outcomes"]]
+    assert len({one["name"] for one in found}) == len({one["english"] for one in found}) == len(found) == 36
+    said = {one["verdict"] for one in found}
+    assert said == ({"недостаточно", "доля 1 при lr = 10⁻⁴"} if table else {"не измерено"})
+    assert {frozenset(one) for one in found} == {
+        frozenset({"name", "english", "prediction", "measured", "verdict", "verdict_english", "outcomes"})
+    }
+
+
+def test_what_is_not_measured_is_said_with_its_number() -> None:
+    table = healthy()
+    for seed in SEEDS[1:]:
+        del table[Cell(2, faults=ONE_SEED, seed=seed).name]
+    rows = records(diagnosis_page.verdict_table(verdicts.equal_runs(table)).data.partition("</p>")[2])
+    assert rows[1]["Сбылось"] == "0 из 1" and rows[1]["Измерено"].endswith("из 1; не измерено: 2 прогона")
+    del table[Cell(2, faults=ONE_SEED).name]
+    rows = records(diagnosis_page.verdict_table(verdicts.equal_runs(table)).data.partition("</p>")[2])
+    assert rows[1] == {
+        "Гипотеза": "один сид на все прогоны", "Вердикт": "не измерено", "Сбылось": "",
+        "Измерено": "не измерено: 3 прогона",
+    }  # fmt: skip
+
+
+def test_a_share_is_told_in_place_of_a_verdict() -> None:
+    table = healthy()
+    for seed, kl in zip(SEEDS, (0.4, 0.5, 0.6), strict=True):
+        table[drift("constant", 1e-4, "none", seed).name] = record(kl=kl)
+        table[drift("sound", 1e-4, "none", seed).name] = record(kl=1.0)
+    told = diagnosis_page.told(verdicts.noise(table)[0])
+    assert (told["verdict"], told["verdict_english"]) == (
+        "доля от 0,4 до 0,6 при lr = 10⁻⁴",
+        "share 0.4, 0.5, 0.6 at lr 0.0001",
+    )
+    assert told["outcomes"] == []
 
 
 def test_equal_curves_are_told_with_their_twins() -> None:
@@ -88,15 +129,18 @@ def test_the_rows_of_the_original_stand_beside_ours() -> None:
     ]
     assert [row["KL(sft‖warp)"] for row in rows[3:6]] == ["0,02546", "0,00001", "0,00001"]
     assert {row["Награда WARP"] for row in rows if row["Что"] == "без ошибок"} == {"0,5000000"}
+    rows = records(diagnosis_page.final_rows({}).data)
+    assert {tuple(row.values())[2:] for row in rows if row["Что"] != "исходный отчёт"} == {("не измерено", "", "", "")}
 
 
 def test_the_checks_that_see_a_fault_at_step_one() -> None:
     table = healthy()
     table[at_step_one("greedy").name]["failed"] = ["runs-differ", "liti-formula"]
     rows = {row["Ошибка"]: row["Не пройдены на шаге 1"] for row in records(diagnosis_page.step_one(table).data)}
-    assert len(rows) == len(SUSPECTS) and rows["ошибки нет"] == "ни одна: всё в порядке"
+    assert len(rows) == len(SUSPECTS) and rows["ошибки нет"] == "ни одна"
     titles = [WORDS[name].title for name in ("runs-differ", "liti-formula")]
     assert rows["жадная выборка, начала по порядку"] == f"«{titles[0]}»; «{titles[1]}»"
+    assert {row["Не пройдены на шаге 1"] for row in records(diagnosis_page.step_one({}).data)} == {"не измерено"}
 
 
 def test_the_tables_of_rewards_displacements_and_arithmetics() -> None:
@@ -124,10 +168,21 @@ def test_the_tables_of_rewards_displacements_and_arithmetics() -> None:
 
 
 def test_the_combinations_that_fit_best_come_with_their_traits() -> None:
-    rows = records(diagnosis_page.traits_table(healthy(), count=2).data)
-    assert len(rows) == 2 and list(rows[0])[:4] == ["Награда", "Сид", "Прогрев эксперимента 1", "KL посчитана в"]
-    assert rows[0]["KL эксперимента 1 печатается как 0,00000"] == "да"
-    assert rows[0]["KL эксперимента 2 та же в пределах 3 раз"] == "нет" and len(rows[0]) == 4 + 7
+    table = with_the_originals_traits()
+    del table[Cell(3, "collapsed", GREEDY, task="smollm").name]
+    rows = {row[""]: row for row in records(diagnosis_page.traits_table(table, count=2).data)}
+    assert list(rows)[:7] == [
+        "Задача", "Награда", "Прогоны", "Прогрев эксперимента 1", "lr эксперимента 4", "KL посчитана в", "Нарисовано",
+    ]  # fmt: skip
+    assert len(rows) == 7 + 13 + 1 and {tuple(row) for row in rows.values()} == {("", "№ 1", "№ 2")}
+    first = {name: row["№ 1"] for name, row in rows.items()}
+    assert [*first.values()][:5] == [
+        "smollm", "схлопнувшаяся", "жадная выборка, начала по порядку", "lr = 0, планировщик не вызван", "6·10⁻⁴"
+    ]  # fmt: skip
+    assert first["повторено"] == "8 из 8" and first["KL эксперимента 1 печатается как 0,00000"] == "да"
+    assert first["KL эксперимента 3 та же в пределах 3 раз"] == "не измерено"
+    rows = records(diagnosis_page.traits_table(healthy(), count=1).data)
+    assert {"": "кривые эксперимента 3 растут", "№ 1": "нет"} in rows
 
 
 # Figures
@@ -144,7 +199,20 @@ def test_figures_show_the_table() -> None:
     assert len(norms.containers) == len(kls.containers) == 4
     assert norms.containers[0].lines[0].get_xdata().tolist() == list(DRIFT_LR)
     for ax in diagnosis_page.split_figure(table).axes:
-        assert [line.get_ydata() for line in ax.lines] == [pytest.approx(range(10))] * 3
+        assert [line.get_ydata() for line in ax.lines] == [pytest.approx([-step for step in range(10)])] * 3
+
+
+def test_everything_is_shown_of_a_partial_table() -> None:
+    """Every cell in turn may be the one that is there."""
+    whole = healthy()
+    for part in ({}, *({name: whole[name]} for name in list(whole)[:: len(whole) // 12])):
+        for figure in (diagnosis_page.sweep, diagnosis_page.twin_curves, diagnosis_page.split_figure):
+            assert len(figure(part).axes) == 2
+        assert len(diagnosis_page.drift_figure(part).axes) == 2
+        for shown in (diagnosis_page.gate_table, diagnosis_page.displacement_table, diagnosis_page.precision_table):
+            assert "<table" in shown(part).data
+        assert diagnosis_page.diagnosis_record(CellTable({}, part))["missing"] == len(whole) - len(part)
+        assert concluded(part)
 
 
 # The conclusion
@@ -153,32 +221,92 @@ def test_figures_show_the_table() -> None:
 def test_the_best_combination_is_told_with_those_as_good() -> None:
     table = with_the_originals_traits()
     assert diagnosis_page.best_text(table) == (
-        "Перебрано 36 сочетаний. Лучше всего подходит: награда схлопнувшаяся, сид один на все прогоны, прогрев "
-        "эксперимента 1: lr = 0, планировщик не вызван, KL посчитана в fp32. Оно повторяет 7 из 7 признаков исходного "
-        "отчёта. Столько же повторяют ещё 2 сочетания: по этим данным их не различить."
+        "Сочетаний перечислено заранее: 106. У каждого из них измерено от 9 до 13 из 13 признаков исходного отчёта. "
+        "Лучше всего подходит: задача smollm, награда схлопнувшаяся, прогоны: жадная выборка, начала по порядку, "
+        "прогрев эксперимента 1: lr = 0, планировщик не вызван, lr эксперимента 4: 6·10⁻⁴, KL посчитана в fp32, "
+        "нарисована r_β. Оно повторяет 13 из 13 измеренных признаков. Столько же повторяют ещё 5 сочетаний: по этим "
+        "данным их не различить."
     )
     assert concluded(table)[0] == diagnosis_page.best_text(table)
-    assert not [one for one in concluded(table) if one.startswith("Ни одно сочетание")]
+    assert not [one for one in concluded(table) if one.startswith("Величины KL сравнены")]
+    assert diagnosis_page.diagnosis_record(CellTable({}, table))["explained"] is True
 
 
-def test_what_the_best_combination_lacks_is_told() -> None:
+def test_what_most_probably_happened_is_three_sentences() -> None:
+    table = with_the_originals_traits()
+    table[Cell(2, "collapsed", GREEDY, task="smollm").name]["kl"] = dict.fromkeys(verdicts_scorings(), both(5.0))
+    said = concluded(table)[1]
+    assert [sentence[:22] for sentence in said.split(". ")] == [
+        "Вероятнее всего, в отч", "За это говорит 12 из 1", "Против говорит то, чег"
+    ]  # fmt: skip
+    assert "модель награды схлопнулась и отвечала на любой текст одним числом; тексты порождались жадно" in said
+    assert "планировщик эксперимента 1 начинал с lr = 0 и не вызывался. " in said, "they differ in the rest"
+    assert said.endswith(
+        "чего это сочетание не повторяет: KL эксперимента 2 та же в пределах 3 раз; столько же повторяют ещё "
+        "5 сочетаний, и лучшее выбрано из 106, так что другой причины это не исключает."
+    )
+    whole = concluded(with_the_originals_traits())[1]
+    assert "Против не говорит ни один из измеренных признаков, но столько же повторяют ещё 5 сочетаний, и" in whole
+
+
+def test_what_only_the_best_combination_has_is_said_to_have_happened() -> None:
+    table = with_the_originals_traits()
+    for number in (1, 2):
+        faults = ("never-stepped", *GREEDY) if number == 1 else GREEDY
+        table[Cell(number, "collapsed", faults, task="smollm").name]["kl"] |= dict.fromkeys(
+            ("bfloat16", "mixed"), both(5.0)
+        )
+    for number, changes in ((3, ()), (4, (("lr", 6e-4),))):
+        curves = table[Cell(number, "collapsed", GREEDY, changes, task="smollm").name]["curves"]
+        curves["surrogate"] = [[-step for step in range(10)]] * 4
+    said = concluded(table)[1]
+    assert "и не вызывался; KL считалась в fp32; на рисунках r_β. За это говорит 13 из 13" in said
+    assert "измеренных признаков, но лучшее выбрано из 106" in said
+
+
+def verdicts_scorings() -> list[str]:
+    return list(diagnosis_page.VERDICT_WORDS["choices"]["scoring"])
+
+
+def test_where_no_combination_explains_most_traits_it_is_said() -> None:
     said = concluded(healthy())
-    assert "не повторяет: награда неподвижна, KL эксперимента 2 та же в пределах 3 раз, " in said[0]
-    assert said[-1].startswith("Ни одно сочетание не повторило всех признаков отчёта.")
+    assert "не повторяет: награда неподвижна, " in said[0]
+    assert said[1] == (
+        "Большинства признаков не объясняет ни одно сочетание: лучшее повторяет 1 из 13, а нужно не меньше 9. "
+        "Что произошло в отчёте, по этим прогонам не сказать."
+    )
+    assert not [one for one in said if one.startswith("Вероятнее всего")]
+    assert said[-1].startswith("Величины KL сравнены только на задаче smollm")
+    assert diagnosis_page.diagnosis_record(CellTable({}, healthy()))["explained"] is False
+
+
+def test_a_table_that_lacks_cells_concludes_nothing_of_them() -> None:
+    table = with_the_originals_traits()
+    del table[Cell(3, "collapsed", GREEDY, task="smollm").name]
+    said = concluded(table)
+    assert "Оно повторяет 8 из 8 измеренных признаков; не измерено: награда неподвижна, KL эксперимента 3" in said[0]
+    assert said[1].endswith("не сказать; но у 22 из сочетаний измерено ещё не всё, и они могли бы.")
+    assert said[2] == "Таблица ещё не полна. Не измерено: 1 прогон, их измерит warp-nb diagnosis."
+    empty = concluded({})
+    assert empty[0] == "Сочетаний перечислено заранее: 106. Ни одно ещё нельзя оценить."
+    assert [line.partition(".** ")[2][:13] for line in empty[2].splitlines()] == ["Не измерено: "] * 8
 
 
 def test_causes_are_told_by_their_verdicts() -> None:
     table, oddity = healthy(), "Награда не движется, хотя KL растёт"
-    assert len(concluded(table)[1].splitlines()) == 7
-    assert cause(table, oddity) == "Недостаточно: схлопнувшаяся модель награды."
+    (lines,) = [one.splitlines() for one in concluded(table) if one.startswith("- **")]
+    assert len(lines) == 8
+    rest = "та же модель награды в fp16, жадная выборка."
+    assert cause(table, oddity) == f"Недостаточно: схлопнувшаяся модель награды; {rest}"
     assert cause(table, "Два прогона неотличимы") == (
-        "Недостаточно: один сид на все прогоны; одна модель под двумя именами; жадная выборка, начала по порядку."
+        "Недостаточно: один сид на все прогоны; одна модель под двумя именами; жадная выборка, начала по порядку; "
+        "θ_init — живая ссылка на веса модели."
     ), "the control is no cause"
     for seed in SEEDS:
         assert cause(table, oddity)[:13] == ("Недостаточно:" if seed == 0 else "Не различить:")
         for number in (1, 2, 3, 4):
             moved(table, Cell(number, "collapsed", seed=seed), 1e-6)
-    assert cause(table, oddity) == "Достаточно: схлопнувшаяся модель награды."
+    assert cause(table, oddity) == f"Достаточно: схлопнувшаяся модель награды. Недостаточно: {rest}"
 
 
 def test_a_constant_reward_says_nothing_of_the_rate() -> None:
@@ -221,7 +349,7 @@ def test_what_the_reports_take_is_plain_json(tmp_path: Path) -> None:
     assert kept["status"] == "ok" and kept["conclusion"] == conclude(found)
     assert kept["verdicts"] == json.loads(json.dumps([*map(diagnosis_page.told, verdicts.verdicts(healthy()))]))
     assert kept["verdicts"][0]["verdict_english"] == verdicts.INSUFFICIENT
-    assert kept["rows"]["original"]["exp2"]["kl_reference_policy"] == 0.02546 and kept["tried"] == 36
+    assert kept["rows"]["original"]["exp2"]["kl_reference_policy"] == 0.02546 and kept["tried"] == 106
     assert kept["cells"] == len(healthy()) == kept["cells_seconds"] and set(kept["seen_at_step_1"]) == set(SUSPECTS)
 
 

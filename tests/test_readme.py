@@ -86,7 +86,11 @@ def test_experiment_5_and_the_diagnosis_have_their_tables(table: Any) -> None:
         "verdict": "undecided",
         "prediction met": "2 of 3",
     }
-    assert "36 combinations tried, 1 of the original's 1 traits" in best
+    assert "Best fit of 36 combinations enumerated before: 1 of the original's 2 traits, 1 of which could be" in best
+    shown = diagnosis_record() | {"missing": 3}
+    shown["verdicts"] = [shown["verdicts"][0] | {"verdict_english": "not measured", "outcomes": []}]
+    _, _, row, _, partial, _ = table("diagnosis", {"diagnosis": shown})
+    assert cells(row)[1:] == ["not measured", ""] and "3 cells are not measured yet: `warp-nb diagnosis`" in partial
 
 
 @pytest.mark.parametrize("kind", KINDS)

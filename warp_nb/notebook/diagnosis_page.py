@@ -1,4 +1,7 @@
-"""Contents of the notebook of the diagnosis: verdicts, figures, the original's rows and ours."""
+"""Contents of the notebook of the diagnosis: verdicts, figures, the original's rows and ours.
+
+The table may lack cells: what they would show is left out or says «не измерено».
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from warp_nb.measure.estimates import Estimate
 from warp_nb.notebook.check_words import WORDS
 from warp_nb.notebook.conclusions import conclude
 from warp_nb.notebook.experiment_page import record
-from warp_nb.notebook.numbers import format_number
+from warp_nb.notebook.numbers import counted, format_number
 from warp_nb.notebook.plots import dressed, error_arms, panels, styles
 from warp_nb.notebook.prose import filled, paragraphs, words
 from warp_nb.notebook.tables import filled_table, table
@@ -32,20 +35,45 @@ from warp_nb.studies.diagnosis import (
     RewardCell,
     at_step_one,
     drift,
+    missing,
 )
 from warp_nb.studies.original import ROWS
-from warp_nb.studies.verdicts import Combination, Table, Verdict, combinations_tried, kl
+from warp_nb.studies.verdicts import (
+    NOT_MEASURED,
+    Combination,
+    Table,
+    Verdict,
+    combinations_tried,
+    kl,
+    measured_of,
+)
 
 VERDICT_WORDS = words("verdicts")
+OUTCOMES = {True: "да", False: "нет", None: "не измерено"}
+"""Words for what a trait may be."""
 DRIFTS = [(reward, baseline) for reward in ("sound", "constant") for baseline in ("none", "mean")]
 
 
 def told(verdict: Verdict) -> dict[str, Any]:
     """Put a verdict into words: name, english, prediction, measured, verdict, verdict_english, and its outcomes."""
-    facts = vars(verdicts) | verdict.figures
-    said = {key: filled(text.replace("\n", " "), facts) for key, text in VERDICT_WORDS[verdict.hypothesis].items()}
-    said |= {"verdict": VERDICT_WORDS["verdicts"][verdict.verdict], "verdict_english": verdict.verdict}
-    return said | {"outcomes": list(verdict.outcomes)}
+    facts, said = vars(verdicts) | verdict.figures, VERDICT_WORDS[verdict.hypothesis]
+    if verdict.verdict == NOT_MEASURED:
+        said = said | {"measured": ""}
+    found = {key: filled(text.replace("\n", " "), facts) for key, text in said.items()}
+    found["measured"] += unmeasured_cells(verdict.absent, "; " if found["measured"] else "")
+    found["verdict"] = found.pop("share", "") or VERDICT_WORDS["verdicts"][verdict.verdict]
+    found["verdict_english"] = found.pop("share_english", "") or verdict.verdict
+    return found | {"outcomes": list(verdict.outcomes)}
+
+
+def unmeasured_cells(count: int, before: str = "") -> str:
+    """Say how many cells are not measured; empty if all are."""
+    return f"{before}не измерено: {counted(count, 'прогон', 'прогона', 'прогонов')}" if count else ""
+
+
+def progress(cells: Table) -> str:
+    """Say which command measures the cells that the table lacks; empty if it is whole."""
+    return unmeasured_cells(len(missing(cells))) + ", их измерит warp-nb diagnosis" * bool(missing(cells))
 
 
 def trait(name: str) -> str:
@@ -54,8 +82,8 @@ def trait(name: str) -> str:
 
 
 def choices(combination: Combination) -> dict[str, str]:
-    """Describe the choices of a combination: reward, seeds, warm_up, scoring."""
-    return {name: said[getattr(combination, name)] for name, said in VERDICT_WORDS["choices"].items()}
+    """Describe the choices of a combination, by the names of `Combination.choices`."""
+    return {name: VERDICT_WORDS["choices"][name][chosen] for name, chosen in combination.choices.items()}
 
 
 def verdict_table(found: Sequence[Verdict]) -> HTML:
@@ -72,7 +100,7 @@ def sweep(cells: Table) -> Figure:
     with panels(2, 5.6) as (figure, axes):
         for ax, (column, title), (color, _, marker) in zip(axes, titles.items(), styles(), strict=False):
             for lr in SWEEP_LR:
-                values = [cells[RewardCell(lr, seed).name][column] for seed in SEEDS]
+                values = [record[column] for record in measured_of(cells, [RewardCell(lr, seed) for seed in SEEDS])]
                 ax.plot([lr] * len(values), values, marker, color=color)
             dressed(ax, title, xscale="log", yscale="log" if column == "spread" else "linear")
         axes[1].axhline(0.5, color="0.5", linestyle="--", linewidth=1)
@@ -85,10 +113,11 @@ def twin_curves(cells: Table) -> Figure:
     titles, names = {(): "у каждого прогона свой сид", ONE_SEED: "сид один на все"}, ("theta1_1", "theta2_1")
     with panels(2, 5.6) as (figure, axes):
         for ax, (faults, title) in zip(axes, titles.items(), strict=True):
-            runs = cells[Cell(2, faults=faults).name]["curves"]["objective"]
+            records = measured_of(cells, [Cell(2, faults=faults)])
+            runs = records[0]["curves"]["objective"] if records else []
             for name, width, curve, (color, line, _) in zip(names, (4, 1.6), runs, styles(), strict=False):
                 ax.plot(range(1, len(curve) + 1), curve, color=color, linestyle=line, linewidth=width, label=name)
-            dressed(ax, f"награда со штрафом r_β: {title}", legend="best")
+            dressed(ax, f"награда со штрафом r_β: {title}", legend="best" if runs else None)
         axes[1].set_xlabel("шаг t")
     return figure
 
@@ -98,7 +127,9 @@ def precision_table(cells: Table) -> HTML:
     rows = []
     for task, seeds in PRECISION_SEEDS.items():
         for number in (1, 2):
-            records = [cells[Cell(number, seed=seed, task=task).name] for seed in seeds]
+            records = measured_of(cells, [Cell(number, seed=seed, task=task) for seed in seeds])
+            if not records:
+                continue
             moved = median(record["moved"] for record in records)
             each = moved / records[0]["parameters"] ** 0.5 / ROWS[number].settings["lr"]
             kls = {name: median(kl(record, name) for record in records) for name in VERDICT_WORDS["choices"]["scoring"]}
@@ -111,11 +142,15 @@ def split_figure(cells: Table) -> Figure:
     parts = {"objective": "r_β целиком", "reward": "награда", "penalty": "−β·log(π/π_ema)"}
     with panels(2, 6.0) as (figure, axes):
         for ax, reward in zip(axes, ("sound", "collapsed"), strict=True):
-            rows = pd.concat([verdicts.history(cells[Cell(3, reward, seed=seed).name]) for seed in SEEDS])
+            title = f"изменение с первого шага: награда {VERDICT_WORDS['choices']['reward'][reward]}"
+            records = measured_of(cells, [Cell(3, reward, seed=seed) for seed in SEEDS])
+            if not records:
+                dressed(ax, f"{title}, не измерено")
+                continue
+            rows = pd.concat(map(verdicts.history, records))
             means = rows.groupby("step")[list(parts)].mean()
             for (column, name), (color, line, _) in zip(parts.items(), styles(), strict=False):
                 ax.plot(means.index, means[column] - means[column].iloc[0], color=color, linestyle=line, label=name)
-            title = f"изменение с первого шага: награда {VERDICT_WORDS['choices']['reward'][reward]}"
             dressed(ax, title, legend="best")
         axes[1].set_xlabel("шаг t")
     return figure
@@ -127,14 +162,20 @@ def drift_figure(cells: Table) -> Figure:
     with panels(2, 8.0) as (figure, axes):
         for ax, (title, read) in zip(axes, measures.items(), strict=True):
             for (reward, baseline), (color, line, marker) in zip(DRIFTS, styles(), strict=False):
-                values = [[read(cells[drift(reward, lr, baseline, seed).name]) for seed in SEEDS] for lr in DRIFT_LR]
-                spans = [Estimate(median(value), min(value), max(value)) for value in values]
-                label = drift_words(reward, baseline) + ("" if any(map(any, values)) else ": ровно 0")
+                groups = {lr: drifted(cells, reward, lr, baseline) for lr in DRIFT_LR}
+                values = {lr: [read(record) for record in records] for lr, records in groups.items() if records}
+                spans = [Estimate(median(value), min(value), max(value)) for value in values.values()]
+                label = drift_words(reward, baseline) + ("" if any(map(any, values.values())) else ": ровно 0")
                 style: dict[str, Any] = {"color": color, "linestyle": line, "marker": marker, "capsize": 3}
-                ax.errorbar(DRIFT_LR, [span.value for span in spans], yerr=error_arms(spans), label=label, **style)
+                ax.errorbar([*values], [span.value for span in spans], yerr=error_arms(spans), label=label, **style)
             dressed(ax, title, xscale="log", yscale="log", legend="best" if ax is axes[0] else None)
         axes[1].set_xlabel("lr; отрезок — размах по сидам")
     return figure
+
+
+def drifted(cells: Table, reward: str, lr: float, baseline: str) -> list[dict[str, Any]]:
+    """Return the records of an arm of the drift at one learning rate, one per seed that was measured."""
+    return measured_of(cells, [drift(reward, lr, baseline, seed) for seed in SEEDS])
 
 
 def drift_words(reward: str, baseline: str) -> str:
@@ -153,7 +194,9 @@ def displacement_table(cells: Table) -> HTML:
     for reward, baseline in DRIFTS:
         columns = {"Прогон": drift_words(reward, baseline)}
         for lr in DRIFT_LR:
-            records = [cells[drift(reward, lr, baseline, seed).name] for seed in SEEDS]
+            records = drifted(cells, reward, lr, baseline)
+            if not records:
+                continue
             each = median(map(drift_norm, records)) / records[0]["parameters"] ** 0.5 / lr
             columns[f"lr = {format_number(lr)}"] = format_number(each)
         rows.append(columns)
@@ -164,7 +207,7 @@ def final_rows(cells: Table) -> HTML:
     """Show the original's four rows, those of the best-fitting combination, and those without a fault."""
     kinds = row_kinds(cells)
     rows = [
-        {"number": number, "kind": said, "row": kinds[kind][number]}
+        {"number": number, "kind": said, "row": kinds[kind].get(number)}
         for number in ROWS
         for kind, said in VERDICT_WORDS["rows"].items()
     ]
@@ -172,12 +215,12 @@ def final_rows(cells: Table) -> HTML:
 
 
 def row_kinds(cells: Table) -> dict[str, dict[int, dict[str, float]]]:
-    """Return kind of row -> experiment -> measures."""
-    sound = {number: [cells[Cell(number, seed=seed).name] for seed in SEEDS] for number in ROWS}
+    """Return kind of row -> experiment -> measures; the experiments whose cells the table has."""
+    sound = {number: measured_of(cells, [Cell(number, seed=seed) for seed in SEEDS]) for number in ROWS}
     return {
         "original": {number: found.measures() for number, found in ROWS.items()},
         "best": combinations_tried(cells)[0].rows,
-        "sound": {number: verdicts.row(records, "float32") for number, records in sound.items()},
+        "sound": {number: verdicts.row(records, "float32") for number, records in sound.items() if records},
     }
 
 
@@ -187,15 +230,29 @@ def best_text(cells: Table) -> str:
 
 
 def best_facts(cells: Table) -> dict[str, Any]:
-    """Return facts about the best-fitting combination: choices, missing traits, how many were tried and are as good."""
+    """Return facts about the best-fitting combination: its choices and traits, and what was tried beside it."""
     tried = combinations_tried(cells)
     best = tried[0]
+    equals = [one for one in tried if (one.matched, one.judged) == (best.matched, best.judged)]
+    by_outcome = {shown: [trait(name) for name, found in best.traits.items() if found is shown] for shown in OUTCOMES}
     return {
         "tried": len(tried),
         "best": best,
         "choices": choices(best),
-        "missing": [trait(name) for name, shown in best.traits.items() if not shown],
-        "as_good": sum(one.matched == best.matched for one in tried) - 1,
+        "happened": [
+            said[best.choices[name]]
+            for name, said in VERDICT_WORDS["happened"].items()
+            if all(one.choices[name] == best.choices[name] for one in equals)
+        ],
+        "found": by_outcome[True],
+        "missing": by_outcome[False],
+        "unmeasured": by_outcome[None],
+        "judged": [one.judged for one in tried],
+        "MOST": verdicts.MOST,
+        "explained": best.matched >= verdicts.MOST * len(best.traits),
+        "undecided": sum(one.undecided for one in tried),
+        "as_good": len(equals) - 1,
+        "progress": progress(cells),
     }
 
 
@@ -208,7 +265,9 @@ def conclude_diagnosis(table: CellTable) -> list[str]:
     for verdict in found:
         if verdict.figures.get("fault") != "none":  # the control of independent runs
             names = causes.setdefault(oddities[verdict.hypothesis], {word: [] for word in kinds})
-            names[verdict.verdict].append(told(verdict)["name"].removeprefix("четыре кривые: "))
+            said = told(verdict)
+            name = said["name"].removeprefix("четыре кривые: ")
+            names[verdict.verdict].append(f"{name} ({said['verdict']})" if verdict.share else name)
     enough = [verdict for verdict in found if verdict.verdict == verdicts.SUFFICIENT]
     return paragraphs(
         "diagnosis",
@@ -222,35 +281,47 @@ def conclude_diagnosis(table: CellTable) -> list[str]:
 
 def rounded_beside_zero(cells: Table) -> list[float]:
     """Return KLs of experiment 1 in the precisions that give the KL of experiment 2; empty if one prints as 0.00000."""
-    seen = [
-        kl(cells[Cell(1, seed=seed, task=task).name], scoring)
-        for task, seeds in PRECISION_SEEDS.items()
-        for scoring in ("bfloat16", "mixed")
-        for seed in seeds
-        if verdicts.close(kl(cells[Cell(2, seed=seed, task=task).name], scoring), ROWS[2].kl_reference_policy)
-    ]
+    seen = []
+    for task, seeds in PRECISION_SEEDS.items():
+        rows, _ = verdicts.observed(
+            cells, [[Cell(number, seed=seed, task=task) for number in (1, 2)] for seed in seeds]
+        )
+        seen += [
+            kl(first, scoring)
+            for scoring in ("bfloat16", "mixed")
+            for first, second in rows
+            if verdicts.close(kl(second, scoring), ROWS[2].kl_reference_policy)
+        ]
     return [] if seen and min(seen) < verdicts.ZERO else seen
 
 
-def traits_table(cells: Table, count: int = 6) -> HTML:
-    """Show the best-fitting combinations with the traits that each reproduces."""
-    rows = []
-    for one in combinations_tried(cells)[:count]:
-        chosen = {VERDICT_WORDS["headings"][name]: said for name, said in choices(one).items()}
-        rows.append(chosen | {trait(name): "да" if shown else "нет" for name, shown in one.traits.items()})
-    return table(rows)
+def traits_table(cells: Table, count: int = 5) -> HTML:
+    """Show the best-fitting combinations, a column each: choices, traits that it reproduces, how many were judged."""
+    columns: dict[str, dict[str, str]] = {}
+    for place, one in enumerate(combinations_tried(cells)[:count], start=1):
+        shown = {VERDICT_WORDS["headings"][name]: said for name, said in choices(one).items()}
+        shown |= {trait(name): OUTCOMES[found] for name, found in one.traits.items()}
+        columns[f"№ {place}"] = shown | {"повторено": f"{one.matched} из {one.judged}"}
+    names = next(iter(columns.values()))
+    return table([{"": name} | {place: shown[name] for place, shown in columns.items()} for name in names])
 
 
 def step_one(cells: Table) -> HTML:
     """Show which line of «Проверки» detects each fault after a single step per run."""
     said = VERDICT_WORDS["suspects"]
-    rows = [{"suspect": said[one], "failed": cells[at_step_one(one).name]["failed"]} for one in SUSPECTS]
+    rows = [{"suspect": said[one], "failed": failed} for one, failed in failed_at_step_one(cells).items()]
     return filled_table("step-one", rows, checks=WORDS)
+
+
+def failed_at_step_one(cells: Table) -> dict[str, list[str] | None]:
+    """Return suspect -> the failed «Проверки», None if not measured."""
+    names = {one: at_step_one(one).name for one in SUSPECTS}
+    return {one: cells[name]["failed"] if name in cells else None for one, name in names.items()}
 
 
 def gate_table(cells: Table) -> HTML:
     """Show the reward models of the sweep."""
-    rows = [{"lr": lr, "models": [cells[RewardCell(lr, seed).name] for seed in SEEDS]} for lr in SWEEP_LR]
+    rows = [{"lr": lr, "models": measured_of(cells, [RewardCell(lr, seed) for seed in SEEDS])} for lr in SWEEP_LR]
     return filled_table("gate", rows)
 
 
@@ -258,18 +329,20 @@ def gate_table(cells: Table) -> HTML:
 def diagnosis_record(table: CellTable) -> dict[str, Any]:
     """Return what the reports use: verdicts, the three kinds of rows, the failed «Проверки»; plain JSON values."""
     cells, found = table.cells, best_facts(table.cells)
-    shown = ("reward", "seeds", "warm_up", "scoring", "traits", "matched")
+    best = found["best"]
     return {
         "status": "ok",
         "verdicts": [told(verdict) for verdict in verdicts.verdicts(cells)],
         "tried": found["tried"],
-        "best": {name: getattr(found["best"], name) for name in shown},
+        "best": best.choices | {"traits": best.traits, "matched": best.matched, "judged": best.judged},
+        "explained": found["explained"],
         "as_good": found["as_good"],
         "rows": {
             kind: {f"exp{number}": row for number, row in rows.items()} for kind, rows in row_kinds(cells).items()
         },
-        "seen_at_step_1": {name: cells[at_step_one(name).name]["failed"] for name in SUSPECTS},
+        "seen_at_step_1": failed_at_step_one(cells),
         "cells": len(cells),
+        "missing": len(missing(cells)),
         "cells_seconds": sum(cell["seconds"] for cell in cells.values()),
         "seeds": SEEDS,
         "machine": table.machine,

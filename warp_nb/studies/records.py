@@ -119,12 +119,16 @@ class VerdictRow(Taken):
 
 
 class BestFit(Taken):
+    task: str
     reward: str
-    seeds: str
+    runs: str
     warm_up: str
+    lr: str
     scoring: str
+    plotted: str
     matched: int
-    traits: dict[str, bool]
+    judged: int
+    traits: dict[str, bool | None]
 
 
 class DiagnosisRecord(Taken):
@@ -133,6 +137,7 @@ class DiagnosisRecord(Taken):
     verdicts: list[VerdictRow]
     tried: int
     as_good: int
+    missing: int
     best: BestFit
     conclusion: list[str]
 
