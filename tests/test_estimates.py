@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import ttest_1samp, ttest_ind
 from synthetic import result
 
-from warp_nb.measure.estimates import Estimate, between_iterations, exponential, mean_interval, slope
+from warp_nb.measure.estimates import Estimate, between_iterations, exponential, holm, mean_interval, slope, two_sided_p
 
 
 def test_an_interval_is_scipys_and_covers_what_it_says() -> None:
@@ -26,6 +26,39 @@ def test_an_interval_is_scipys_and_covers_what_it_says() -> None:
 def test_one_value_has_no_interval() -> None:
     found = mean_interval([3.0])
     assert found.value == 3 and math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_a_p_value_is_scipys_and_agrees_with_the_interval() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        values = list(rng.normal(1, 1, size=4))
+        assert two_sided_p(values) == pytest.approx(ttest_1samp(values, 0).pvalue)
+        assert (two_sided_p(values) < 0.05) == mean_interval(values).excludes_zero
+    assert math.isnan(two_sided_p([1.0])) and two_sided_p([2.0, 2.0]) == 0 and two_sided_p([0.0, 0.0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("p_values", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # 4 * .005, 3 * .01, 2 * .03, max(.06, 1 * .04)
+        ([0.015, 0.086], [0.03, 0.086]),
+        ([0.4, 0.5, 0.9], [1.0, 1.0, 1.0]),
+        ([0.01, math.nan], [0.02, 1.0]),
+        ([0.2], [0.2]),
+        ([], []),
+    ],
+)
+def test_holm_steps_down(p_values: list[float], adjusted: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(adjusted)
+
+
+def test_holm_is_between_the_p_value_and_bonferroni_and_keeps_their_order() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(100):
+        p_values = list(rng.uniform(size=5) ** 3)
+        found = holm(p_values)
+        assert all(p <= q <= min(1, 5 * p) for p, q in zip(p_values, found, strict=True))
+        assert sorted(found) == [found[i] for i in np.argsort(p_values)]
 
 
 @pytest.mark.parametrize(

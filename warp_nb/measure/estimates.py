@@ -44,6 +44,41 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
+def two_sided_p(values: Sequence[float]) -> float:
+    """Return the p-value of "the mean is zero" by the t test of one sample; NaN for fewer than two values.
+
+    It is below 0.05 exactly where `mean_interval` excludes zero.
+    """
+    from scipy.stats import t
+
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 2:
+        return math.nan
+    error = array.std(ddof=1) / math.sqrt(len(array))
+    if error == 0:
+        return 0.0 if array[0] else 1.0
+    return float(2 * t.sf(abs(array.mean()) / error, len(array) - 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust the p-values of one family of declared comparisons by Holm's step-down method.
+
+    The k-th smallest of n is multiplied by n - k + 1, and no adjusted value is below the one before it or above 1.
+
+    Args:
+        p_values: one for each declared comparison; NaN if it could not be made, which counts as 1.
+
+    Returns:
+        The adjusted p-values in the order of `p_values`; a comparison holds at 5 % if its value is below 0.05.
+    """
+    known = [1.0 if math.isnan(p) else p for p in p_values]
+    adjusted, least = [1.0] * len(known), 0.0
+    for rank, index in enumerate(sorted(range(len(known)), key=known.__getitem__)):
+        least = max(least, min(1.0, (len(known) - rank) * known[index]))
+        adjusted[index] = least
+    return adjusted
+
+
 def exponential(estimate: Estimate) -> Estimate:
     """Apply exp to a mean and to both ends of its interval."""
     return Estimate(*(math.exp(min(value, 700.0)) for value in astuple(estimate)))
