@@ -177,6 +177,7 @@ def test_the_anchor_is_judged_by_the_runs_where_its_error_can_be_measured() -> N
     [
         ({"M": 1}, {"runs-differ": "one-run"}),
         ({"T": 1}, {"objective-split": "few-steps"}),
+        ({"M": 1, "I": 1}, {"runs-differ": "one-run", "objective-split": "one-run"}),
         ({"M": 1, "T": 1}, {"runs-differ": "one-run", "objective-split": "few-steps"}),
         ({"runs": {"anchor_error": NAN}}, {"anchor-formula": "below-rounding"}),
         ({"merges": {"liti_ratio": NAN}}, {"liti-formula": "nothing-merged"}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
@@ -17,7 +16,7 @@ from warp_nb.fast.agreement import vocabulary_size
 from warp_nb.fast.capture import why_eager
 from warp_nb.fast.decoding import BLOCK, sample_by_seeds
 from warp_nb.fast.scoring import token_kl, token_log_probs
-from warp_nb.measure.estimates import Estimate, exponential, mean_interval
+from warp_nb.measure.estimates import Estimate, exponential, geometric, mean_interval, non_negative
 from warp_nb.measure.reference_cache import ReferenceSide
 from warp_nb.runs.training import derive_seed
 from warp_nb.tasks.task import Task
@@ -87,14 +86,15 @@ class Side:
 
 
 def over_trainings(evaluations: Sequence[Evaluation], measure: str) -> Estimate:
-    """One training: the interval over prompts. Several: the t interval over trainings (perplexity in log scale)."""
+    """One training: the interval over prompts. Several: the t interval over trainings.
+
+    Perplexity and KL are averaged in log scale (`geometric`).
+    """
     own: list[Estimate] = [getattr(evaluation, measure) for evaluation in evaluations]
     if len(own) == 1:
         return own[0]
-    values = [estimate.value for estimate in own]
-    if measure.startswith("perplexity"):
-        return exponential(mean_interval([math.log(value) for value in values]))
-    return mean_interval(values)
+    mean = geometric if measure.startswith(("perplexity", "kl")) else mean_interval
+    return mean([estimate.value for estimate in own])
 
 
 def check_eval_prompts(count: int, task: Task, max_new_tokens: int, name: str = "n_eval_prompts") -> None:
@@ -185,8 +185,8 @@ def compared(prompts: list[str], theirs: Side, mine: Side, rewards: list[list[fl
         reward_reference=mean_interval(before),
         reward_policy=mean_interval(after),
         reward_difference=mean_interval([b - a for a, b in zip(before, after, strict=True)]),
-        kl_reference_policy=mean_interval(theirs.kl),
-        kl_policy_reference=mean_interval(mine.kl),
+        kl_reference_policy=non_negative(theirs.kl),
+        kl_policy_reference=non_negative(mine.kl),
         perplexity_reference=exponential(mean_interval(theirs.nll)),
         perplexity_policy=exponential(mean_interval(mine.nll)),
         distinct_reference=mean_interval([*map(distinct_share, theirs.bigrams)]),

@@ -55,6 +55,7 @@ def conclude_experiment(result: ExperimentResult) -> list[str]:
         far_known=math.isfinite(farther(result)),
         text_faults=say_faults(result.checks),
         slopes=slopes if all(slopes.values()) else None,
+        runs=len(result.runs),
         carried=not checks["objective-split"].failed,
         runs_differ=checks["runs-differ"],
         difference=measured(checks["runs-differ"]),
