@@ -21,7 +21,7 @@ from warp_nb.measure.estimates import Estimate
 from warp_nb.measure.evaluation import (
     MEASURES,
     Evaluation,
-    completion_bigrams,
+    completion_tokens,
     distinct_share,
     evaluate,
     over_trainings,
@@ -49,9 +49,9 @@ def with_weights(weights: Weights) -> Any:
 
 def test_distinct_bigrams_and_nll_by_hand() -> None:
     given = tiny.rollout([0], [[1, 2, 1, 2, 1], [3], [1, 2]])
-    bigrams = completion_bigrams(given)
-    assert bigrams == [[(1, 2), (2, 1), (1, 2), (2, 1)], [], [(1, 2)]]
-    assert [*map(distinct_share, bigrams)] == [0.5, 1.0, 1.0] and distinct_share([*bigrams[0], *bigrams[2]]) == 0.4
+    tokens = completion_tokens(given)
+    assert tokens == [[1, 2, 1, 2, 1], [3], [1, 2]]
+    assert [distinct_share([one]) for one in tokens] == [0.5, 1.0, 1.0] and distinct_share(tokens) == 0.4
     policy = tiny.gpt2(4)
     with torch.no_grad():
         found = token_nll(completion_logits(policy, given), replace(given, temperature=0.5))
@@ -81,6 +81,7 @@ def test_a_policy_beside_itself() -> None:
         assert abs(kl.value) < 1e-5 and 0 <= kl.low <= kl.high < 1e-5
     assert found.perplexity_policy == found.perplexity_reference and found.distinct_policy == found.distinct_reference
     assert found.variety_policy == found.variety_reference < 1
+    assert found.repeated_policy == found.repeated_reference
     assert 1 < found.perplexity_reference.value < 3 * 39 and set(found.measures()) == set(MEASURES)
 
 
