@@ -14,7 +14,7 @@ from synthetic import around, equal, rechecked, result
 from warp_nb.measure.estimates import Estimate
 from warp_nb.notebook.check_words import WORDS, headline
 from warp_nb.notebook.conclusions import conclude
-from warp_nb.notebook.numbers import format_estimate
+from warp_nb.notebook.numbers import format_estimate, format_number
 from warp_nb.studies.experiment import ExperimentResult
 from warp_nb.studies.original import ROWS
 
@@ -23,6 +23,10 @@ NOTHING = {
     "kl_reference_policy": around(1e-4, 1e-5),
     "kl_policy_reference": around(1e-4, 1e-5),
 }
+UNSEEN = "По награде проверить его нельзя: возможный эффект 0,017, различимый 0,071."
+"""Of NOTHING: 1.2 * sqrt(2 * 1e-4), and 0.05 * (1 + t_0.8 / t_0.975) with 255 degrees of freedom."""
+NEAR = NOTHING | {"kl_policy_reference": equal(0.1)}
+"""Hardly moved, and yet a change of the reward that this KL allows would be seen."""
 FLAT = {"reward": 0.0, "penalty": 0.0}
 BROKEN_TEXT = {"perplexity_policy": around(5000.0, 100.0)}
 LOST = {"kl_reference_policy": around(90.0, 5.0), "kl_policy_reference": around(100.0, 5.0)}
@@ -88,6 +92,28 @@ def test_reward(difference: Estimate, words: str) -> None:
 def test_distance_goes_by_the_larger_kl(kl: float, words: str, side: str) -> None:
     other = {"kl_reference_policy": equal(0.0), "kl_policy_reference": equal(0.0)}
     assert words in text(result(held_out=other | {side: equal(kl)}))
+
+
+@pytest.mark.parametrize("number", ROWS)
+def test_where_nothing_could_be_seen_the_text_says_so_and_claims_no_agreement(number: int) -> None:
+    found = text(original(number, NOTHING))
+    assert (
+        "неотличимо от нуля: +0,010 (95\u00a0% интервал от\u00a0−0,040 до\u00a00,060). Увидеть его здесь и нельзя: при "
+        "таком KL средняя награда может измениться самое большее примерно на 0,017 (разброс награды, умноженный на "
+        "√(2·KL)), а различимо изменение не меньше 0,071 (двусторонний критерий, уровень 5\u00a0%, мощность 80\u00a0%)."
+    ) in found
+    assert "согласуются" not in found and (UNSEEN in found) == (number in (1, 2))
+
+
+def test_what_could_be_seen_is_said_with_the_least_of_it() -> None:
+    one, three = (text(result(held_out=NEAR, n_seeds=seeds)) for seeds in (1, 3))
+    assert "Различимо было бы изменение не меньше 0,071 (двусторонний критерий" in one and "Увидеть" not in one
+    found = result(held_out=NEAR, n_seeds=3)
+    change = found.summary["reward_difference"]
+    reach, power = student.ppf(0.975, 2), student.ppf(0.8, 2)
+    least = (change.high - change.low) / 2 * (1 + power / reach)
+    assert f"Различимо было бы изменение не меньше {format_number(least, 2)} (" in three
+    assert "Различимо" not in text(result())
 
 
 def test_a_distance_that_was_not_measured_does_not_make_the_reward_chance() -> None:
@@ -216,7 +242,7 @@ def test_no_geometry_without_pairs() -> None:
 
 
 def test_experiment_1_agrees_when_nothing_moved_and_contradicts_the_coinciding_curves() -> None:
-    found = text(original(1, NOTHING))
+    found = text(original(1, NEAR))
     assert "Вывод исходного отчёта об эксперименте 1: «взят слишком маленький lr»." in found
     assert "согласуются: политика почти не сдвинулась" in found
     assert "сделано 10, и lr в среднем составил 5,5\u00a0% заданного" in found
@@ -233,14 +259,15 @@ def test_experiment_1_agrees_when_nothing_moved_and_contradicts_the_coinciding_c
             NOTHING | {"kl_policy_reference": equal(1.0)},
             "согласны лишь отчасти: политика сдвинулась, а изменение награды неотличимо от нуля",
         ),
-        (NOTHING | WIDE | {"kl_policy_reference": equal(1.0)}, "малый рост этим не исключён"),
-        (NOTHING, "согласуются: политика почти не сдвинулась"),
+        (NOTHING | WIDE | {"kl_policy_reference": equal(1.0)}, "различимый 2,9. Видно лишь, что политика сдвинулась."),
+        (NEAR, "согласуются: политика почти не сдвинулась"),
+        (NOTHING, f"{UNSEEN} Видно лишь, что политика почти не сдвинулась."),
     ],
 )
 def test_too_small_is_believed_only_where_nothing_moved(number: int, held_out: dict[str, Estimate], words: str) -> None:
     found = text(original(number, held_out))
     assert words in found
-    assert ("lr в среднем составил" in found) == (number == 1 and held_out is NOTHING)
+    assert ("lr в среднем составил" in found) == (number == 1 and held_out in (NEAR, NOTHING))
 
 
 def test_experiment_2_uses_the_reports_own_numbers_about_the_warm_up() -> None:
@@ -326,8 +353,12 @@ def test_healthy_result_does_not_begin_with_checks() -> None:
 
 
 def test_interval_says_what_it_covers() -> None:
+    for found in (result(), original(4, n_seeds=3)):
+        assert "Интервалы наклонов построены по прогонам" in conclude(found)[-1]
+        assert "Заранее объявлено одно сравнение: награда WARP против награды SFT. Остальное" in conclude(found)[-1]
     assert "шум самого обучения в них не входит" in text(result())
     assert "оно повторено 3 раза с разными сидами" in text(result(n_seeds=3))
+    assert "Интервалы наклонов" not in text(result(I=1, M=1)) + text(result(T=1))
 
 
 @pytest.mark.parametrize(
@@ -348,7 +379,7 @@ def test_a_change_that_so_small_a_kl_cannot_make_is_called_chance(value: float, 
     gate, spread = ({"spread": 1.2}, 1.2) if gated else (None, 0.05 * math.sqrt(256))  # θ_sft: 0,1 ± 0,1, 256 prompts
     said = text(original(2, near | {"reward_difference": around(value, 0.048)}, gate=gate))
     assert "Интервал изменения награды не содержит нуля" in said and "Это случайность выборки" in said
-    assert "Наши данные с ним согласуются" in said
+    assert "По награде проверить его нельзя: возможный эффект " in said and "согласуются" not in said
     assert not any(word in said for word in ("противоречат: награда", "снизилась", "выросла"))
     bound = re.search(r"примерно на (\S+) \(разброс", said)
     assert bound and float(bound[1].replace(",", ".")) == pytest.approx(spread * math.sqrt(2 * 8.9e-6), rel=0.2)

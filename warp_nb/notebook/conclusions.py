@@ -12,7 +12,7 @@ from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
 from warp_nb.measure.checks import PERPLEXITY_RATIO, broken_instrument
-from warp_nb.measure.estimates import Estimate, between_iterations, slope
+from warp_nb.measure.estimates import Estimate, between_iterations, detectable, slope
 from warp_nb.notebook.check_words import WORDS, headline, measured, say_faults
 from warp_nb.notebook.prose import paragraphs
 from warp_nb.notebook.tables import ALL_WEIGHTS
@@ -58,6 +58,8 @@ def conclude_experiment(result: ExperimentResult) -> list[str]:
         reward_change=result.summary["reward_difference"],
         believable=change,
         bound=reward_bound(result),
+        least=least_change(result),
+        blind=not change.excludes_zero and reward_bound(result) < least_change(result),
         far=farther(result),
         far_known=math.isfinite(farther(result)),
         text_faults=say_faults(result.checks),
@@ -85,6 +87,13 @@ def reward_bound(result: ExperimentResult) -> float:
     sft, count = result.summary["reward_reference"], result.config.n_eval_prompts
     spread = result.gate.spread if result.gate else (sft.high - sft.low) / 4 * math.sqrt(count)
     return spread * math.sqrt(2 * max(0.0, farther(result)))
+
+
+def least_change(result: ExperimentResult) -> float:
+    """Return the smallest change of the mean reward that this experiment would show, NaN if unknown (`detectable`)."""
+    config = result.config
+    count = config.n_seeds if config.n_seeds > 1 else config.n_eval_prompts
+    return detectable(result.summary["reward_difference"], count)
 
 
 def believable_change(result: ExperimentResult) -> Estimate:
