@@ -94,15 +94,19 @@ def two_sided_p(values: Sequence[float]) -> float:
 
     It is below 0.05 exactly where `mean_interval` excludes zero.
     """
+    return p_value(mean_interval(values), len(values))
+
+
+def p_value(estimate: Estimate, count: int) -> float:
+    """Return the p-value of "the mean is zero" from the t interval of `count` values; NaN if it is unknown."""
     from scipy.stats import t
 
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) < 2:
+    half = (estimate.high - estimate.low) / 2
+    if math.isnan(half):
         return math.nan
-    error = array.std(ddof=1) / math.sqrt(len(array))
-    if error == 0:
-        return 0.0 if array[0] else 1.0
-    return float(2 * t.sf(abs(array.mean()) / error, len(array) - 1))
+    if half == 0:
+        return 0.0 if estimate.value else 1.0
+    return float(2 * t.sf(abs(estimate.value) / half * t.ppf(0.975, count - 1), count - 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
