@@ -135,7 +135,7 @@ def test_a_failed_check_stands_first() -> None:
     found = comparison([LINE], [LINE], [LINE])
     broken = replace(found, checks=result(runs={"scored_after_end": 3.0}).checks)
     assert conclude(broken) == [
-        "Не пройдены проверки (1 из 16): «После конца текста ничего не считается».",
+        "Не пройдены проверки (1 из 17): «После конца текста ничего не считается».",
         *conclude(found),
     ]
 
