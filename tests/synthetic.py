@@ -32,7 +32,12 @@ HELD_OUT = {
     "distinct_reference": Estimate(0.98, 0.97, 0.99),
     "distinct_policy": Estimate(0.97, 0.96, 0.98),
 }
-VARIETY: dict[str, Any] = {"variety_reference": 0.6, "variety_policy": 0.58}
+VARIETY: dict[str, Any] = {
+    "variety_reference": 0.6,
+    "variety_policy": 0.58,
+    "repeated_reference": 0.03,
+    "repeated_policy": 0.05,
+}
 ABOUT = {"task": "small", "parameters": 10_537_344, "reward": "imdb_sentiment"}
 SAMPLE = {
     "prompt": "This film",

@@ -37,6 +37,7 @@ def test_every_check_has_a_title_a_rule_and_what_a_failure_means() -> None:
 def test_a_rule_names_its_threshold() -> None:
     assert WORDS["reward-gate-accuracy"].rule == "верных пар больше 70\u00a0%"
     assert "не больше 0,01 ната (в bf16 — 0,5)" in WORDS["sampling-scoring"].rule
+    assert "общая фраза из 5 токенов с другим (в группах по 64), больше доли" in WORDS["completions-repeated"].rule
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,7 @@ def test_a_rule_names_its_threshold() -> None:
         ({"runs": {"empty_completions": 0.4}}, "completions-nonempty", "пустых: 40\u00a0%"),
         ({"held_out": {"distinct_policy": equal(0.2)}}, "completions-diverse", "0,2 против 0,98 у θ_sft"),
         ({"held_out": {"variety_policy": 0.1}}, "completions-varied", "10\u00a0% против 60\u00a0% у θ_sft"),
+        ({"held_out": {"repeated_policy": 0.7}}, "completions-repeated", "70\u00a0% против 3\u00a0% у θ_sft"),
         ({"held_out": {"perplexity_policy": equal(5000.0)}}, "completions-fluent", "5000 против 50 у θ_sft"),
         ({"runs": {"sampling_gap": 0.9}}, "sampling-scoring", "расхождение: 0,9 ната на токен (float32)"),
         ({"runs": {"scored_after_end": 3.0}}, "nothing-scored-after-end", "токенов после конца: 3"),

@@ -41,7 +41,7 @@ def silent(found: ExperimentResult) -> dict[str, str]:
 def test_a_healthy_run_passes_every_check() -> None:
     found = result(n_seeds=2)
     assert {check.name for check in found.checks} == GATE | OTHERS | set(OF_THE_TEXT)
-    assert len(found.checks) == 16 and failed(found) == set() and silent(found) == {}
+    assert len(found.checks) == 17 and failed(found) == set() and silent(found) == {}
 
 
 # Faults
@@ -103,7 +103,8 @@ def test_a_planted_fault_is_caught_by_its_own_checks(planted: dict[str, Any], ca
         ("held_out kl_policy_reference", 0.9 * KL_FLOOR, 1.1 * KL_FLOOR, "kl-finite"),
         ("runs empty_completions", 3 / 32, 4 / 32, "completions-nonempty"),
         ("held_out distinct_policy", 0.8 * 0.98, 0.79 * 0.98, "completions-diverse"),
-        ("held_out variety_policy", 0.5 * 0.6, 0.49 * 0.6, "completions-varied"),
+        ("held_out variety_policy", 0.8 * 0.6, 0.79 * 0.6, "completions-varied"),
+        ("held_out repeated_policy", 0.03 + 0.25, 0.03 + 0.26, "completions-repeated"),
         ("held_out perplexity_policy", 99.0, 101.0, "completions-fluent"),
         ("held_out perplexity_policy", 25.5, 24.5, "completions-fluent"),
         ("runs sampling_gap", 0.01, 0.011, "sampling-scoring"),
@@ -177,6 +178,7 @@ def test_the_anchor_is_judged_by_the_runs_where_its_error_can_be_measured() -> N
     [
         ({"M": 1}, {"runs-differ": "one-run"}),
         ({"T": 1}, {"objective-split": "few-steps"}),
+        ({"M": 1, "I": 1}, {"runs-differ": "one-run", "objective-split": "one-run"}),
         ({"M": 1, "T": 1}, {"runs-differ": "one-run", "objective-split": "few-steps"}),
         ({"runs": {"anchor_error": NAN}}, {"anchor-formula": "below-rounding"}),
         ({"merges": {"liti_ratio": NAN}}, {"liti-formula": "nothing-merged"}),
@@ -229,10 +231,11 @@ def test_broken_text_is_a_result_and_a_broken_instrument_is_not() -> None:
         ({}, True),
         ({"distinct_policy": equal(0.5)}, False),
         ({"variety_policy": 0.2}, False),
+        ({"repeated_policy": 0.4}, False),
         ({"perplexity_policy": equal(10.0)}, False),
     ],
 )
-def test_a_text_reads_that_passes_the_three_checks(changes: dict[str, Any], reads: bool) -> None:
+def test_a_text_reads_that_passes_the_checks_of_texts(changes: dict[str, Any], reads: bool) -> None:
     evaluation = Evaluation(**HELD_OUT | VARIETY | changes, samples=[])
     assert reads_like_reference(evaluation) == reads
     assert sum(check.failed for check in check_texts([evaluation])) == (not reads)

@@ -22,7 +22,7 @@ from warp_nb.measure.evaluation import (
     JUDGE_MEASURES,
     MEASURES,
     Evaluation,
-    completion_bigrams,
+    completion_tokens,
     distinct_share,
     evaluate,
     over_trainings,
@@ -50,9 +50,9 @@ def with_weights(weights: Weights) -> Any:
 
 def test_distinct_bigrams_and_nll_by_hand() -> None:
     given = tiny.rollout([0], [[1, 2, 1, 2, 1], [3], [1, 2]])
-    bigrams = completion_bigrams(given)
-    assert bigrams == [[(1, 2), (2, 1), (1, 2), (2, 1)], [], [(1, 2)]]
-    assert [*map(distinct_share, bigrams)] == [0.5, 1.0, 1.0] and distinct_share([*bigrams[0], *bigrams[2]]) == 0.4
+    tokens = completion_tokens(given)
+    assert tokens == [[1, 2, 1, 2, 1], [3], [1, 2]]
+    assert [distinct_share([one]) for one in tokens] == [0.5, 1.0, 1.0] and distinct_share(tokens) == 0.4
     policy = tiny.gpt2(4)
     with torch.no_grad():
         found = token_nll(completion_logits(policy, given), replace(given, temperature=0.5))
@@ -78,9 +78,11 @@ def test_both_kls_against_brute_force(temperature: float) -> None:
 def test_a_policy_beside_itself() -> None:
     found = evaluate(copy.deepcopy(TASK.policy), TASK.policy, TASK, sampling=TASK.sampling(6, 0.9), n_prompts=64)
     assert found.reward_difference == Estimate(0, 0, 0) and found.reward_policy == found.reward_reference
-    assert abs(found.kl_policy_reference.value) < 1e-5 and abs(found.kl_reference_policy.value) < 1e-5
+    for kl in (found.kl_policy_reference, found.kl_reference_policy):
+        assert abs(kl.value) < 1e-5 and 0 <= kl.low <= kl.high < 1e-5
     assert found.perplexity_policy == found.perplexity_reference and found.distinct_policy == found.distinct_reference
     assert found.variety_policy == found.variety_reference < 1
+    assert found.repeated_policy == found.repeated_reference
     assert 1 < found.perplexity_reference.value < 3 * 39 and set(found.measures()) == set(MEASURES)
 
 
@@ -150,15 +152,16 @@ def test_settings_and_figures_are_given_by_name() -> None:
 # Over several trainings
 
 
-def test_perplexities_of_several_trainings_are_averaged_in_the_log() -> None:
+@pytest.mark.parametrize("measure", ["perplexity_policy", "kl_policy_reference", "kl_reference_policy"])
+def test_perplexities_and_kls_of_several_trainings_are_averaged_in_the_log(measure: str) -> None:
     one, two = (
-        replace(result().evaluations[0], perplexity_policy=equal(value), reward_policy=equal(value))
+        replace(result().evaluations[0], **{measure: equal(value)}, reward_policy=equal(value))
         for value in (10.0, 1000.0)
     )
-    found = over_trainings([one, two], "perplexity_policy")
+    found = over_trainings([one, two], measure)
     assert found.value == pytest.approx(100) and 0 < found.low < 10
     assert over_trainings([one, two], "reward_policy").value == pytest.approx(505)
-    assert over_trainings([one], "perplexity_policy") is one.perplexity_policy
+    assert over_trainings([one], measure) is getattr(one, measure)
 
 
 # The front

@@ -39,8 +39,11 @@ def test_seeds_are_whole_trainings_with_an_interval_over_them() -> None:
         assert set(frame.seed) == {5, 6}
     assert result.runs.run_seed.nunique() == 4 and len(result.evaluations) == 2
     for name in MEASURES:
-        if not name.startswith("perplexity"):  # in the log: test_evaluation.py
+        if not name.startswith(("perplexity", "kl")):  # in the log: test_evaluation.py
             assert result.summary[name] == mean_interval([getattr(e, name).value for e in result.evaluations])
+    stored = result.to_json()["evaluations"]
+    assert [one["seed"] for one in stored] == [5, 6]
+    assert [one["kl_policy_reference"] for one in stored] == [asdict(e.kl_policy_reference) for e in result.evaluations]
     single = run(seed=6)
     assert single.summary == single.evaluations[0].measures() == result.evaluations[1].measures()
 
@@ -92,6 +95,16 @@ def test_the_record_is_plain_json(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert found["status"] == "ok" and found["merges"][0]["delta_cosine"] is None
     assert found["summary"]["reward_policy"] == asdict(result.summary["reward_policy"])
+    (own,) = found["evaluations"]
+    assert own == json.loads(json.dumps({"seed": 0} | result.evaluations[0].figures()))
+    assert own.keys() == {
+        "seed",
+        "variety_reference",
+        "variety_policy",
+        "repeated_reference",
+        "repeated_policy",
+        *MEASURES,
+    }
     assert found["config"]["eta"] == 0.3 and "out_dir" not in found["config"]
     assert found["checks"] == json.loads(json.dumps([check.to_json() for check in result.checks]))
     assert found["gate"] == asdict(gates.gate(tiny.opinion)) and found["conclusion"] == conclude(result)

@@ -175,7 +175,7 @@ def test_curves_show_objective_reward_and_kl_of_every_run() -> None:
 def test_the_outcome_shows_rewards_above_angles_and_grows_with_the_blocks() -> None:
     rewards, angles = page.outcome(result()).axes
     assert [tick.get_text() for tick in rewards.get_yticklabels()] == ["SFT", "WARP", "разность"]
-    assert [tick.get_text() for tick in angles.get_yticklabels()] == ["wte", "h.0", "h.1"]
+    assert [tick.get_text() for tick in angles.get_yticklabels()] == ["wte", "h.0", "h.1", "все веса"]
     alone = page.outcome(result(M=1))
     assert [text.get_text() for text in alone.axes[1].texts] == ["Прогон один: углов нет"]
     deep = result()

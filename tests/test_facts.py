@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -14,8 +15,10 @@ from warp_nb.runs.facts import AnchorProbe, displacement, tokens_after_end
 from warp_nb.runs.geometry import (
     angles,
     merge_facts,
+    norm_shares,
     pairwise_angles,
     whole_cosine,
+    with_whole,
 )
 
 
@@ -118,3 +121,37 @@ def test_the_cosine_of_the_blocks_is_that_of_all_weights(by: str) -> None:
     assert math.isnan(whole_cosine(angles(init, first, init, by)))
     first["transformer.wte.weight"][0] = math.nan
     assert math.isnan(whole_cosine(angles(init, first, second, by)))
+
+
+def test_a_pair_has_a_row_over_all_weights_behind_its_blocks() -> None:
+    init = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    first = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([0.0, 1.0])}
+    second = {"a": torch.tensor([0.0, 3.0]), "b": torch.tensor([0.0, 1.0])}
+    rows = [
+        {"seed": seed, "iteration": 1} | row
+        for seed in (0, 1)
+        for row in pairwise_angles(init, [first, second, first], "tensor")
+    ]
+    found = with_whole(pd.DataFrame(rows), "all")
+    assert found["block"].tolist() == ["a", "b", "all"] * 6 and found.columns.tolist() == list(rows[0])
+    assert found[["seed", "run_a", "run_b"]].drop_duplicates().to_numpy().tolist() == [
+        [seed, *pair] for seed in (0, 1) for pair in ((1, 2), (1, 3), (2, 3))
+    ]
+    whole = found[found["block"] == "all"]
+    assert whole["cosine"].tolist() == pytest.approx([0.1, 1, 0.1] * 2), "9 * 0 + 1 * 1 of 10"
+    assert whole["omega"].tolist()[0] == pytest.approx(math.degrees(math.acos(0.1)))
+    assert whole[["norm_a", "norm_b"]].to_numpy() == pytest.approx(math.sqrt(10))
+    one = with_whole(pd.DataFrame(rows[:2]).drop(columns="seed"), "all")
+    assert one["block"].tolist() == ["a", "b", "all"] and "seed" not in one
+
+
+def test_the_share_of_a_block_is_that_of_the_squared_norms() -> None:
+    sizes = {"a": [3.0, 1.0], "b": [4.0, 2.0]}
+    rows = [
+        {"iteration": 1 + at, "run_a": 1, "run_b": 2, "block": block, "norm_a": norms[at], "norm_b": norms[at]}
+        for at in (0, 1)
+        for block, norms in sizes.items()
+    ]
+    assert norm_shares(pd.DataFrame(rows)).to_dict() == pytest.approx(
+        {"a": (9 / 25 + 1 / 5) / 2, "b": (16 / 25 + 4 / 5) / 2}
+    )

@@ -175,6 +175,20 @@ def test_the_index_leads_to_the_notebooks_where_there_are_any() -> None:
     assert "Тетради" not in page(everything())
 
 
+def test_the_declared_comparisons_stand_together_with_holms_correction() -> None:
+    found = everything()
+    change = found["exp1"]["summary"]["reward_difference"]
+    change |= {"value": 0.1, "low": 0.0, "high": 0.2}  # p is 0.05, and the largest of four
+    found["exp2"]["summary"]["reward_difference"] = {"value": 0.1, "low": None, "high": None}
+    found["exp3"] = MISSING
+    said = " ".join(BeautifulSoup(page(found), "html.parser").get_text().split())
+    assert (
+        "с поправкой Холма на все эти сравнения: эксперимент 1: 0,15; эксперимент 2: 1; эксперимент 4: меньше 0,001. "
+        "Остальное разведочное."
+    ) in said, "of four: two are 1, so 0.05 is the second and is multiplied by 3"
+    assert "Холма" not in page(found | dict.fromkeys(("exp1", "exp2", "exp4"), MISSING))
+
+
 def test_the_footer_is_of_all_finished_experiments_together() -> None:
     found = everything()
     for number, name in enumerate(results(), start=1):

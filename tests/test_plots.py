@@ -89,11 +89,11 @@ def test_summary_forest_draws_values_with_their_intervals(ax: Axes) -> None:
 
 def test_geometry_shows_the_angle_of_every_block(ax: Axes) -> None:
     found = result(omega=70.0, n_seeds=2).geometry
-    found.loc[found["seed"] == 1, "omega"] = 80.0
+    found.loc[found["seed"] == 1, ["omega", "cosine"]] = [80.0, np.cos(np.radians(80))]
     assert plots.geometry(ax, found) is ax
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["wte", "h.0", "h.1"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["wte", "h.0", "h.1", "все веса"]
     assert labels(ax) == ["theta1_1 и theta2_1", "theta1_2 и theta2_2"]
-    assert ax.containers[0].lines[0].get_xdata().tolist() == pytest.approx([75] * 3)
+    assert ax.containers[0].lines[0].get_xdata().tolist() == pytest.approx([75] * 4)
     assert ax.collections[0].get_segments()[0][:, 0].tolist() == pytest.approx([70, 80])
     assert "градусы" in ax.get_xlabel()
 
@@ -102,9 +102,9 @@ def test_an_undefined_angle_leaves_its_block_empty(ax: Axes) -> None:
     found = result().geometry
     found.loc[found["block"] == "h.0", "omega"] = np.nan
     plots.geometry(ax, found)
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["wte", "h.0", "h.1"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["wte", "h.0", "h.1", "все веса"]
     drawn = np.asarray(ax.containers[0].lines[0].get_xdata(), float)
-    assert np.isnan(drawn).tolist() == [False, True, False]
+    assert np.isnan(drawn).tolist() == [False, True, False, False]
 
 
 def test_without_pairs_of_runs_the_geometry_says_so(ax: Axes) -> None:

@@ -57,7 +57,7 @@ def test_the_table_holds_the_measured_numbers_beside_the_originals(table: Any) -
     made = results() | {"exp2": {"status": "failed"}}
     made["exp1"]["summary"]["reward_policy"] = {"value": 1.2345, "low": None, "high": 2.0}
     made["exp4"]["config"] |= {"lr": 1e-4, "warmup_steps": 20, "n_seeds": 3}
-    head, rule, *rows, blank, about, _, _ = table("results", made)
+    head, rule, *rows, blank, about, _, declared, _, _ = table("results", made)
     first, second, third, fourth = map(cells, rows)
     assert cells(head)[1:4] == ["setting", "reward SFT", "reward WARP"] and set(rule) == {"|", "-"} and not blank
     assert {len(cells(line)) for line in (head, rule, *rows)} == {8}
@@ -66,6 +66,9 @@ def test_the_table_holds_the_measured_numbers_beside_the_originals(table: Any) -
     assert second == ["exp2", "not finished", *[""] * 6]
     assert third[-1] == "89, 100" and fourth[:2] == ["exp4", "lr 0.0001, warm-up over 20"]
     assert about == "Task `small`, trainings an experiment: 1, 3. KL in nats a sequence."
+    assert declared.endswith("Holm's correction for all of them: exp1 < 0.001, exp3 < 0.001, exp4 0.0017."), (
+        "0.8 ± 0.1 of three trainings, t = 34.4: p = 0.00084, and two of the four remain, with the one not finished"
+    )
 
 
 def test_experiment_5_and_the_diagnosis_have_their_tables(table: Any) -> None:

@@ -79,19 +79,20 @@ def test_failed_checks_stand_first_and_silent_ones_say_so() -> None:
     assert rows[1]["Измерено"] == "токенов после конца: 3"
 
 
-def test_geometry_has_a_row_a_pair_and_block_and_says_where_the_angle_is_undefined() -> None:
+def test_geometry_has_a_row_a_pair_and_block_and_one_over_all_weights_and_says_where_the_angle_is_undefined() -> None:
     rows = records(geometry_table(result(omega=math.nan, n_seeds=2)).data)
     places = [
         (seed, iteration, "1 и 2", block)
         for seed in ("0", "1")
         for iteration in ("1", "2")
-        for block in ("wte", "h.0", "h.1")
+        for block in ("wte", "h.0", "h.1", "все веса")
     ]
     assert [(row["Сид"], row["Итерация"], row["Прогоны"], row["Блок"]) for row in rows] == places
     assert {row["Ω, °"] for row in rows} == {"не определено"}
-    (first, *_) = records(geometry_table(result(omega=60.0)).data)
+    first, _, _, whole, *_ = records(geometry_table(result(omega=60.0)).data)
     assert "Сид" not in first
     assert list(first.values()) == ["1", "1 и 2", "wte", "0,5", "60", "0,2", "0,21"]
+    assert list(whole.values()) == ["1", "1 и 2", "все веса", "0,5", "60", "0,346", "0,364"], "norms times sqrt(3)"
 
 
 def test_a_table_without_rows_is_a_sentence() -> None:

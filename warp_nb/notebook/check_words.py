@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from warp_nb.measure import checks as rules
+from warp_nb.measure import evaluation as measures
 from warp_nb.measure.checks import Check, broken_text
 from warp_nb.notebook.prose import filled, paragraphs, words
 
@@ -24,7 +25,9 @@ class Words(NamedTuple):
 
 
 WORDS = {
-    name: Words(**said | {key: filled(said[key], vars(rules)) for key in said.keys() & {"rule", "fault"}})
+    name: Words(
+        **said | {key: filled(said[key], vars(measures) | vars(rules)) for key in said.keys() & {"rule", "fault"}}
+    )
     for name, said in SAID.items()
 }
 """Check -> its texts, with the thresholds filled in."""

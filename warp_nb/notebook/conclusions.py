@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import math
 from functools import singledispatch
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from warp_nb.measure.checks import PERPLEXITY_RATIO, broken_instrument
-from warp_nb.measure.estimates import Estimate, between_iterations, slope
+from warp_nb.measure.estimates import Estimate, between_iterations, detectable, slope
 from warp_nb.notebook.check_words import WORDS, headline, measured, say_faults
 from warp_nb.notebook.prose import paragraphs
+from warp_nb.notebook.tables import ALL_WEIGHTS
+from warp_nb.runs.geometry import norm_shares, with_whole
 from warp_nb.runs.training import learning_rate
 from warp_nb.studies.experiment import ExperimentResult
 from warp_nb.studies.original import ROWS, match
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KL_TINY = math.log(2) - 0.5
 """Nats: less than choosing the better of two completions would cost (log N - (N - 1) / N at N = 2)."""
@@ -25,6 +30,8 @@ KL_FAR = 10.0
 """Nats: more than choosing the best of about sixty thousand completions would cost."""
 RIGHT_ANGLE = 15.0
 """Degrees from 90 within which task vectors count as near orthogonal: |cosine| < 0.26."""
+HEAVY = 0.5
+"""Share of the squared norm above which one block decides the angle over all weights."""
 BORDERS = {"KL_TINY": KL_TINY, "KL_FAR": KL_FAR, "RIGHT_ANGLE": RIGHT_ANGLE, "PERPLEXITY_RATIO": PERPLEXITY_RATIO}
 
 
@@ -51,14 +58,17 @@ def conclude_experiment(result: ExperimentResult) -> list[str]:
         reward_change=result.summary["reward_difference"],
         believable=change,
         bound=reward_bound(result),
+        least=least_change(result),
+        blind=not change.excludes_zero and reward_bound(result) < least_change(result),
         far=farther(result),
         far_known=math.isfinite(farther(result)),
         text_faults=say_faults(result.checks),
         slopes=slopes if all(slopes.values()) else None,
+        runs=len(result.runs),
         carried=not checks["objective-split"].failed,
         runs_differ=checks["runs-differ"],
         difference=measured(checks["runs-differ"]),
-        angles=angle_range(result),
+        angles=angle_facts(result.geometry),
         unmoved=not change.excludes_zero and farther(result) < KL_TINY,
         original=match(config),
         rows=ROWS,
@@ -79,6 +89,13 @@ def reward_bound(result: ExperimentResult) -> float:
     return spread * math.sqrt(2 * max(0.0, farther(result)))
 
 
+def least_change(result: ExperimentResult) -> float:
+    """Return the smallest change of the mean reward that this experiment would show, NaN if unknown (`detectable`)."""
+    config = result.config
+    count = config.n_seeds if config.n_seeds > 1 else config.n_eval_prompts
+    return detectable(result.summary["reward_difference"], count)
+
+
 def believable_change(result: ExperimentResult) -> Estimate:
     """Return the change of the reward; its interval includes zero if it exceeds twice the bound by the KL."""
     change = result.summary["reward_difference"]
@@ -93,9 +110,25 @@ def farther(result: ExperimentResult) -> float:
     return max(both) if all(map(math.isfinite, both)) else math.inf
 
 
-def angle_range(result: ExperimentResult) -> dict[str, float] | None:
-    """Return median, least and largest angle between task vectors, degrees; empty if undefined, None for M = 1."""
-    if result.geometry.empty:
+def angle_facts(table: pd.DataFrame) -> dict[str, Any] | None:
+    """Describe the angles between task vectors, degrees; empty if none is defined, None for M = 1.
+
+    whole: iteration -> mean angle over all weights; farthest: the one farthest from 90; middle, least, most: of the
+    blocks; heavy: the block with most of the squared norm, its share, and its angles as in `whole`; None without one.
+    """
+    if table.empty:
         return None
-    omega = result.geometry["omega"].dropna()
-    return {"middle": omega.median(), "least": omega.min(), "most": omega.max()} if len(omega) else {}
+    by_block = with_whole(table, ALL_WEIGHTS).groupby(["block", "iteration"])["omega"].mean().dropna()
+    if ALL_WEIGHTS not in by_block:
+        return {}
+    whole, blocks, shares = by_block[ALL_WEIGHTS].to_dict(), table["omega"].dropna(), norm_shares(table)
+    name = str(shares.idxmax())
+    heavy = {"name": name, "share": float(shares[name]), "angles": by_block[name].to_dict() if name in by_block else {}}
+    return {
+        "whole": whole,
+        "farthest": max(whole.values(), key=lambda angle: abs(angle - 90)),
+        "middle": blocks.median(),
+        "least": blocks.min(),
+        "most": blocks.max(),
+        "heavy": heavy if len(shares) > 1 and heavy["share"] > HEAVY and heavy["angles"] else None,
+    }

@@ -37,8 +37,8 @@ def curves(result: ExperimentResult | Arm) -> Figure:
 
 def outcome(result: ExperimentResult) -> Figure:
     """Plot held-out rewards with intervals, and the angles between the runs' task vectors."""
-    blocks = result.geometry["block"].nunique() if len(result.geometry) else 0
-    heights = [3.0, max(3.0, 0.5 + BLOCK_INCHES * blocks)]
+    lines = 1 + result.geometry["block"].nunique() if len(result.geometry) else 0  # the blocks and all weights
+    heights = [3.0, max(3.0, 0.5 + BLOCK_INCHES * lines)]
     with panels(2, sum(heights), sharex=False, height_ratios=heights) as (figure, axes):
         summary_forest(axes[0], result.summary)
         geometry(axes[1], result.geometry)

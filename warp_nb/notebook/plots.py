@@ -16,6 +16,8 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from warp_nb.measure.estimates import Estimate
 from warp_nb.notebook.numbers import plural
+from warp_nb.notebook.tables import ALL_WEIGHTS
+from warp_nb.runs.geometry import with_whole
 
 WIDTH, DPI = 6.0, 120
 """Of every figure on a page: inches, dots per inch."""
@@ -91,7 +93,9 @@ def summary_forest(ax: Axes, summary: Mapping[str, Estimate]) -> Axes:
 
 
 def geometry(ax: Axes, table: pd.DataFrame) -> Axes:
-    """Draw the angle between the task vectors of two runs in each block, one series per iteration and pair of runs.
+    """Draw the angle between the task vectors of two runs in each block and over all weights, below a line.
+
+    One series per iteration and pair of runs.
 
     Several seeds give the mean angle, with whiskers from the smallest to the largest.
     """
@@ -99,6 +103,7 @@ def geometry(ax: Axes, table: pd.DataFrame) -> Axes:
         ax.text(0.5, 0.5, "Прогон один: углов нет", ha="center", va="center", transform=ax.transAxes)
         ax.set_axis_off()
         return ax
+    table = with_whole(table, ALL_WEIGHTS)
     blocks = list(dict.fromkeys(table["block"]))
     pairs = list(table.groupby(["iteration", "run_a", "run_b"]))
     for index, ((key, rows), (color, _, marker)) in enumerate(zip(pairs, styles(), strict=False)):
@@ -109,6 +114,7 @@ def geometry(ax: Axes, table: pd.DataFrame) -> Axes:
         label = f"theta{first}_{iteration} и theta{second}_{iteration}"
         ax.errorbar(spread["mean"], places, xerr=arms, fmt=marker, color=color, capsize=3, label=label)
     ax.axvline(90, color="0.5", linewidth=1, linestyle="--", zorder=0)
+    ax.axhline(blocks.index(ALL_WEIGHTS) - 0.5, color="0.5", linewidth=1, zorder=0)
     ax.set_yticks(range(len(blocks)), blocks)
     ax.set(ylim=(len(blocks) - 0.5, -0.5), xlim=(0, 180), xticks=range(0, 181, 30))
     ax.set_xlabel("угол Ω между векторами задачи, градусы")

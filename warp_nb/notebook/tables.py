@@ -12,12 +12,15 @@ from warp_nb.measure.checks import Check
 from warp_nb.measure.evaluation import Evaluation
 from warp_nb.notebook.check_words import WORDS, measured
 from warp_nb.notebook.prose import filled, visible, words
+from warp_nb.runs.geometry import with_whole
 from warp_nb.studies.experiment import ExperimentResult
 from warp_nb.studies.original import ROWS, match
 
 TABLE_WORDS = words("tables")
 MEASURE_WORDS: dict[str, str] = TABLE_WORDS["measures"]
 """Names of the nine measures of an evaluation."""
+ALL_WEIGHTS = "все веса"
+"""In place of a block, in a row over all of them."""
 BLANKS = str.maketrans({"\t": r"\t", "\n": r"\n"})
 """Tabs and newlines of a model's text are shown."""
 CLASSES = ("warp-nb", "tex2jax_ignore", "mathjax_ignore")
@@ -33,8 +36,10 @@ def results_table(result: ExperimentResult) -> HTML:
 
 
 def geometry_table(result: ExperimentResult) -> HTML:
-    """Show angle and norms of the runs' task vectors, one row per pair and block."""
-    return filled_table("geometry", result.geometry.to_dict("records"), several=result.config.n_seeds > 1)
+    """Show angle and norms of the runs' task vectors: per pair a row for each block, and one over all weights."""
+    table = result.geometry
+    rows = [] if table.empty else with_whole(table, ALL_WEIGHTS).to_dict("records")
+    return filled_table("geometry", rows, several=result.config.n_seeds > 1)
 
 
 def samples_table(evaluation: Evaluation, count: int = 5, name: str = "WARP") -> HTML:

@@ -5,13 +5,15 @@ An experiment is one entry here and one notebook with its name. Without a `secti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from warp_nb.measure.estimates import Estimate, holm, p_value
 from warp_nb.studies.original import ROWS, OriginalRow
-from warp_nb.studies.result_files import read_result_of, reports_of, result_path
+from warp_nb.studies.result_files import OK, read_result_of, reports_of, result_path
 
 Result = dict[str, Any]
 """A result file's content."""
@@ -79,3 +81,21 @@ def rows_of(experiments: Iterable[Experiment]) -> list[Experiment]:
 def sections_of(experiments: Iterable[Experiment]) -> list[Experiment]:
     """Return the experiments that have a separate section."""
     return [one for one in experiments if one.reported and one.section]
+
+
+def declared(rows: Iterable[tuple[Experiment, Result]]) -> dict[str, float]:
+    """Return title -> Holm-adjusted p-value of each finished experiment's declared comparison.
+
+    Every experiment of the original report declares one: WARP's mean reward against θ_sft's. All of them are one
+    family; one that is not finished counts as p = 1.
+    """
+    family = [(one.title, found) for one, found in rows if one.original]
+    adjusted = holm([reward_p(found) if found["status"] == OK else math.nan for _, found in family])
+    return {title: p for (title, found), p in zip(family, adjusted, strict=True) if found["status"] == OK}
+
+
+def reward_p(found: Result) -> float:
+    """Return the p-value of an experiment's difference of rewards, over trainings or over the prompts of one."""
+    config, difference = found["config"], found["summary"]["reward_difference"]
+    ends = {name: math.nan if end is None else end for name, end in difference.items()}
+    return p_value(Estimate(**ends), config["n_seeds"] if config["n_seeds"] > 1 else config["n_eval_prompts"])

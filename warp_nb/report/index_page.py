@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from warp_nb.notebook.check_words import WORDS
 from warp_nb.notebook.plots import compare_experiments, png
-from warp_nb.report.catalogue import Experiment, Result, rows_of, sections_of
+from warp_nb.report.catalogue import Experiment, Result, declared, rows_of, sections_of
 from warp_nb.report.guide import Step
 from warp_nb.report.page import CONTENT_POLICY, rendered, stylesheet
 from warp_nb.studies.original import ASSUMED_TASK
@@ -47,6 +47,7 @@ def index(
         words=WORDS,
         rows=rows,
         orders=kl_orders(rows),
+        declared=declared(rows),
         curves={column: base64.b64encode(picture).decode() for column, picture in curves.items()},
         sections=[(one, results[one.name]) for one in sections_of(experiments)],
         shared=shared,

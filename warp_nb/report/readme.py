@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from warp_nb.report.catalogue import EXPERIMENTS, Experiment, results_of, rows_of, sections_of
+from warp_nb.report.catalogue import EXPERIMENTS, Experiment, declared, results_of, rows_of, sections_of
 from warp_nb.report.page import rendered
 from warp_nb.studies.original import ROWS
 from warp_nb.studies.result_files import MISSING
@@ -25,6 +25,7 @@ def filled_readme(readme: str, reports: Path, experiments: Sequence[Experiment] 
         result = next(
             (results[one.name] for one in sections_of(experiments) if one.section == kind), {"status": MISSING}
         )
-        return before + rendered(f"{kind}.md.j2", task=task, rows=rows, result=result, original=ROWS) + after
+        facts = {"rows": rows, "result": result, "original": ROWS, "declared": declared(rows)}
+        return before + rendered(f"{kind}.md.j2", task=task, **facts) + after
 
     return MARKS.sub(table, readme)

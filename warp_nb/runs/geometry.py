@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from warp_nb.algorithm.merge import Weights, blocks, flat, task_vector
 from warp_nb.runs.facts import Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PAIR = ("seed", "iteration", "run_a", "run_b")
+"""Columns of `WarpResult.geometry` that name a pair of runs; one training has no seed."""
 
 
 def angles(init: Weights, first: Weights, second: Weights, by: str = "layer") -> list[dict[str, float | str]]:
@@ -50,6 +56,34 @@ def whole_cosine(rows: Iterable[Mapping[Any, Any]]) -> float:
         return math.nan
     cosine = math.fsum(dots) / math.prod(norms)
     return math.copysign(1.0, cosine) if abs(cosine) > 1 else cosine  # max and min would swallow NaN
+
+
+def with_whole(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the rows of `WarpResult.geometry`, and behind those of each pair of runs a row over all weights.
+
+    Args:
+        table: rows of `pairwise_angles`, with seed and iteration.
+        name: what stands in the column `block` of the added rows.
+    """
+    import pandas as pd
+
+    keys = [key for key in PAIR if key in table]
+    added = []
+    for pair, rows in table.groupby(keys):
+        cosine = whole_cosine(rows.to_dict("records"))
+        norms = {side: math.sqrt(float((rows[side] ** 2).sum(skipna=False))) for side in ("norm_a", "norm_b")}
+        whole = {"block": name, "cosine": cosine, "omega": math.degrees(math.acos(cosine))}
+        added.append(dict(zip(keys, pair, strict=True)) | whole | norms)
+    return pd.concat([table, pd.DataFrame(added)], ignore_index=True).sort_values(
+        keys, kind="stable", ignore_index=True
+    )
+
+
+def norm_shares(table: pd.DataFrame) -> pd.Series:
+    """Return each block's share of the squared norm of the task vectors, the mean over pairs of runs."""
+    squares = (table["norm_a"] ** 2 + table["norm_b"] ** 2).rename("square")
+    keys = [table[key] for key in PAIR if key in table]
+    return (squares / squares.groupby(keys).transform("sum")).groupby(table["block"]).mean()
 
 
 def merge_facts(init: Weights, rows: Sequence[Mapping[str, Any]], merged: Weights, updated: Weights) -> Row:

@@ -197,18 +197,12 @@ class Comparison:
 def measured_record(measured: Measured) -> dict[str, Any]:
     """Return all measures of one arm and seed, and samples at the common KL."""
     return {
-        "front": [figures(evaluation) for evaluation in measured.front],
-        "end": measured.end and figures(measured.end),
-        "unmerged": [figures(evaluation) for evaluation in measured.unmerged],
+        "front": [evaluation.figures() for evaluation in measured.front],
+        "end": measured.end and measured.end.figures(),
+        "unmerged": [evaluation.figures() for evaluation in measured.unmerged],
         "matched": measured.matched
-        and {"eta": measured.matched[0], "samples": measured.matched[1].samples} | figures(measured.matched[1]),
+        and {"eta": measured.matched[0], "samples": measured.matched[1].samples} | measured.matched[1].figures(),
     }
-
-
-def figures(evaluation: Evaluation) -> dict[str, Any]:
-    """Return an evaluation without its texts."""
-    varieties = {name: getattr(evaluation, name) for name in ("variety_reference", "variety_policy")}
-    return {name: asdict(estimate) for name, estimate in evaluation.measures().items()} | varieties
 
 
 def own_runs(name: str, arm: Arm) -> list[dict[str, Any]]:

@@ -69,6 +69,10 @@ class ExperimentResult:
                 "gate": self.gate and asdict(self.gate),
                 **{name: getattr(self, name).to_dict("records") for name in TABLES},
                 "samples": self.evaluations[0].samples,
+                "evaluations": [
+                    {"seed": self.config.seed + index} | evaluation.figures()
+                    for index, evaluation in enumerate(self.evaluations)
+                ],
                 "seconds": self.seconds,
                 "peak_rss_mb": self.peak_rss_mb,
                 "machine": machine(),

@@ -31,6 +31,7 @@ class Settings(Taken):
 
 class Repeated(Settings):
     seed: int
+    n_eval_prompts: int
 
 
 class RunRow(Taken):
