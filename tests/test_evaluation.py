@@ -17,8 +17,9 @@ from warp_nb.algorithm.merge import Weights, load_, weights_of
 from warp_nb.algorithm.objective import completion_logits
 from warp_nb.config import WarpConfig
 from warp_nb.files import fingerprint
-from warp_nb.measure.estimates import Estimate
+from warp_nb.measure.estimates import Estimate, mean_interval
 from warp_nb.measure.evaluation import (
+    JUDGE_MEASURES,
     MEASURES,
     Evaluation,
     completion_bigrams,
@@ -93,6 +94,28 @@ def test_rewards_are_the_tasks_and_samples_show_them() -> None:
     difference = found.reward_policy.value - found.reward_reference.value
     assert found.reward_difference.value == pytest.approx(difference)
     assert found.reward_policy.value == pytest.approx(sum(found.rewards_policy) / 40)
+
+
+def test_a_judge_scores_the_same_completions() -> None:
+    policy, judge = tiny.gpt2(39, seed=3), tiny.counted("film")
+    plain = evaluate(policy, TASK.policy, TASK, **SETTINGS)
+    found = evaluate(policy, TASK.policy, replace(TASK, judge=judge), **SETTINGS, n_samples=40)
+    assert not plain.judged and plain.judges_policy == [] and "judge_policy" not in plain.samples[0]
+    assert found.judged and [*found.measures()] == [*MEASURES, *JUDGE_MEASURES]
+    assert [found.measures()[name] for name in MEASURES] == [*plain.measures().values()]
+    for side, judges in (("reference", found.judges_reference), ("policy", found.judges_policy)):
+        assert judges == [sample[f"judge_{side}"] for sample in found.samples] and len(set(judges)) > 1
+        assert judges == judge([], [sample[side] for sample in found.samples])
+        assert getattr(found, f"judge_{side}") == mean_interval(judges)
+    pairs = zip(found.judges_reference, found.judges_policy, strict=True)
+    assert found.judge_difference == mean_interval([after - before for before, after in pairs])
+
+
+def test_what_was_measured_on_each_prompt_gives_the_means() -> None:
+    found = evaluate(tiny.gpt2(39, seed=3), TASK.policy, TASK, **SETTINGS)
+    assert mean_interval(found.rewards_reference) == found.reward_reference
+    assert mean_interval(found.rewards_policy) == found.reward_policy
+    assert mean_interval(found.kls_policy) == found.kl_policy_reference
 
 
 def test_evaluation_repeats_and_follows_its_seed() -> None:

@@ -134,6 +134,10 @@ def test_saving_and_loading_change_no_identity(kind: str, tmp_path: Path) -> Non
     assert found == before and json.loads(json.dumps(found[0])) == found[0]
 
 
+def test_a_judge_changes_no_identity() -> None:
+    assert task_identity(tiny.task(judge=tiny.counted("awful"))) == task_identity(tiny.task())
+
+
 def test_padding_a_batch_changes_no_identity() -> None:
     words = tiny.tokenizer(pad=True)
     before = tokenizer_identity(words)

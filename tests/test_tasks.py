@@ -169,6 +169,16 @@ def test_a_task_decodes_and_scores() -> None:
         tiny.task(reward=short).score(["the"], ["film"], "here")
 
 
+def test_a_task_scores_by_its_judge() -> None:
+    task = tiny.task(judge=tiny.counted("awful"))
+    assert task.score_judge(["the"] * 2, [" awful awful", " best"], "here") == [2.0, 0.0]
+    assert describe(task)["judge"] == {"name": "count"}
+    with pytest.raises(ValueError, match="reward short at here, as the judge returned 0 values for 1 completions"):
+        tiny.task(judge=short).score_judge(["the"], ["film"], "here")
+    with pytest.raises(ValueError, match=r"task tiny has no judge; pass Task\(judge=\.\.\.\)"):
+        tiny.task().score_judge(["the"], ["film"], "here")
+
+
 def short(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
     return []
 

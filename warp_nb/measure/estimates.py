@@ -32,6 +32,10 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
 
+NO_ESTIMATE = Estimate(math.nan)
+"""Nothing was measured."""
+
+
 def mean_interval(values: Sequence[float]) -> Estimate:
     """Return the mean of independent values with its t interval (n - 1 degrees of freedom), unknown for one value."""
     from scipy.stats import t

@@ -1,4 +1,4 @@
-"""Held-out evaluation in fp32: reward, both KLs, perplexity, diversity, with 95 % intervals."""
+"""Held-out evaluation in fp32: reward, judge, both KLs, perplexity, diversity, with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from warp_nb.fast.agreement import vocabulary_size
 from warp_nb.fast.capture import why_eager
 from warp_nb.fast.decoding import BLOCK, sample_by_seeds
 from warp_nb.fast.scoring import token_kl, token_log_probs
-from warp_nb.measure.estimates import Estimate, exponential, mean_interval
+from warp_nb.measure.estimates import NO_ESTIMATE, Estimate, exponential, mean_interval
 from warp_nb.measure.reference_cache import ReferenceSide
 from warp_nb.runs.training import derive_seed
 from warp_nb.tasks.task import Task
@@ -36,6 +36,8 @@ MEASURES = (
     "distinct_reference",
     "distinct_policy",
 )
+JUDGE_MEASURES = ("judge_reference", "judge_policy", "judge_difference")
+"""Measures of a task that has a judge."""
 LOGITS = 1 << 29
 """Largest number of logits of a batch on a GPU: 2 GB."""
 
@@ -53,8 +55,12 @@ class Evaluation:
         distinct_reference, distinct_policy: share of distinct bigrams in a completion.
         variety_reference, variety_policy: share of distinct bigrams in all completions together; low where every
             prompt gets the same text.
-        samples: prompts with both completions and rewards.
-        rewards_policy: the reward on every prompt, to pair two policies that were evaluated with the same seed.
+        samples: prompts with both completions and rewards, and the judge's scores if there is a judge.
+        judge_reference, judge_policy, judge_difference: as the rewards, by the judge; NaN if the task has none.
+        rewards_reference, rewards_policy: the reward on every prompt, to pair two policies that were evaluated with the
+            same seed, or the reward with the judge.
+        judges_reference, judges_policy: the judge's score on every prompt; empty if the task has none.
+        kls_policy: KL(policy || reference) on every prompt, nats.
     """
 
     reward_reference: Estimate
@@ -69,11 +75,23 @@ class Evaluation:
     variety_reference: float
     variety_policy: float
     samples: list[dict[str, Any]]
+    judge_reference: Estimate = NO_ESTIMATE
+    judge_policy: Estimate = NO_ESTIMATE
+    judge_difference: Estimate = NO_ESTIMATE
+    rewards_reference: list[float] = field(default_factory=list)
     rewards_policy: list[float] = field(default_factory=list)
+    judges_reference: list[float] = field(default_factory=list)
+    judges_policy: list[float] = field(default_factory=list)
+    kls_policy: list[float] = field(default_factory=list)
+
+    @property
+    def judged(self) -> bool:
+        """Whether a judge scored the completions."""
+        return not math.isnan(self.judge_difference.value)
 
     def measures(self) -> dict[str, Estimate]:
-        """Return the estimates by name."""
-        return {name: getattr(self, name) for name in MEASURES}
+        """Return the estimates by name: MEASURES, then JUDGE_MEASURES if there is a judge."""
+        return {name: getattr(self, name) for name in MEASURES + (JUDGE_MEASURES if self.judged else ())}
 
 
 @dataclass
@@ -81,6 +99,8 @@ class Side:
     """Completions of one of the two models, with measurements of each."""
 
     texts: list[str] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    judges: list[float] = field(default_factory=list)
     kl: list[float] = field(default_factory=list)
     nll: list[float] = field(default_factory=list)
     bigrams: list[list[tuple[int, int]]] = field(default_factory=list)
@@ -124,7 +144,7 @@ def evaluate(
 
     Args:
         policy, reference: models of one vocabulary in fp32; the reference is usually θ_sft.
-        task: its held-out prompts, tokenizer and reward are used.
+        task: its held-out prompts, tokenizer, reward and judge are used.
         sampling: settings of both samplers, e.g. `task.sampling(24, temperature=1.0)`.
         n_prompts: number of held-out prompts, drawn by `seed`.
         seed: seed of the prompts and the noise.
@@ -154,11 +174,11 @@ def evaluate(
         rollout = sample_by_seeds(policy, *task.encode(chunk, sampling, "eval_prompts"), sampling, seeds=seeds)
         others = completion_logits(reference, rollout)
         add_batch_(mine, task, rollout, completion_logits(policy, rollout), others=others, under=others)
-    rewards = [
-        task.score(prompts, side.texts, f"evaluation of the {name}")
-        for side, name in ((theirs, "reference"), (mine, "policy"))
-    ]
-    return compared(prompts, theirs, mine, rewards, n_samples=n_samples)
+    for side, name in ((theirs, "reference"), (mine, "policy")):
+        side.rewards = task.score(prompts, side.texts, f"evaluation of the {name}")
+        if task.judge is not None:
+            side.judges = task.score_judge(prompts, side.texts, f"evaluation of the {name}")
+    return compared(prompts, theirs, mine, n_samples=n_samples)
 
 
 def batch_size(policy: PreTrainedModel, reference: PreTrainedModel, sampling: Sampling) -> int:
@@ -178,13 +198,17 @@ def add_batch_(
     side.texts += task.decode(rollout)
 
 
-def compared(prompts: list[str], theirs: Side, mine: Side, rewards: list[list[float]], *, n_samples: int) -> Evaluation:
-    """Build the evaluation from the completions of the reference and the policy and the rewards of both."""
-    before, after = rewards
+def compared(prompts: list[str], theirs: Side, mine: Side, *, n_samples: int) -> Evaluation:
+    """Build the evaluation from the scored completions of the reference and the policy."""
+    judged: dict[str, Estimate] = {}
+    if mine.judges:
+        estimates = (*map(mean_interval, (theirs.judges, mine.judges)), mean_gain(theirs.judges, mine.judges))
+        judged = dict(zip(JUDGE_MEASURES, estimates, strict=True))
     return Evaluation(
-        reward_reference=mean_interval(before),
-        reward_policy=mean_interval(after),
-        reward_difference=mean_interval([b - a for a, b in zip(before, after, strict=True)]),
+        reward_reference=mean_interval(theirs.rewards),
+        reward_policy=mean_interval(mine.rewards),
+        reward_difference=mean_gain(theirs.rewards, mine.rewards),
+        **judged,
         kl_reference_policy=mean_interval(theirs.kl),
         kl_policy_reference=mean_interval(mine.kl),
         perplexity_reference=exponential(mean_interval(theirs.nll)),
@@ -193,18 +217,26 @@ def compared(prompts: list[str], theirs: Side, mine: Side, rewards: list[list[fl
         distinct_policy=mean_interval([*map(distinct_share, mine.bigrams)]),
         variety_reference=distinct_share([*chain.from_iterable(theirs.bigrams)]),
         variety_policy=distinct_share([*chain.from_iterable(mine.bigrams)]),
-        samples=[
-            {
-                "prompt": prompts[i],
-                "reference": theirs.texts[i],
-                "policy": mine.texts[i],
-                "reward_reference": before[i],
-                "reward_policy": after[i],
-            }
-            for i in range(min(n_samples, len(prompts)))
-        ],
-        rewards_policy=after,
+        samples=[sample_of(prompts, theirs, mine, index) for index in range(min(n_samples, len(prompts)))],
+        rewards_reference=theirs.rewards,
+        rewards_policy=mine.rewards,
+        judges_reference=theirs.judges,
+        judges_policy=mine.judges,
+        kls_policy=mine.kl,
     )
+
+
+def mean_gain(before: Sequence[float], after: Sequence[float]) -> Estimate:
+    """Return the mean of `after` minus `before`, paired by prompt."""
+    return mean_interval([b - a for a, b in zip(before, after, strict=True)])
+
+
+def sample_of(prompts: list[str], theirs: Side, mine: Side, index: int) -> dict[str, Any]:
+    """Return one prompt with both completions and their scores."""
+    sides = {"reference": theirs, "policy": mine}
+    sample: dict[str, Any] = {"prompt": prompts[index]} | {name: side.texts[index] for name, side in sides.items()}
+    sample |= {f"reward_{name}": side.rewards[index] for name, side in sides.items()}
+    return sample | {f"judge_{name}": side.judges[index] for name, side in sides.items() if side.judges}
 
 
 def pareto_front(

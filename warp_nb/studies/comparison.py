@@ -22,7 +22,7 @@ from warp_nb.config import ExperimentConfig
 from warp_nb.fast.devices import training_dtype
 from warp_nb.files import json_values, replacing
 from warp_nb.measure.checks import Check, reads_like_reference, run_checks
-from warp_nb.measure.estimates import Estimate, mean_interval
+from warp_nb.measure.estimates import NO_ESTIMATE, Estimate, mean_interval
 from warp_nb.measure.evaluation import (
     MEASURES,
     Evaluation,
@@ -51,7 +51,6 @@ KL_TOLERANCE = 0.05
 """A policy is at the common KL if its KL differs from it by at most this share."""
 SEARCH_STEPS = 4
 """Largest number of policies that are evaluated to find one at the common KL."""
-NO_ESTIMATE = Estimate(math.nan)
 
 
 @dataclass

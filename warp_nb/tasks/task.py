@@ -44,6 +44,8 @@ class Task:
         eval_prompts: held-out texts; none of them may be a training prompt.
         name: shown in banners and result files.
         gate: measures a reward function before a policy is trained on it; None skips that check.
+        judge: a second reward of the same convention for evaluations, which tells improvement from reward hacking. No
+            policy is ever trained on it, so runs do not depend on it.
         facts: for banners and result files, e.g. `perplexity_before` and `perplexity_after` the SFT, per word.
         rebuild: loads this task on a device, in a worker of an executor; a function of a module, or a partial of one.
 
@@ -59,6 +61,7 @@ class Task:
     eval_prompts: list[str] = field(repr=False)
     name: str = "own"
     gate: Callable[[Reward], RewardGate] | None = None
+    judge: Reward | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     rebuild: Callable[[str], Task] | None = None
     lengths: Mapping[str, list[int]] = field(init=False, repr=False)
@@ -116,6 +119,12 @@ class Task:
         """Call the reward and check that it returns one finite number per completion (see `call_reward`)."""
         return call_reward(self.reward, prompts, completions, where)
 
+    def score_judge(self, prompts: list[str], completions: list[str], where: str) -> list[float]:
+        """Call the judge and check what it returns, as `score` does; raise ValueError if the task has none."""
+        if self.judge is None:
+            raise ValueError(f"task {self.name} has no judge; pass Task(judge=...), or load_task(..., judge=True)")
+        return call_reward(self.judge, prompts, completions, f"{where}, as the judge")
+
 
 def describe(task: Task) -> dict[str, Any]:
     """Return plain facts about a task for banners and result files."""
@@ -124,6 +133,7 @@ def describe(task: Task) -> dict[str, Any]:
         "parameters": task.policy.num_parameters(),
         "reward": reward_name(task.reward),
         "reward_model": describe_reward(task.reward),
+        **({} if task.judge is None else {"judge": describe_reward(task.judge)}),
         "train_prompts": len(task.train_prompts),
         "eval_prompts": len(task.eval_prompts),
         **task.facts,
