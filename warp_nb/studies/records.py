@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Number = float | None
 """None where the number is unknown."""
@@ -92,13 +92,50 @@ class ExperimentRecord(Taken):
 
 class ArmSummary(Taken):
     steps: int
-    readable: list[bool]
-    equal_kl: list[float]
-    gain_at_equal_kl: Interval
-    reward_difference: list[Interval]
-    kl_policy_reference: list[Interval]
-    perplexity_policy: list[Interval]
-    perplexity_reference: list[Interval]
+
+
+class Compared(Taken):
+    """A front, or the difference of two, at every KL of the grid."""
+
+    gain: list[Interval]
+    judge: list[Interval]
+    gap: list[Interval]
+    variety: list[Interval]
+
+
+class BesideFront(Taken):
+    value: Interval
+    front: Interval
+    difference: Interval
+
+
+class SinglePolicy(Taken):
+    """A policy beside WARP's front at its own KL."""
+
+    name: str
+    n: int | None
+    kl: Interval
+    gain: BesideFront
+    judge: BesideFront
+
+
+class Declared(Taken):
+    name: str
+    p: Number
+    p_holm: Number
+
+
+class EqualKl(Taken):
+    """What `summary` of equal_kl.py returns."""
+
+    grid: list[float]
+    declared_kl: float
+    trainings: int
+    earlier: bool
+    fronts: dict[str, Compared]
+    against: dict[str, Compared]
+    declared: list[Declared]
+    points: list[SinglePolicy]
 
 
 class ComparisonRecord(Taken):
@@ -106,8 +143,43 @@ class ComparisonRecord(Taken):
 
     config: Settings
     summary: dict[str, ArmSummary]
-    advantage: dict[str, Interval]
+    equal_kl: EqualKl
     conclusion: list[str]
+
+
+class Mean(Taken):
+    value: float
+
+
+class EarlierFigures(Taken):
+    reward_difference: Mean
+    kl_policy_reference: Mean
+    variety_reference: Annotated[float, Field(gt=0)]
+    variety_policy: float
+
+
+class EarlierMeasured(Taken):
+    front: Annotated[list[EarlierFigures], Field(min_length=1)]
+    end: EarlierFigures | None
+
+
+class EarlierArm(Taken):
+    measured: Annotated[list[EarlierMeasured], Field(min_length=1)]
+
+
+class EarlierComparison(Taken):
+    """Experiment 5 of an earlier version, which compared the fronts at a KL that its outcome chose."""
+
+    config: Settings
+    summary: dict[str, ArmSummary]
+    arms: dict[str, EarlierArm]
+
+    @model_validator(mode="after")
+    def _paired(self) -> Self:
+        """Every arm, WARP among them, has as many trainings."""
+        if "WARP" not in self.arms or {len(arm.measured) for arm in self.arms.values()} != {self.config.n_seeds}:
+            raise ValueError("every arm, WARP among them, must have n_seeds trainings")
+        return self
 
 
 class VerdictRow(Taken):
