@@ -95,12 +95,13 @@ class Arm:
 
 @dataclass(kw_only=True)
 class Comparison:
-    """Result of experiment 5; `checks` cover WARP's runs, `seconds` this call alone."""
+    """Result of experiment 5; `checks` cover WARP's runs, `judge_gate` the judge, `seconds` this call alone."""
 
     config: ExperimentConfig
     about: dict[str, Any]
     arms: dict[str, Arm]
     gate: RewardGate | None
+    judge_gate: RewardGate | None
     checks: list[Check]
     seconds: float
     peak_rss_mb: float
@@ -163,6 +164,7 @@ class Comparison:
                 "equal_kl": self.equal_kl,
                 "checks": [check.to_json() for check in self.checks],
                 "gate": self.gate and asdict(self.gate),
+                "judge_gate": self.judge_gate and asdict(self.judge_gate),
                 "arms": {
                     name: {
                         "measured": [measured_record(measured, self.nearest(name)) for measured in arm.measured],
@@ -260,6 +262,7 @@ def run_comparison(config: ExperimentConfig, task: Task, *, progress: bool = Tru
     config = config.replace(dtype=training_dtype(config.dtype, task.policy))
     check_eval_prompts(config.n_eval_prompts, task, config.max_new_tokens)
     gate = task.gate(task.reward) if task.gate else None
+    judge_gate = task.gate(task.judge) if task.gate and task.judge else None
     seeds = [config.seed + index for index in range(config.n_seeds)]
     with ExitStack() as stack:
         on_step = stack.enter_context(reporting(progress, total))
@@ -276,6 +279,7 @@ def run_comparison(config: ExperimentConfig, task: Task, *, progress: bool = Tru
         about=describe(task),
         arms=arms,
         gate=gate,
+        judge_gate=judge_gate,
         checks=run_checks(gate, warped.history, warped.runs, warped.merges, evaluations=ends, config=config),
         seconds=time.perf_counter() - started,
         peak_rss_mb=peak_rss_mb(),

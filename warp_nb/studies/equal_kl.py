@@ -126,7 +126,7 @@ class Tested:
     p: float = math.nan
 
 
-def tested(values: Sequence[float], draws: ArrayLike = ()) -> Tested:
+def estimated(values: Sequence[float], draws: ArrayLike = ()) -> Tested:
     """Estimate a quantity from its value in every training, or from one value and its bootstrap draws.
 
     A value that is missing in one training is missing. Draws that are not all known give no interval.
@@ -161,7 +161,7 @@ def along_grid(trainings: Sequence[Training], measure: str, other: Sequence[Trai
     values = np.stack([reading(index) for index in range(len(trainings))])
     weights = weights_of_prompts(trainings)
     draws = np.empty((0, len(GRID))) if weights is None else reading(0, weights)
-    return [tested(values[:, place].tolist(), draws[:, place]) for place in range(len(GRID))]
+    return [estimated(values[:, place].tolist(), draws[:, place]) for place in range(len(GRID))]
 
 
 def beside_front(
@@ -183,7 +183,7 @@ def beside_front(
     weights = weights_of_prompts(fronts)
     draws = np.empty((0, 3)) if weights is None else reading(0, weights)
     names = ("value", "front", "difference")
-    return {name: tested(values[:, at].tolist(), draws[:, at]).estimate for at, name in enumerate(names)}
+    return {name: estimated(values[:, at].tolist(), draws[:, at]).estimate for at, name in enumerate(names)}
 
 
 # From evaluations and result files
@@ -293,7 +293,7 @@ def _plain(one: Tested) -> dict[str, float]:
 
 def _beside(name: str, policies: Sequence[Points], fronts: Sequence[Training], place: int) -> dict[str, Any]:
     """Return a single policy beside WARP's front at its KL, by reward and by judge."""
-    kls = tested([one.means["kl"][place] for one in policies]).estimate
+    kls = estimated([one.means["kl"][place] for one in policies]).estimate
     found = {measure: beside_front(policies, fronts, measure, place) for measure in ("gain", "judge")}
     plain = {measure: {key: asdict(value) for key, value in sides.items()} for measure, sides in found.items()}
     return {"name": name, "kl": asdict(kls)} | plain
