@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from warp_nb.tasks import imdb
 from warp_nb.tasks.gate import RewardGate, measure_gate
-from warp_nb.tasks.imdb_gate import PRAISE_AND_BLAME, PROMPT_WORDS, SENTENCES, imdb_gate, imdb_pairs
-from warp_nb.tasks.reward_model import SCORED_WORDS, RewardModel
+from warp_nb.tasks.imdb_gate import PRAISE_AND_BLAME, PROMPT_WORDS, SENTENCES, imdb_gate, imdb_pairs, judge_correlation
+from warp_nb.tasks.reward_model import SCORED_WORDS, RewardModel, held_out_excerpts
 
 
 def spoken(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
@@ -172,16 +173,32 @@ def test_a_reward_model_that_may_score_otherwise_is_measured_again(
     assert len(asked) == 3, "the other source's reviews"
 
 
+def test_reward_and_judge_are_correlated_on_the_held_out_reviews(
+    asked: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WARP_NB_CACHE", str(tmp_path))
+    reward, other, judge = classifier(tmp_path), classifier(tmp_path, offset=3.0), classifier(tmp_path, seed=1)
+    assert judge_correlation(reward, other, "hub") == pytest.approx(1.0, abs=0.01), "the same scores, moved and rounded"
+    found = judge_correlation(reward, judge, "hub")
+    texts = [text for side in held_out_excerpts(imdb.reviews("reward_test", "hub"), SCORED_WORDS) for text in side]
+    assert len(texts) == 40 and abs(found) < 0.99
+    assert found == pytest.approx(statistics.correlation(reward.score(texts), judge.score(texts)), abs=1e-6)
+    asked.clear()
+    assert judge_correlation(reward, judge, "hub") == found and not asked, "read from the cache"
+    assert judge_correlation(reward, classifier(tmp_path, seed=2), "hub") != found and asked
+
+
 def test_sentences_differ_after_the_prompt() -> None:
     assert len(SENTENCES) == len(PRAISE_AND_BLAME) == 12
     assert all(good[0] == bad[0] and good[1] != bad[1] and good[1][0] == " " for good, bad in SENTENCES)
 
 
 @pytest.mark.slow
-def test_reviews_of_the_gate_were_not_trained_on() -> None:
+@pytest.mark.parametrize("part", ["reward_train", "judge_train"])
+def test_reviews_of_the_gate_were_not_trained_on(part: imdb.Part) -> None:
     def head(text: str) -> str:
         return " ".join(text.split()[: SCORED_WORDS[0]])
 
-    trained = {head(text) for text in imdb.reviews("reward_train")["text"]}
+    trained = {head(text) for text in imdb.reviews(part)["text"]}
     texts = {head(prompt + rest) for pair in imdb_pairs() for prompt, rest in pair}
     assert len(texts) == 512 and not trained & texts

@@ -142,6 +142,13 @@ def test_the_task_is_whole(gpt2: Task) -> None:
     assert good > bad
 
 
+def test_its_judge_is_another_model_of_the_hubs_kind(gpt2: Task) -> None:
+    task = load_task("gpt2", "cpu", judge=True)
+    assert isinstance(task.judge, rm.RewardModel) and task.judge.model.config.model_type == "distilbert"
+    assert task.judge.folder != task.reward.folder and task.judge.describe()["recipe"]["seed"] == 1
+    assert task.facts["judge_correlation"] > 0.5 and task.gates()["judge"].pair_accuracy > 0.8
+
+
 def test_an_experiment_runs_on_it(gpt2: Task) -> None:
     config = ExperimentConfig(I=1, T=2, lr=1e-3, warmup_steps=0, batch_size=4, max_new_tokens=6, n_eval_prompts=8)
     result = run_experiment(config, gpt2, progress=False)

@@ -61,6 +61,17 @@ def test_parts_are_disjoint_deduplicated_and_complete(reviews: pd.DataFrame) -> 
     assert not any("<br" in text or "opinion" in text for text in together)
 
 
+def test_the_judges_reviews_are_others_than_the_rewards_and_the_prompts(
+    reviews: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imdb, "SIZES", {"eval": 100, "reward_test": 90, "reward_train": 600, "prompts": 400})
+    parts = {name: set(imdb.reviews(name)["text"]) for name in PARTS}
+    judge = imdb.reviews("judge_train")
+    assert len(judge) == len(parts["reward_train"]) == 600
+    assert judge["text"].tolist() == imdb.reviews("sft")["text"].tolist()[:600]
+    assert [name for name, texts in parts.items() if texts & set(judge["text"])] == ["sft"]
+
+
 def test_a_review_keeps_its_part_when_the_file_is_reordered(
     reviews: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +143,11 @@ def test_parts_mix_the_labels_of_a_sorted_file(reviews: pd.DataFrame) -> None:
 @pytest.mark.parametrize(
     ("part", "source", "told"),
     [
-        ("train", "embedded", "part must be one of eval, reward_test, reward_train, prompts, sft, got 'train'"),
+        (
+            "train",
+            "embedded",
+            "part must be one of eval, reward_test, reward_train, prompts, sft, judge_train, got 'train'",
+        ),
         ("eval", "disk", "source must be one of embedded, hub, got 'disk'"),
     ],
 )

@@ -275,7 +275,7 @@ OTHER = {
 def test_parts_split_and_libraries_are_part_of_the_cache_key(
     source: imdb.Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = [rm.reward_key(TINY, source)]
+    keys = [rm.reward_key(TINY, source), rm.reward_key(TINY, source, "judge_train")]
     for owner, name, value in [
         *OTHER[source],
         (rm, "SCORED_WORDS", (24, 41)),
@@ -287,28 +287,31 @@ def test_parts_split_and_libraries_are_part_of_the_cache_key(
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, value)
             keys.append(rm.reward_key(TINY, source))
-    assert len(set(keys)) == 8
+    assert len(set(keys)) == 9
     for owner, name, value in OTHER["hub" if source == "embedded" else "embedded"]:
         monkeypatch.setattr(owner, name, value)
     assert rm.reward_key(TINY, source) == keys[0]
 
 
 @pytest.mark.slow
-def test_load_reward_trains_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reward_and_judge_are_each_trained_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WARP_NB_CACHE", str(tmp_path))
-    train, calls = rm.train_reward_model, []
-
+    train, calls = rm.train_reward_model, list[tuple[list[str], int]]()
     monkeypatch.setattr(wheels, "minilm_folder", lambda: base)
-    monkeypatch.setattr(imdb, "reviews", lambda part, source: invented_reviews(40, seed=0))
+    parts = {"reward_train": invented_reviews(40, seed=0), "judge_train": invented_reviews(40, seed=1)}
+    monkeypatch.setattr(imdb, "reviews", lambda part, source: parts[part])
 
-    def small(folder: Path, given: Path, frame: pd.DataFrame, *_: Any, **settings: Any) -> rm.RewardModel:
-        assert given == base and len(frame) == 40
-        calls.append(folder)
-        return train(folder, base, invented_reviews(40, seed=0), replace(TINY, pairs=32))
+    def small(folder: Path, given: Path, frame: pd.DataFrame, recipe: rm.Recipe, **settings: Any) -> rm.RewardModel:
+        assert given == base
+        calls.append(([part for part in parts if parts[part] is frame], recipe.seed))
+        return train(folder, base, frame, replace(TINY, pairs=32, seed=recipe.seed))
 
     monkeypatch.setattr(rm, "train_reward_model", small)
     first, second = rm.load_reward(), rm.load_reward()
-    assert len(calls) == 1
+    assert calls == [(["reward_train"], 0)]
+    judge, again = rm.load_judge(), rm.load_judge()
+    assert calls == [(["reward_train"], 0), (["judge_train"], 1)], "another seed, other reviews"
+    assert judge.score(["good", "bad"]) == again.score(["good", "bad"]) != first.score(["good", "bad"])
     assert first.folder == second.folder and first.folder is not None and first.folder.parent == tmp_path
     assert first.score(["good", "bad"]) == second.score(["good", "bad"])
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import gates
 import numpy as np
 import pytest
 import tiny
@@ -15,7 +17,8 @@ import torch
 from transformers import MambaConfig
 
 from warp_nb.algorithm.objective import Sampling
-from warp_nb.tasks import hub, imdb
+from warp_nb.tasks import hub, imdb, imdb_gate, reward_model
+from warp_nb.tasks.identity import task_identity
 from warp_nb.tasks.prepared import LOADERS, PROMPT_TOKENS, load_task, resolve
 from warp_nb.tasks.reward_interface import call_reward, describe_reward
 from warp_nb.tasks.task import describe
@@ -175,6 +178,8 @@ def test_a_task_scores_by_its_judge() -> None:
     assert describe(task)["judge"] == {"name": "count"}
     with pytest.raises(ValueError, match="reward short at here, as the judge returned 0 values for 1 completions"):
         tiny.task(judge=short).score_judge(["the"], ["film"], "here")
+    found = replace(task, gate=gates.gate).gates()
+    assert found == {"reward": gates.gate(tiny.opinion), "judge": gates.gate(task.judge)} and task.gates() == {}
     with pytest.raises(ValueError, match=r"task tiny has no judge; pass Task\(judge=\.\.\.\)"):
         tiny.task().score_judge(["the"], ["film"], "here")
 
@@ -215,6 +220,21 @@ def test_auto_is_the_hubs_task_with_a_gpu(
     monkeypatch.setattr(hub, "at_hand", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve(name, device) == chosen
+
+
+@pytest.mark.slow
+def test_a_prepared_task_has_a_judge_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge, asked = tiny.counted("film"), []
+    monkeypatch.setattr(reward_model, "load_reward", lambda device, **_: tiny.opinion)
+    monkeypatch.setattr(reward_model, "load_judge", lambda device, **given: asked.append(given["source"]) or judge)
+    monkeypatch.setattr(imdb_gate, "judge_correlation", lambda *given: (given, 0.5)[1])
+    plain = load_task("small", "cpu")
+    assert plain.judge is None and not asked and not plain.facts
+    task = load_task("small", "cpu", judge=True)
+    assert task.judge is judge and asked == ["embedded"] and task.facts == {"judge_correlation": 0.5}
+    assert [*task.gates()] == ["reward", "judge"] and [*plain.gates()] == ["reward"]
+    assert task.rebuild is not None and task.rebuild.keywords == {}, "a worker trains and needs no judge"
+    assert task_identity(task) == task_identity(plain)
 
 
 @pytest.mark.slow

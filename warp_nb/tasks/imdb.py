@@ -4,6 +4,11 @@ A review's place depends only on the sha256 of its cleaned text, so neither the 
 order (sorted by label) nor a duplicate can move text from one part into another. Reviews
 of one film may still be in different parts: the data do not name the film.
 
+One part is inside another: `judge_train`, on which the judge is trained, is the beginning of
+`sft`. It has the size of `reward_train` and shares no review with it, with `reward_test`, nor
+with a prompt, so what the judge learns is independent of the reward's reviews; the policy of
+task smollm has been fine-tuned on its text.
+
 The table is made once; each part that is asked for is then read from the cache folder.
 """
 
@@ -22,7 +27,7 @@ from warp_nb.tasks.remembered import code_of, remembered
 if TYPE_CHECKING:
     import pandas as pd
 
-Part = Literal["eval", "reward_test", "reward_train", "prompts", "sft"]
+Part = Literal["eval", "reward_test", "reward_train", "prompts", "sft", "judge_train"]
 Source = Literal["embedded", "hub"]
 SIZES: dict[Part, int] = {"eval": 1000, "reward_test": 1000, "reward_train": 6000, "prompts": 4000}
 BREAK = re.compile(r"<br\s*/?>")
@@ -50,7 +55,7 @@ def _reviews(source: Source) -> pd.DataFrame:
 
 
 def reviews(part: Part, source: Source = "embedded") -> pd.DataFrame:
-    """Return the reviews of a part (columns text, label); `sft` is what the other parts leave.
+    """Return the reviews of a part (columns text, label); `sft` is what the parts of SIZES leave.
 
     `source` is the embedded file or the hub's stanfordnlp/imdb (its train split, both labels 0 and 1).
     Raises ValueError for an unknown part or source.
@@ -74,5 +79,6 @@ def _columns(part: Part, source: Source) -> dict[str, list[Any]]:
     """Return the columns of a part, from the whole table."""
     before = list(SIZES)[: list(SIZES).index(part)] if part in SIZES else list(SIZES)
     start = sum(SIZES[name] for name in before)
-    rows = _reviews(source).iloc[start:][: SIZES.get(part)]
+    size = SIZES["reward_train"] if part == "judge_train" else SIZES.get(part)
+    rows = _reviews(source).iloc[start:][:size]
     return {name: rows[name].tolist() for name in ("text", "label")}

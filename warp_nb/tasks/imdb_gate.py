@@ -1,8 +1,9 @@
-"""The gate of a reward for film reviews: held-out IMDb excerpts and fixed sentences."""
+"""The gate of a reward for film reviews, held-out IMDb excerpts and fixed sentences; how reward and judge agree."""
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import chain
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -62,19 +63,46 @@ def imdb_gate(reward: Reward, source: imdb.Source = "embedded") -> RewardGate:
     def measured() -> dict[str, Any]:
         return vars(measure_gate(reward, imdb_pairs(source=source), SENTENCES))
 
-    if (
-        type(reward) is not RewardModel
-        or set(vars(reward)) != SCORING_ATTRIBUTES
-        or not reward.folder
-        or reward.model.training
-    ):
+    if not is_stored(reward):
         return RewardGate(**measured())
-    facts = scores_facts(reward) | {
+    facts = {"reward": scores_facts(reward), "source": source_facts(source)}
+    return RewardGate(**remembered("gates", facts, measured))
+
+
+def judge_correlation(reward: RewardModel, judge: RewardModel, source: imdb.Source = "embedded") -> float:
+    """Return Pearson's correlation of the scores of two reward models, over one excerpt of each held-out review.
+
+    The reviews are the source's part `reward_test`, the excerpts as long as scored texts. The correlation is high by
+    the label alone: both score a positive review above a negative one.
+    """
+
+    def measured() -> float:
+        texts = list(chain(*held_out_excerpts(imdb.reviews("reward_test", source), SCORED_WORDS)))
+        return float(np.corrcoef(reward.score(texts), judge.score(texts))[0, 1])
+
+    if not (is_stored(reward) and is_stored(judge)):
+        return measured()
+    facts = {"scores": [scores_facts(reward), scores_facts(judge)], "source": source_facts(source)}
+    return float(remembered("correlations", facts, measured))
+
+
+def is_stored(reward: Reward) -> TypeGuard[RewardModel]:
+    """Whether a reward is a reward model from a folder, whose scores follow from `scores_facts`."""
+    return (
+        type(reward) is RewardModel
+        and set(vars(reward)) == SCORING_ATTRIBUTES
+        and bool(reward.folder)
+        and not reward.model.training
+    )
+
+
+def source_facts(source: imdb.Source) -> dict[str, Any]:
+    """Return all that the texts of a measurement and the code that scores them depend on."""
+    return {
         "reviews": imdb.part_facts("reward_test", source),
         "numpy": np.__version__,
         "code": code_of(__name__, gate.__name__, reward_interface.__name__, reward_model.__name__),
     }
-    return RewardGate(**remembered("gates", facts, measured))
 
 
 def scores_facts(reward: RewardModel) -> dict[str, Any]:

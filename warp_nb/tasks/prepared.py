@@ -39,35 +39,42 @@ def resolve(name: str, device: str = "") -> tuple[str, str, str]:
     return ("gpt2", device, "gpu") if hub.at_hand() else ("smollm", device, "no-hub")
 
 
-def load_task(name: str, device: str | None = None) -> Task:
+def load_task(name: str, device: str | None = None, judge: bool = False) -> Task:
     """Load a prepared task; its parts are fetched and trained at first use, then cached.
 
     Args:
         name: `small`, `smollm`, `gpt2`, or `auto`: `small` without a GPU; with one `gpt2`, or `smollm` where the hub
             does not answer.
         device: cpu, cuda, cuda:N or mps; the fastest one by default.
+        judge: whether the task has a judge, a second reward model from other reviews (see `load_judge`); the fact
+            `judge_correlation` is the correlation of its scores of held-out reviews with the reward's.
 
     Raises:
         ValueError: the name is unknown, or this machine lacks the device.
         RuntimeError: a part cannot be fetched.
     """
-    from warp_nb.tasks.imdb_gate import imdb_gate
+    from warp_nb.tasks.imdb_gate import imdb_gate, judge_correlation
     from warp_nb.tasks.isolation import quiet
-    from warp_nb.tasks.reward_model import load_reward
+    from warp_nb.tasks.reward_model import load_judge, load_reward
 
     name, device, _ = resolve(name, device or "")
     with quiet():
         policy, tokenizer, source, facts = LOADERS[name](device)
     train = beginnings(tokenizer, "prompts", source)
     seen = set(train)
+    reward = load_reward(device, progress=True, source=source)
+    judging = load_judge(device, progress=True, source=source) if judge else None
+    if judging is not None:
+        facts = facts | {"judge_correlation": judge_correlation(reward, judging, source)}
     return Task(
         policy=policy.to(device).eval(),
         tokenizer=tokenizer,
-        reward=load_reward(device, progress=True, source=source),
+        reward=reward,
         train_prompts=train,
         eval_prompts=[prompt for prompt in beginnings(tokenizer, "eval", source) if prompt not in seen],
         name=name,
         gate=partial(imdb_gate, source=source),
+        judge=judging,
         facts=facts,
         rebuild=partial(load_task, name),
     )

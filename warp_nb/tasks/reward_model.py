@@ -1,4 +1,4 @@
-"""The reward of the tasks: MiniLM (DistilBERT from the hub) trained by TRL's RewardTrainer on IMDb excerpts.
+"""The reward of the tasks and its judge: MiniLM (DistilBERT from the hub) trained by TRL's RewardTrainer on excerpts.
 
 Excerpts are about as long as the texts it scores later (a prompt of about 12 tokens and a completion
 of 24 to 32): accuracy on whole reviews says little about accuracy on their first 30 words.
@@ -46,6 +46,8 @@ LARGE_BATCH = 512
 """The same elsewhere."""
 LR: dict[imdb.Source, float] = {"embedded": 1e-4, "hub": 5e-5}
 """Peak learning rates of MiniLM and, as is usual for its size, of DistilBERT."""
+SEEDS: dict[imdb.Part, int] = {"reward_train": 0, "judge_train": 1}
+"""Seeds of the recipe of the reward and of the judge, by the reviews that they are trained on."""
 
 
 @dataclass(frozen=True)
@@ -253,11 +255,12 @@ def train_reward_model(
     return RewardModel(model, tokenizer, offset, folder)
 
 
-def reward_key(recipe: Recipe, source: imdb.Source = "embedded") -> str:
+def reward_key(recipe: Recipe, source: imdb.Source = "embedded", part: imdb.Part = "reward_train") -> str:
     """Return ten hex digits that identify all the model depends on: recipe, data, split, base model, libraries."""
     pins = {"embedded": (wheels.REVIEWS.sha256, wheels.MINILM.sha256), "hub": (hub.IMDB.commit, hub.DISTILBERT.commit)}
     chosen = [imdb.SIZES, CALIBRATION_REVIEWS, SCORED_WORDS, MAX_TOKENS]
-    parts = [asdict(recipe), *pins[source], *chosen, trainer_versions()]
+    other = [] if part == "reward_train" else [part]  # not named there, so that a model of an earlier version is found
+    parts = [asdict(recipe), *pins[source], *chosen, *other, trainer_versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -266,11 +269,25 @@ def load_reward(device: str | None = None, progress: bool = False, source: imdb.
 
     embedded: MiniLM on the embedded reviews (about two minutes on two cores); hub: DistilBERT on stanfordnlp/imdb.
     """
-    recipe = Recipe(lr=LR[source], bf16=bf16_is_fast(device))
-    target = cache_dir() / f"reward-{reward_key(recipe, source)}"
+    return load_trained_on("reward_train", device, progress, source)
+
+
+def load_judge(device: str | None = None, progress: bool = False, source: imdb.Source = "embedded") -> RewardModel:
+    """Load the judge of a source of reviews; it is trained at first use, then cached.
+
+    It has the recipe of `load_reward` with another seed, and is trained on as many other reviews (`judge_train`). An
+    error that the two share by their kind of model and of text is beyond what the judge can show.
+    """
+    return load_trained_on("judge_train", device, progress, source)
+
+
+def load_trained_on(part: imdb.Part, device: str | None, progress: bool, source: imdb.Source) -> RewardModel:
+    """Load the reward model that is trained on a part of SEEDS; it is trained at first use, then cached."""
+    recipe = Recipe(lr=LR[source], bf16=bf16_is_fast(device), seed=SEEDS[part])
+    target = cache_dir() / f"reward-{reward_key(recipe, source, part)}"
     with building(target) as folder:
         if folder is not None:
             base = wheels.minilm_folder() if source == "embedded" else hub.fetch_from_hub(hub.DISTILBERT)
-            reviews = imdb.reviews("reward_train", source)
+            reviews = imdb.reviews(part, source)
             train_reward_model(folder, base, reviews, recipe, device=device, progress=progress)
     return RewardModel.load(target, device)

@@ -125,6 +125,11 @@ class Task:
             raise ValueError(f"task {self.name} has no judge; pass Task(judge=...), or load_task(..., judge=True)")
         return call_reward(self.judge, prompts, completions, f"{where}, as the judge")
 
+    def gates(self) -> dict[str, RewardGate]:
+        """Measure the reward, and the judge if there is one, with the task's gate: by `reward` and `judge`."""
+        scored = {"reward": self.reward} | ({} if self.judge is None else {"judge": self.judge})
+        return {name: self.gate(reward) for name, reward in scored.items()} if self.gate else {}
+
 
 def describe(task: Task) -> dict[str, Any]:
     """Return plain facts about a task for banners and result files."""
