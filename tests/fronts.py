@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -89,3 +90,15 @@ def best_of(gains: Sequence[tuple[int, float]], judged: float | None = None) -> 
         estimates = [mean_interval(values) if values else NO_ESTIMATE for values in lists]
         made.append(BestOfN(n, math.log(n) - (n - 1) / n, *estimates, *lists))
     return made
+
+
+def earlier(found: Comparison) -> dict[str, Any]:
+    """Return the result file that the version before wrote of this."""
+    record = json.loads(json.dumps(found.to_json()))
+    for name in ("equal_kl", "judge_gate"):
+        del record[name]
+    for arm in record["arms"].values():
+        for measured in arm["measured"]:
+            for name in ("own_runs", "best_of_n", "samples"):
+                del measured[name]
+    return record | {"conclusion": ["впереди WARP"]}

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fronts import DOUBLE, FLAT, KLS, LINE, PROMPTS, SHORT, best_of, comparison, evaluation
+from fronts import DOUBLE, FLAT, KLS, LINE, PROMPTS, SHORT, best_of, comparison, earlier, evaluation
 
 from warp_nb.files import write_json
 from warp_nb.measure.estimates import mean_interval, two_sided_p
-from warp_nb.studies.comparison import REINFORCE, RLOO, SINGLE, WARP, Comparison
+from warp_nb.studies.comparison import REINFORCE, RLOO, SINGLE, WARP
 from warp_nb.studies.equal_kl import (
     AT_SFT,
     DECLARED,
@@ -25,12 +25,12 @@ from warp_nb.studies.equal_kl import (
     Points,
     along_grid,
     at_kl,
+    estimated,
     points_of,
     points_of_best,
     read,
     resampling,
     summary_of_record,
-    estimated,
 )
 from warp_nb.studies.result_files import read_result_of
 
@@ -133,7 +133,9 @@ def test_several_trainings_are_the_units_and_arms_are_paired_by_seed() -> None:
     found = along_grid(front(shifted), "gain")[PLACE]
     assert found.estimate == mean_interval([2 + 2 * lift for lift in lifts])
     assert found.p == two_sided_p([2 + 2 * lift for lift in lifts])
-    lead = along_grid(front([[(gain + math.sqrt(kl), kl) for gain, kl in one] for one in shifted]), "gain", front(shifted))
+    lead = along_grid(
+        front([[(gain + math.sqrt(kl), kl) for gain, kl in one] for one in shifted]), "gain", front(shifted)
+    )
     assert lead[PLACE].estimate.value == pytest.approx(2.0) and lead[PLACE].estimate.low == pytest.approx(2.0)
 
 
@@ -205,18 +207,6 @@ def test_without_a_judge_its_figures_are_unknown() -> None:
 
 
 # Files of an earlier version
-
-
-def earlier(found: Comparison) -> dict[str, Any]:
-    """What the version before wrote of this."""
-    record = json.loads(json.dumps(found.to_json()))
-    for name in ("equal_kl", "judge_gate"):
-        del record[name]
-    for arm in record["arms"].values():
-        for measured in arm["measured"]:
-            for name in ("own_runs", "best_of_n", "samples"):
-                del measured[name]
-    return record | {"conclusion": ["впереди WARP"]}
 
 
 def test_a_file_of_an_earlier_version_is_compared_from_its_means() -> None:

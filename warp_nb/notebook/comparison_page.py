@@ -90,7 +90,7 @@ def declared_table(result: Comparison) -> HTML:
 
 
 def arm_samples(result: Comparison, arm: str) -> HTML:
-    """Show completions of an arm at the eta of its front whose KL is nearest to the declared one, for the first seed."""
+    """Show the first seed's completions at the point of the arm's front whose KL is nearest to the declared one."""
     place = result.nearest(arm)
     eta = f"{ETAS[place]:g}".replace(".", ",")
     return samples_table(result.arms[arm].measured[0].front[place], 4, name=f"{arm}, η = {eta}")
@@ -122,6 +122,8 @@ def conclude_comparison(result: Comparison) -> list[str]:
         **equal_kl_facts(result.equal_kl),
         failed=any(check.failed for check in result.checks),
         headline=headline(result.checks),
+        gate=result.gate,
+        judge_gate=result.judge_gate,
         broken={arm: broken_text(result, arm) for arm in ARMS},
         seeds=len(result.seeds),
         risen=along_warp[-1]["gain"].low > 0,

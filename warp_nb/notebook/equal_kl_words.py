@@ -46,9 +46,7 @@ def equal_kl_facts(found: Mapping[str, Any]) -> dict[str, Any]:
         "hacked": {name: at for name, rows in fronts.items() if (at := opened(rows, found["grid"]))},
         "explored": {name: at for name, rows in against.items() if (at := explored(name, rows, found))},
         "varieties": {
-            name: rows["variety"][place]
-            for name, rows in fronts.items()
-            if math.isfinite(rows["variety"][place].value)
+            name: rows["variety"][place] for name, rows in fronts.items() if math.isfinite(rows["variety"][place].value)
         },
         "best": [point for point in points if point["name"] == BEST_OF_N],
         "ends": [point for point in points if point["name"] == END],

@@ -261,8 +261,7 @@ def run_comparison(config: ExperimentConfig, task: Task, *, progress: bool = Tru
     total = total_steps(config)
     config = config.replace(dtype=training_dtype(config.dtype, task.policy))
     check_eval_prompts(config.n_eval_prompts, task, config.max_new_tokens)
-    gate = task.gate(task.reward) if task.gate else None
-    judge_gate = task.gate(task.judge) if task.gate and task.judge else None
+    gates = task.gates()
     seeds = [config.seed + index for index in range(config.n_seeds)]
     with ExitStack() as stack:
         on_step = stack.enter_context(reporting(progress, total))
@@ -278,9 +277,11 @@ def run_comparison(config: ExperimentConfig, task: Task, *, progress: bool = Tru
         config=config,
         about=describe(task),
         arms=arms,
-        gate=gate,
-        judge_gate=judge_gate,
-        checks=run_checks(gate, warped.history, warped.runs, warped.merges, evaluations=ends, config=config),
+        gate=gates.get("reward"),
+        judge_gate=gates.get("judge"),
+        checks=run_checks(
+            gates.get("reward"), warped.history, warped.runs, warped.merges, evaluations=ends, config=config
+        ),
         seconds=time.perf_counter() - started,
         peak_rss_mb=peak_rss_mb(),
         seeds=seeds,
