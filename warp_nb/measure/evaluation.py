@@ -161,8 +161,7 @@ def evaluate(
     for model in (policy, reference):
         if any(value.dtype.itemsize < 4 for value in model.parameters()):
             raise ValueError("evaluation is always in fp32; call model.float() first")
-    order = torch.randperm(len(task.eval_prompts), generator=torch.Generator().manual_seed(seed))
-    prompts = [task.eval_prompts[index] for index in order[:n_prompts].tolist()]
+    prompts = held_out(task, n_prompts, seed)
     mine, theirs = Side(), Side()
     reference_side = ReferenceSide(reference, task, sampling)
     size = batch_size(policy, reference, sampling)
@@ -179,6 +178,12 @@ def evaluate(
         if task.judge is not None:
             side.judges = task.score_judge(prompts, side.texts, f"evaluation of the {name}")
     return compared(prompts, theirs, mine, n_samples=n_samples)
+
+
+def held_out(task: Task, count: int, seed: int) -> list[str]:
+    """Return `count` held-out prompts of the task, drawn by `seed`."""
+    order = torch.randperm(len(task.eval_prompts), generator=torch.Generator().manual_seed(seed))
+    return [task.eval_prompts[index] for index in order[:count].tolist()]
 
 
 def batch_size(policy: PreTrainedModel, reference: PreTrainedModel, sampling: Sampling) -> int:

@@ -46,7 +46,7 @@ LARGE_BATCH = 512
 """The same elsewhere."""
 LR: dict[imdb.Source, float] = {"embedded": 1e-4, "hub": 5e-5}
 """Peak learning rates of MiniLM and, as is usual for its size, of DistilBERT."""
-SEEDS: dict[imdb.Part, int] = {"reward_train": 0, "judge_train": 1}
+RECIPE_SEEDS: dict[imdb.Part, int] = {"reward_train": 0, "judge_train": 1}
 """Seeds of the recipe of the reward and of the judge, by the reviews that they are trained on."""
 
 
@@ -282,8 +282,8 @@ def load_judge(device: str | None = None, progress: bool = False, source: imdb.S
 
 
 def load_trained_on(part: imdb.Part, device: str | None, progress: bool, source: imdb.Source) -> RewardModel:
-    """Load the reward model that is trained on a part of SEEDS; it is trained at first use, then cached."""
-    recipe = Recipe(lr=LR[source], bf16=bf16_is_fast(device), seed=SEEDS[part])
+    """Load the reward model that is trained on a part of RECIPE_SEEDS; it is trained at first use, then cached."""
+    recipe = Recipe(lr=LR[source], bf16=bf16_is_fast(device), seed=RECIPE_SEEDS[part])
     target = cache_dir() / f"reward-{reward_key(recipe, source, part)}"
     with building(target) as folder:
         if folder is not None:
