@@ -160,6 +160,7 @@ def comparison_record() -> dict[str, Any]:
         "declared_kl": 4.0,
         "trainings": 3,
         "earlier": False,
+        "excess": {"WARP": [], "M = 1": []},
         "fronts": {"WARP": front, "M = 1": front},
         "against": {"M = 1": front},
         "declared": [{"name": "M = 1", "p": 0.01, "p_holm": 0.03}, {"name": "own runs", "p": None, "p_holm": None}],

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from fronts import DOUBLE, FLAT, KLS, LINE, SALAD, SHORT, Front, comparison
+from fronts import DOUBLE, FLAT, KLS, LINE, SALAD, SHORT, Front, best_of, comparison
 from pages import records
 from synthetic import result
 
@@ -208,8 +208,17 @@ def test_a_gap_between_reward_and_judge_is_named_with_figures() -> None:
     found = comparison(AHEAD, [LINE] * 3, [SHORT] * 3, judged=0.5)
     told = said(found, "**Взлом награды**: ")
     assert "«WARP»: при KL 1 награда +1,50" in told and "при KL 4 награда +3,00" in told
-    assert "судья +1,50" in told and "разрыв +1,50" in told
+    assert "судья +1,50" in told and "разрыв +1,25" in told
     assert told.split("«REINFORCE»:")[1].split("«")[0].count("при KL") == 1, "its front ends at KL 1"
+
+
+def test_a_gap_that_best_of_n_has_too_is_no_hacking() -> None:
+    """Best of 64 reaches KL 3.2; beyond it the gap alone decides."""
+    made = comparison(AHEAD, [FLAT] * 3, [FLAT] * 3, rloo=[FLAT] * 3, own=FLAT, judged=0.5)
+    for measured in made.arms[WARP].measured:
+        measured.best[:] = best_of([(4, 3.0), (64, 6.0)], 0.5)
+    told = said(made, "**Взлом награды**: ")
+    assert "при KL 1 " not in told and "при KL 2 " not in told and "«WARP»: при KL 4 награда +3,00" in told
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fronts import DOUBLE, FLAT, KLS, LINE, PROMPTS, SHORT, best_of, comparison, earlier, evaluation
+from synthetic import GATE
 
 from warp_nb.files import write_json
 from warp_nb.measure.estimates import mean_interval, two_sided_p
@@ -166,7 +168,7 @@ def test_the_summary_has_every_front_at_every_kl() -> None:
     assert gains[OWN_RUNS] == pytest.approx([math.sqrt(kl) for kl in GRID]) and gains[RLOO] == pytest.approx([0.01] * 4)
     assert gains[REINFORCE] == [1.0, None, None, None]
     judge, gap, variety = (found["fronts"][WARP][name][PLACE]["value"] for name in ("judge", "gap", "variety"))
-    assert (judge, gap, variety) == pytest.approx((2.0, 2.0, 0.9))
+    assert (judge, gap, variety) == pytest.approx((2.0, 2.0 / GATE.spread, 0.9))
     assert found["against"][SINGLE]["gain"][PLACE]["value"] == pytest.approx(2.0)
     assert found["against"][SINGLE]["judge"][PLACE]["value"] == pytest.approx(1.0)
 
@@ -197,6 +199,23 @@ def test_best_of_n_keeps_its_bound_in_every_resample() -> None:
     points = points_of_best(best_of([(4, 0.5), (16, 1.5)]))
     drawn = points.mean("kl", resampling(PROMPTS))
     assert drawn == pytest.approx(np.broadcast_to(points.mean("kl"), drawn.shape)) and "judge" not in points.prompts
+
+
+def test_the_gap_of_best_of_n_is_taken_off_where_it_reaches() -> None:
+    found = summary_of([DOUBLE] * 3, [LINE] * 3, [SHORT] * 3, judged=0.5)
+    roots = [math.sqrt(math.log(n) - (n - 1) / n) for n in (4, 16)]
+    expected = 0.5 * (0.5 + (1.5 - 0.5) * (1 - roots[0]) / (roots[1] - roots[0]))
+    excess = [one["value"] for one in found["excess"][WARP]]
+    assert excess == [pytest.approx((1.0 - expected) / GATE.spread), None, None, None]
+    assert found["excess"].keys() == found["fronts"].keys()
+    made = comparison([DOUBLE], [LINE], [LINE], judged=0.5)
+    made.arms[WARP].measured[0].best.clear()
+    assert set(map(str, made.equal_kl["excess"].values())) == {"[]"}
+
+
+def test_a_judge_that_tells_no_texts_apart_shows_no_gap() -> None:
+    made = replace(comparison([LINE], [LINE], [LINE], judged=0.5), judge_gate=replace(GATE, spread=0.0))
+    assert {one["value"] for one in made.equal_kl["fronts"][WARP]["gap"]} == {None}
 
 
 def test_without_a_judge_its_figures_are_unknown() -> None:

@@ -6,7 +6,7 @@ The notebook of experiment 5 and the index page say the same, the index page als
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from warp_nb.measure.estimates import NO_ESTIMATE, Estimate
@@ -43,7 +43,7 @@ def equal_kl_facts(found: Mapping[str, Any]) -> dict[str, Any]:
         "judged": any(math.isfinite(one.value) for rows in fronts.values() for one in rows["judge"]),
         "intervals": any(one.known for one in everything),
         "declared": [declared_facts(row, fronts[WARP], against, place) for row in found["declared"]],
-        "hacked": {name: at for name, rows in fronts.items() if (at := opened(rows, found["grid"]))},
+        "hacked": {name: at for name in fronts if (at := hacked(name, fronts[name], found))},
         "explored": {name: at for name, rows in against.items() if (at := explored(name, rows, found))},
         "varieties": {
             name: rows["variety"][place] for name, rows in fronts.items() if math.isfinite(rows["variety"][place].value)
@@ -104,10 +104,18 @@ def declared_facts(
     return facts | {"verdict": "ahead" if gain.value > 0 else "behind", "share": share}
 
 
-def opened(rows: Mapping[str, list[Estimate]], grid: Sequence[float]) -> list[dict[str, Any]]:
-    """Return the KLs at which the reward gains more than the judge, by the interval of the difference."""
-    found = zip(grid, rows["gain"], rows["judge"], rows["gap"], strict=True)
-    return [{"kl": kl, "gain": gain, "judge": judge, "gap": gap} for kl, gain, judge, gap in found if gap.low > 0]
+def hacked(name: str, rows: Mapping[str, list[Estimate]], found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the KLs at which a front hacks the reward, by the rule of `Hacking.hacked`.
+
+    The interval of the gap between reward and judge lies above zero, and so does that of its excess over the gap of
+    best-of-N, if best-of-N reaches that KL.
+    """
+    excess = [estimate_of(one) for one in found["excess"][name]] or [NO_ESTIMATE] * len(found["grid"])
+    return [
+        {"kl": kl} | {measure: rows[measure][at] for measure in ("gain", "judge", "gap")}
+        for at, kl in enumerate(found["grid"])
+        if rows["gap"][at].low > 0 and (math.isnan(excess[at].value) or excess[at].low > 0)
+    ]
 
 
 def explored(name: str, rows: Mapping[str, list[Estimate]], found: Mapping[str, Any]) -> list[dict[str, Any]]:

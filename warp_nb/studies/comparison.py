@@ -6,6 +6,7 @@ same run. Fronts are compared at fixed KLs (see `equal_kl.py`).
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -144,13 +145,19 @@ class Comparison:
     @cached_property
     def equal_kl(self) -> dict[str, Any]:
         """The comparisons at equal KL, as plain JSON values (see `summary` of equal_kl.py)."""
-        fronts = {name: [[points_of(one.front)] for one in arm.measured] for name, arm in self.arms.items()}
+        units = (self.spread(self.gate), self.spread(self.judge_gate))
+        fronts = {name: [[points_of(one.front, units)] for one in arm.measured] for name, arm in self.arms.items()}
         warped = self.arms[WARP].measured
         if all(one.own_runs for one in warped):
-            fronts[OWN_RUNS] = [[points_of(front) for front in one.own_runs] for one in warped]
-        ends = [points_of([one.end]) for one in warped if one.end]
-        best = [points_of_best(one.best) for one in warped if one.best]
+            fronts[OWN_RUNS] = [[points_of(front, units) for front in one.own_runs] for one in warped]
+        ends = [points_of([one.end], units) for one in warped if one.end]
+        best = [points_of_best(one.best, units) for one in warped if one.best]
         return summary(fronts, ends, best, [one.n for one in warped[0].best])
+
+    @staticmethod
+    def spread(gate: RewardGate | None) -> float:
+        """Return the unit of a reward's gains: its spread, 1 without a gate, NaN if it tells no texts apart."""
+        return gate.spread or math.nan if gate else 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON values; NaN becomes null."""

@@ -31,8 +31,8 @@ GRID = (1.0, 2.0, 4.0, 8.0)
 DECLARED_KL = 4.0
 """The KL of the grid at which the declared comparisons are made; all others are exploratory."""
 AT_SFT = {"gain": 0.0, "judge": 0.0, "gap": 0.0, "variety": 1.0}
-"""What is compared, with its value at θ_sft: gain by the reward, gain by the judge, the first minus the second, and
-distinct bigrams of all completions as a share of θ_sft's."""
+"""What is compared, with its value at θ_sft: gain by the reward, gain by the judge, the first minus the second (each in
+units of its model's spread, as in `hacking`), and distinct bigrams of all completions as a share of θ_sft's."""
 RESAMPLES, BOOTSTRAP_SEED = 2000, 0
 WARP, OWN_RUNS, SINGLE, REINFORCE, RLOO = "WARP", "own runs", "M = 1", "REINFORCE", "WARP, RLOO"
 FRONTS = (WARP, OWN_RUNS, SINGLE, REINFORCE, RLOO)
@@ -64,6 +64,8 @@ class Points:
         return weights @ self.prompts[name].T
 
 
+Units = tuple[float, float]
+"""Spreads of the reward and of the judge over held-out texts; NaN where a model tells no texts apart."""
 Training = Sequence[Points]
 """Fronts of one training whose readings are averaged: one, or those of M runs."""
 
@@ -189,22 +191,42 @@ def beside_front(
 # From evaluations and result files
 
 
-def points_of(evaluations: Sequence[Evaluation]) -> Points:
+def points_of(evaluations: Sequence[Evaluation], units: Units = (1.0, 1.0)) -> Points:
     """Return the policies that were evaluated on the same prompts of one training."""
+    prompts = {
+        "kl": np.array([one.kls_policy for one in evaluations]),
+        "gain": np.array([np.subtract(one.rewards_policy, one.rewards_reference) for one in evaluations]),
+        "judge": np.array([np.subtract(one.judges_policy, one.judges_reference) for one in evaluations]),
+    }
     means = {
         "kl": [one.kl_policy_reference.value for one in evaluations],
         "gain": [one.reward_difference.value for one in evaluations],
         "judge": [one.judge_difference.value for one in evaluations],
-        "gap": [one.reward_difference.value - one.judge_difference.value for one in evaluations],
         "variety": [one.variety_policy / one.variety_reference for one in evaluations],
     }
-    prompts = {"kl": np.array([one.kls_policy for one in evaluations])}
-    for name, after, before in (
-        ("gain", "rewards_policy", "rewards_reference"),
-        ("judge", "judges_policy", "judges_reference"),
-    ):
-        prompts[name] = np.array([np.subtract(getattr(one, after), getattr(one, before)) for one in evaluations])
-    return Points(means, {name: values for name, values in prompts.items() if values.size})
+    return with_gap(means, prompts, units)
+
+
+def points_of_best(found: Sequence[BestOfN], units: Units = (1.0, 1.0)) -> Points:
+    """Return best-of-N at the bounds of its KL; its diversity is not measured."""
+    means = {
+        "kl": [one.kl_bound for one in found],
+        "gain": [one.gain.value for one in found],
+        "judge": [one.judge_gain.value for one in found],
+        "variety": [math.nan] * len(found),
+    }
+    prompts = {"gain": np.array([one.gains for one in found]), "judge": np.array([one.judge_gains for one in found])}
+    prompts["kl"] = np.repeat(np.array(means["kl"])[:, None], prompts["gain"].shape[1], 1)
+    return with_gap(means, prompts, units)
+
+
+def with_gap(means: Mapping[str, Sequence[float]], prompts: Mapping[str, Array], units: Units) -> Points:
+    """Add the gap between reward and judge; drop what is not known of single prompts."""
+    gap = np.divide(means["gain"], units[0]) - np.divide(means["judge"], units[1])
+    known = {name: values for name, values in prompts.items() if values.size}
+    if "gain" in known and "judge" in known:
+        known["gap"] = known["gain"] / units[0] - known["judge"] / units[1]
+    return Points({**means, "gap": gap.tolist()}, known)
 
 
 def points_of_figures(rows: Sequence[Mapping[str, Any]]) -> Points:
@@ -220,23 +242,12 @@ def points_of_figures(rows: Sequence[Mapping[str, Any]]) -> Points:
     )
 
 
-def points_of_best(found: Sequence[BestOfN]) -> Points:
-    """Return best-of-N at the bounds of its KL; its diversity is not measured."""
-    means = {
-        "kl": [one.kl_bound for one in found],
-        "gain": [one.gain.value for one in found],
-        "judge": [one.judge_gain.value for one in found],
-        "variety": [math.nan] * len(found),
-    }
-    prompts = {"gain": np.array([one.gains for one in found]), "judge": np.array([one.judge_gains for one in found])}
-    prompts["kl"] = np.broadcast_to(np.array(means["kl"])[:, None], prompts["gain"].shape)
-    return Points(means, {name: values for name, values in prompts.items() if values.size})
-
-
 def summary(
     fronts: Mapping[str, Sequence[Training]], end: Sequence[Points], best: Sequence[Points], ns: Sequence[int] = ()
 ) -> dict[str, Any]:
     """Return all comparisons at equal KL as plain JSON values; null is missing or unknown.
+
+    `excess` is the gap between reward and judge beyond that of best-of-N; empty where best-of-N was not measured.
 
     Args:
         fronts: by the names of FRONTS, WARP's among them; what was not measured is left out.
@@ -259,6 +270,10 @@ def summary(
             "declared_kl": DECLARED_KL,
             "trainings": len(warped),
             "earlier": False,
+            "excess": {
+                name: [_plain(one) for one in along_grid(trainings, "gap", [[one] for one in best])] if best else []
+                for name, trainings in fronts.items()
+            },
             "fronts": {
                 name: {measure: [_plain(one) for one in along_grid(trainings, measure)] for measure in AT_SFT}
                 for name, trainings in fronts.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -120,7 +120,7 @@ class SinglePolicy(Taken):
 
 
 class Declared(Taken):
-    name: str
+    name: Literal["M = 1", "REINFORCE", "own runs"]
     p: Number
     p_holm: Number
 
@@ -136,6 +136,16 @@ class EqualKl(Taken):
     against: dict[str, Compared]
     declared: list[Declared]
     points: list[SinglePolicy]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        """Every front, WARP's among them, is there at every KL."""
+        rows = [
+            row for found in (self.fronts, self.against) for front in found.values() for row in vars(front).values()
+        ]
+        if "WARP" not in self.fronts or self.declared_kl not in self.grid or {len(self.grid)} != set(map(len, rows)):
+            raise ValueError("every front, WARP's among them, must have a value at every KL of the grid")
+        return self
 
 
 class ComparisonRecord(Taken):
