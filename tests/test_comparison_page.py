@@ -80,8 +80,8 @@ def test_the_table_at_equal_kl_has_every_front_at_every_kl() -> None:
 
 def test_a_single_training_is_said_inside_the_tables() -> None:
     made = comparison([LINE], [LINE], [LINE])
-    assert "Фронт (1 обучение)" in records(comparison_page.equal_kl_table(made).data)[0]
-    assert "Политика (1 обучение)" in records(comparison_page.singles_table(made).data)[0]
+    assert "Фронт (одно обучение)" in records(comparison_page.equal_kl_table(made).data)[0]
+    assert "Политика (одно обучение)" in records(comparison_page.singles_table(made).data)[0]
 
 
 def test_single_policies_stand_beside_the_front_at_their_kl() -> None:

@@ -249,8 +249,11 @@ def test_one_training_of_an_earlier_version_has_values_without_intervals() -> No
 
 def test_the_reader_takes_both_versions_and_keeps_no_old_conclusion(tmp_path: Path) -> None:
     made, path = comparison([DOUBLE], [LINE], [FLAT]), tmp_path / "exp5.result.json"
-    write_json(path, earlier(made))
+    old = earlier(made) | {"advantage": {SINGLE: {"value": 0.2}}}
+    old["summary"][WARP]["gain_at_equal_kl"] = {"value": 2.4}
+    write_json(path, old)
     found = read_result_of("comparison", path)
+    assert "advantage" not in found and "gain_at_equal_kl" not in found["summary"][WARP]
     assert found["status"] == "ok" and found["equal_kl"]["earlier"] and found["conclusion"] == []
     write_json(path, made.to_json() | {"conclusion": ["вывод"]})
     found = read_result_of("comparison", path)

@@ -124,7 +124,7 @@ def conclude_comparison(result: Comparison) -> list[str]:
         headline=headline(result.checks),
         gate=result.gate,
         judge_gate=result.judge_gate,
-        broken={arm: broken_text(result, arm) for arm in ARMS},
+        broken={arm: unreadable_points(result, arm) for arm in ARMS},
         seeds=len(result.seeds),
         risen=along_warp[-1]["gain"].low > 0,
         end=along_warp[-1],
@@ -134,7 +134,7 @@ def conclude_comparison(result: Comparison) -> list[str]:
     )
 
 
-def broken_text(result: Comparison, arm: str) -> list[dict[str, Any]]:
+def unreadable_points(result: Comparison, arm: str) -> list[dict[str, Any]]:
     """Return the points of an arm's front whose text does not read in every seed."""
     return [point for point in points(result, arm) if point["good"] < len(result.seeds)]
 

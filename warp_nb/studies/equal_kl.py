@@ -66,7 +66,7 @@ class Points:
 
 Units = tuple[float, float]
 """Spreads of the reward and of the judge over held-out texts; NaN where a model tells no texts apart."""
-Training = Sequence[Points]
+OneTraining = Sequence[Points]
 """Fronts of one training whose readings are averaged: one, or those of M runs."""
 
 
@@ -100,7 +100,7 @@ def _led(values: ArrayLike, first: float) -> Array:
     return np.concatenate([np.full((*array.shape[:-1], 1), first), array], -1)
 
 
-def read(training: Training, measure: str, kls: ArrayLike, weights: Array | None = None) -> Array:
+def read(training: OneTraining, measure: str, kls: ArrayLike, weights: Array | None = None) -> Array:
     """Read the fronts of a training at KLs [kls], or with weights at KLs [kls] or [resamples, kls]; average them."""
     wanted = np.asarray(kls, dtype=np.float64)
     found = []
@@ -145,7 +145,7 @@ def estimated(values: Sequence[float], draws: ArrayLike = ()) -> Tested:
     return Tested(Estimate(values[0], float(low), float(high)), min(1.0, 2 * (tail + 1) / (known.size + 1)))
 
 
-def weights_of_prompts(trainings: Sequence[Training]) -> Array | None:
+def weights_of_prompts(trainings: Sequence[OneTraining]) -> Array | None:
     """Return the bootstrap's weights for a single training whose prompts are known, else None."""
     first = trainings[0][0] if trainings else None
     if len(trainings) != 1 or first is None or "kl" not in first.prompts:
@@ -153,7 +153,9 @@ def weights_of_prompts(trainings: Sequence[Training]) -> Array | None:
     return resampling(first.prompts["kl"].shape[1])
 
 
-def along_grid(trainings: Sequence[Training], measure: str, other: Sequence[Training] | None = None) -> list[Tested]:
+def along_grid(
+    trainings: Sequence[OneTraining], measure: str, other: Sequence[OneTraining] | None = None
+) -> list[Tested]:
     """Estimate a measure at every KL of GRID; with `other`, the difference from its fronts, paired."""
 
     def reading(index: int, weights: Array | None = None) -> Array:
@@ -167,7 +169,7 @@ def along_grid(trainings: Sequence[Training], measure: str, other: Sequence[Trai
 
 
 def beside_front(
-    policies: Sequence[Points], fronts: Sequence[Training], measure: str, place: int
+    policies: Sequence[Points], fronts: Sequence[OneTraining], measure: str, place: int
 ) -> dict[str, Estimate]:
     """Compare the policy at `place` of every training with a front at the KL of that policy.
 
@@ -243,7 +245,7 @@ def points_of_figures(rows: Sequence[Mapping[str, Any]]) -> Points:
 
 
 def summary(
-    fronts: Mapping[str, Sequence[Training]], end: Sequence[Points], best: Sequence[Points], ns: Sequence[int] = ()
+    fronts: Mapping[str, Sequence[OneTraining]], end: Sequence[Points], best: Sequence[Points], ns: Sequence[int] = ()
 ) -> dict[str, Any]:
     """Return all comparisons at equal KL as plain JSON values; null is missing or unknown.
 
@@ -306,7 +308,7 @@ def _plain(one: Tested) -> dict[str, float]:
     return asdict(one.estimate)
 
 
-def _beside(name: str, policies: Sequence[Points], fronts: Sequence[Training], place: int) -> dict[str, Any]:
+def _beside(name: str, policies: Sequence[Points], fronts: Sequence[OneTraining], place: int) -> dict[str, Any]:
     """Return a single policy beside WARP's front at its KL, by reward and by judge."""
     kls = estimated([one.means["kl"][place] for one in policies]).estimate
     found = {measure: beside_front(policies, fronts, measure, place) for measure in ("gain", "judge")}

@@ -54,4 +54,15 @@ def read_result_of(section: str, path: Path) -> dict[str, Any]:
     fault = fault_of(EarlierComparison if earlier else RECORDS[section], found)
     if fault:
         return {"status": FAILED, "error": f"{path.name} is incomplete ({fault}); run it again"}
-    return found | {"equal_kl": summary_of_record(found), "conclusion": []} if earlier else found
+    return compared_again(found) if earlier else found
+
+
+def compared_again(found: dict[str, Any]) -> dict[str, Any]:
+    """Compare a result of an earlier version at equal KL again; drop what it said of the KL that its outcome chose."""
+    chosen = {"gain_at_equal_kl", "equal_kl"}
+    summary = {
+        arm: {name: value for name, value in measures.items() if name not in chosen}
+        for arm, measures in found["summary"].items()
+    }
+    kept = {name: value for name, value in found.items() if name != "advantage"}
+    return kept | {"summary": summary, "equal_kl": summary_of_record(found), "conclusion": []}
