@@ -33,7 +33,7 @@ setup: $(VENV)/.ready ## virtual environment and installation
 reports: $(VENV)/.ready ## experiments 1 to 4 on the task that suits this machine -> reports/small/index.html, with a GPU reports/index.html
 	$(BIN)/python -m warp_nb.report --task $(TASK) --seeds $(SEEDS)
 
-exp5: $(VENV)/.ready ## experiment 5, T = 100 -> the same index (about an hour on two cores with TASK=smollm)
+exp5: $(VENV)/.ready ## experiment 5, T = 100 -> the same index (hours on two cores with TASK=smollm)
 	$(BIN)/python -m warp_nb.report exp5 --task $(TASK) --seeds $(SEEDS)
 
 diagnosis: $(VENV)/.ready ## why the original saw what it saw: runs that the table lacks, the report

@@ -59,7 +59,7 @@ def parts(out: Path, card: Mapping[str, Any]) -> list[Part]:
     exp5 = [sys.executable, "-m", "warp_nb", "report", "exp5", "--out", str(out), "--notebooks", "notebooks"]
     exp5 += ["--task", "small" if device == "cpu" else "smollm", "--seeds", "1"]
     if device == "cpu":
-        shortest = {"I": 1, "T": 1, "n_eval_prompts": 8, "batch_size": 2, "max_new_tokens": 3, "warmup_steps": 0}
+        shortest = {"I": 1, "T": 1, "n_eval_prompts": 8, "batch_size": 4, "max_new_tokens": 3, "warmup_steps": 0}
         exp5 += [word for name, value in shortest.items() for word in ("-p", name, str(value))]
     steps = ["smollm-16", "small-32", "smollm-128", "gpt2-16", "evaluation"]
     made = [

@@ -154,15 +154,28 @@ def results() -> dict[str, dict[str, Any]]:
 
 
 def comparison_record() -> dict[str, Any]:
-    """What the reports take of an experiment 5 that never ran."""
+    """What the reports take of an experiment 5 that never ran: fronts of WARP and M = 1, three trainings, a judge."""
     first, estimate = ({"value": value, "low": value - 0.1, "high": value + 0.1} for value in (0.25, 0.5))
-    at_equal = {"gain_at_equal_kl": estimate, "equal_kl": [1.5, 2.5, 3.5], "steps": 400, "readable": [True, False]}
-    arm = {name: [first] * 3 + [estimate] for name in HELD_OUT} | at_equal
+    missing = {"value": None, "low": None, "high": None}
+    front = {name: [first, first, estimate, missing] for name in ("gain", "judge", "gap", "variety")}
+    sides = dict.fromkeys(("value", "front", "difference"), estimate)
+    point = {"kl": first, "gain": sides, "judge": sides}
+    equal_kl = {
+        "grid": [1.0, 2.0, 4.0, 8.0],
+        "declared_kl": 4.0,
+        "trainings": 3,
+        "earlier": False,
+        "excess": {"WARP": [], "M = 1": []},
+        "fronts": {"WARP": front, "M = 1": front},
+        "against": {"M = 1": front},
+        "declared": [{"name": "M = 1", "p": 0.01, "p_holm": 0.03}, {"name": "own runs", "p": None, "p_holm": None}],
+        "points": [point | {"name": "end", "n": None}, point | {"name": "best-of-N", "n": 16}],
+    }
     return {
         "status": "ok",
         "config": {"T": 100, "lr": 1e-4, "warmup_steps": 20, "n_seeds": 3},
-        "summary": dict.fromkeys(("WARP", "M = 1", "REINFORCE"), arm),
-        "advantage": dict.fromkeys(("M = 1", "REINFORCE"), estimate),
+        "summary": {"WARP": {"steps": 400}, "M = 1": {"steps": 200}},
+        "equal_kl": equal_kl,
         "conclusion": ["**WARP**: <script>x</script>вывод"],
     }
 

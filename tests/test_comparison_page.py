@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from fronts import DOUBLE, FLAT, LINE, SALAD, Front, comparison
+from fronts import DOUBLE, FLAT, KLS, LINE, SALAD, SHORT, Front, best_of, comparison
 from pages import records
 from synthetic import result
 
 from warp_nb.notebook import comparison_page
 from warp_nb.notebook.conclusions import conclude
+from warp_nb.notebook.equal_kl_words import say_equal_kl
 from warp_nb.notebook.experiment_page import save
-from warp_nb.studies.comparison import ARMS, ETAS, REINFORCE, SINGLE, WARP, Comparison
+from warp_nb.studies.comparison import ARMS, ETAS, REINFORCE, RLOO, SINGLE, WARP, Comparison
+from warp_nb.studies.equal_kl import GRID, OWN_RUNS
 
+HELD: Front = [(0.7 * math.sqrt(kl / 16), kl) for kl in KLS]
+"""Runs that gain 0.7."""
 LATE = [*LINE[:2], *SALAD[2:]]
-ALIKE: Front = [*LINE[:-1], (2.0, 4.0, 50.0, 0.1)]
-TITLES = {
-    WARP: "WARP, 4 прогона по 2, всего 8 шагов",
-    SINGLE: "M = 1, 2 прогона по 2, всего 4 шага",
-    REINFORCE: "REINFORCE, один прогон, 8 шагов",
-}
+ALIKE: Front = [*LINE[:-1], (4.0, 16.0, 50.0, 0.1)]
+
+
+def scaled(front: Front, *scales: float) -> list[Front]:
+    """The front with its gains multiplied, one training per factor."""
+    return [[(gain * scale, *rest) for gain, *rest in front] for scale in scales]
 
 
 def said(result: Comparison, begin: str) -> str:
@@ -32,8 +38,11 @@ def said(result: Comparison, begin: str) -> str:
     return paragraph
 
 
-def of_arm(result: Comparison, arm: str) -> str:
-    return said(result, f"**{TITLES[arm]}**: ")
+def declared(result: Comparison, title: str) -> str:
+    """What the conclusion says of one declared comparison."""
+    paragraph = said(result, "**Сравнения, объявленные до запуска**, при KL(политика‖sft) = 4 ната: ")
+    (part,) = [part for part in paragraph.split("WARP против ") if part.startswith(f"«{title}»: ")]
+    return part.removeprefix(f"«{title}»: ")
 
 
 # Tables and figures
@@ -41,46 +50,86 @@ def of_arm(result: Comparison, arm: str) -> str:
 
 def test_the_front_table_has_every_point_of_every_arm() -> None:
     rows = records(comparison_page.front_table(comparison([LINE], [LATE], [ALIKE])).data)
-    assert [(row["Способ"], row["η"]) for row in rows] == [
-        (arm, eta) for arm in ARMS for eta in ("0,1", "0,25", "0,5", "0,75", "1")
-    ]
-    assert rows[4]["Прирост награды"].startswith("+2,00 (95\u00a0% интервал от\u00a01,90")
-    assert rows[4]["KL(политика‖sft), нат"].startswith("4,0000 (95") and rows[4]["Перплексия по θ_sft"] == "50"
+    etas = ("0,1", "0,2", "0,3", "0,45", "0,6", "0,8", "1")
+    assert [(row["Способ"], row["η"]) for row in rows] == [(arm, eta) for arm in ARMS for eta in etas]
+    assert rows[6]["Прирост награды"].startswith("+4,000 (95\u00a0% интервал от\u00a03,900")
+    assert rows[6]["KL(политика‖sft), нат"].startswith("16,000 (95") and rows[6]["Перплексия по θ_sft"] == "50"
     reading = [row["Похож на отзыв"] for row in rows]
-    assert reading[:7] == ["да"] * 7 and reading[10:14] == ["да"] * 4
-    assert reading[7] == "нет: перплексия изменилась больше чем в 2 раза, 500 против 50 у θ_sft"
-    assert reading[14].startswith("нет: к разным началам дописано похожее, во всех продолжениях вместе разных биграмм")
+    assert reading[:9] == ["да"] * 9 and reading[14:20] == ["да"] * 6
+    assert reading[9] == "нет: перплексия изменилась больше чем в 2 раза, 500 против 50 у θ_sft"
+    assert reading[20].startswith("нет: к разным началам дописано похожее, во всех продолжениях вместе разных биграмм")
 
 
-def test_the_table_at_equal_kl_has_a_row_an_arm_and_seed() -> None:
-    rows = records(comparison_page.equal_kl_table(comparison([DOUBLE, LINE], [LINE] * 2, [LINE] * 2)).data)
-    assert [(row["Способ"], row["Сид"], row["Шагов"]) for row in rows] == [
-        (arm, seed, steps) for arm, steps in ((WARP, "8"), (SINGLE, "4"), (REINFORCE, "8")) for seed in "01"
+def test_the_table_at_equal_kl_has_every_front_at_every_kl() -> None:
+    made = comparison([DOUBLE] * 3, [LINE] * 3, [SHORT] * 3, rloo=[LINE] * 3, judged=0.5)
+    rows = records(comparison_page.equal_kl_table(made).data)
+    names = (WARP, SINGLE, REINFORCE, RLOO, "прогоны WARP до слияния, в среднем")
+    key = "Фронт (3 обучения)"
+    assert [(row[key], row["KL(политика‖sft), нат"]) for row in rows] == [(n, kl) for n in names for kl in "1248"]
+    assert [row["Прирост награды"] for row in rows[:4]] == [
+        "+2 [2; 2]",
+        "+2,83 [2,83; 2,83]",
+        "+4 [4; 4]",
+        "+5,66 [5,66; 5,66]",
     ]
-    assert [row["Прирост награды"][:5] for row in rows[:3]] == ["+4,00", "+2,00", "+2,00"]
-    assert {row["η"] for row in rows} == {"1"} and {row["KL(политика‖sft), нат"] for row in rows} == {"4"}
+    assert [row["Прирост награды"] for row in rows[8:12]] == ["+1 [1; 1]", "—", "—", "—"], "never extrapolated"
+    assert (rows[2]["Прирост у судьи"], rows[2]["Разных биграмм, доля от θ_sft"]) == ("+2 [2; 2]", "90\u00a0%")
+    assert rows[2]["WARP минус он: награда"] == "" and rows[6]["WARP минус он: награда"] == "+2 [2; 2]"
+    assert rows[6]["WARP минус он: судья"] == "+1 [1; 1]"
 
 
-def test_samples_are_those_at_the_common_kl() -> None:
-    found = comparison([LINE], [LINE], [LINE])
-    point = found.arms[SINGLE].measured[0].matched
+def test_a_single_training_is_said_inside_the_tables() -> None:
+    made = comparison([LINE], [LINE], [LINE])
+    assert "Фронт (одно обучение)" in records(comparison_page.equal_kl_table(made).data)[0]
+    assert "Политика (одно обучение)" in records(comparison_page.singles_table(made).data)[0]
+
+
+def test_single_policies_stand_beside_the_front_at_their_kl() -> None:
+    rows = records(comparison_page.singles_table(comparison([LINE] * 2, [LINE] * 2, [LINE] * 2, judged=0.5)).data)
+    assert [row["Политика (2 обучения)"] for row in rows] == ["конец алгоритма", "лучшее из 4", "лучшее из 16"]
+    assert [row["KL(политика‖sft), нат"] for row in rows] == ["6,25", "0,636", "1,84"]
+    assert rows[2]["Прирост награды"] == "+1,5 [1,5; 1,5]" and rows[2]["Прирост у судьи"] == "+0,75 [0,75; 0,75]"
+    assert rows[2]["Фронт WARP при той же KL: награда"] == "+1,35 [1,35; 1,35]"
+    assert rows[2]["Выше фронта: награда"] == "+0,145 [0,145; 0,145]" and rows[0]["Выше фронта: награда"] == "0 [0; 0]"
+
+
+def test_the_declared_comparisons_have_their_p() -> None:
+    made = comparison(scaled(LINE, 1.0, 1.1, 1.2), [LINE] * 3, [SHORT] * 3, judged=0.5)
+    single, plain, own = records(comparison_page.declared_table(made).data)
+    assert single["Объявлено, KL = 4"] == "WARP − M = 1" and single["Разность наград"] == "+0,20 [−0,30; 0,70]"
+    assert (single["p"], single["p с поправкой Холма"]) == ("0,225", "0,676")
+    assert (plain["Разность наград"], plain["p"]) == ("—", "не определено")
+    assert own["Объявлено, KL = 4"] == "WARP − прогоны WARP до слияния, в среднем" and own["p"] == "0,225"
+
+
+def test_samples_are_those_of_the_point_nearest_to_the_declared_kl() -> None:
+    found = comparison([LINE], [LINE], [SHORT])
+    assert [ETAS[found.nearest(arm)] for arm in (WARP, REINFORCE)] == [0.45, 1.0]
     sample = {"prompt": "p", "reference": "r", "policy": "y", "reward_reference": 0.5, "reward_policy": -1.5}
-    found.arms[SINGLE].measured[0].matched = (1.0, replace(point[1], samples=[sample]))  # type: ignore[index]
+    front = found.arms[SINGLE].measured[0].front
+    front[3] = replace(front[3], samples=[sample])
     (row,) = records(comparison_page.arm_samples(found, SINGLE).data)
-    assert row == {"Начало": "p", "SFT": "r", "Награда SFT": "0,5", SINGLE: "y", f"Награда {SINGLE}": "−1,5"}
+    name = f"{SINGLE}, η = 0,45"
+    assert row == {"Начало": "p", "SFT": "r", "Награда SFT": "0,5", name: "y", f"Награда {name}": "−1,5"}
 
 
-def test_the_plane_shows_every_front_and_the_end() -> None:
-    (ax,) = comparison_page.plane(comparison([LINE], [FLAT], [DOUBLE])).axes
+def test_the_plane_shows_every_front_best_of_n_the_end_and_the_grid() -> None:
+    (ax,) = comparison_page.plane(comparison([LINE], [FLAT], [DOUBLE], rloo=[SHORT])).axes
     drawn = [container.lines[0].get_xydata().tolist() for container in ax.containers]
-    assert drawn[:3] == [[[0.0, 0.0], *([kl, gain] for gain, kl in front)] for front in (LINE, FLAT, DOUBLE)]
-    assert drawn[3] == [[2.0, 1.0]], "the end of WARP, between its fronts' points"
+    fronts = (LINE, FLAT, DOUBLE, SHORT)
+    assert drawn[:4] == [[[0.0, 0.0], *([kl, gain] for gain, kl in front)] for front in fronts]
+    assert drawn[4] == [[6.25, 2.5]], "the end of WARP"
+    assert drawn[5] == [[math.log(4) - 0.75, 0.5], [math.log(16) - 15 / 16, 1.5]]
+    upright = [
+        line.get_xdata()[0] for line in ax.lines if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2
+    ]
+    assert upright == list(GRID)
 
 
 def test_curves_of_an_arm_are_its_runs() -> None:
     found = comparison([LINE], [LINE], [LINE])
     counts = {arm: [len(ax.lines) for ax in comparison_page.arm_curves(found, arm).axes] for arm in ARMS}
-    assert counts == {WARP: [4] * 3, SINGLE: [2] * 3, REINFORCE: [1] * 3}
+    assert counts == {WARP: [4] * 3, SINGLE: [2] * 3, REINFORCE: [1] * 3, RLOO: [4] * 3}
 
 
 def test_the_result_is_saved_with_its_conclusion(tmp_path: Path) -> None:
@@ -90,45 +139,148 @@ def test_the_result_is_saved_with_its_conclusion(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
     record = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert record["status"] == "ok" and record["conclusion"] == conclude(found)
+    assert say_equal_kl(record["equal_kl"]) == [one for one in conclude(found) if "Текст похож" not in one]
 
 
 # Who is ahead
 
 
+AHEAD = scaled(LINE, 1.5, 1.502, 1.498)
+
+
 @pytest.mark.parametrize(
     ("warp", "plain", "words"),
     [
-        ([DOUBLE] * 3, [LINE] * 3, "впереди WARP, +2 ("),
-        ([LINE, DOUBLE, LINE], [DOUBLE, LINE, LINE], "разность неотличима от нуля, 0"),
-        ([LINE] * 2, [DOUBLE] * 2, "WARP позади, −2 ("),
+        (
+            AHEAD,
+            [LINE] * 3,
+            "впереди WARP, +1,0000 [0,9901; 1,0099], это 33,3\u00a0% его собственного прироста, у судьи",
+        ),
+        (
+            [LINE] * 3,
+            AHEAD,
+            "WARP позади, −1,0000 [−1,0099; −0,9901], это 50\u00a0% его собственного прироста, у судьи",
+        ),
+        (scaled(LINE, 1.1, 1.2, 1.15), [LINE] * 3, "разность +0,30 [0,05; 0,55] не выдерживает поправки на число"),
+        (scaled(LINE, 0.9, 1.2, 1.0), [LINE] * 3, "разность неотличима от нуля, +0,07 [−0,69; 0,83], различить можно"),
+        ([SHORT] * 3, [LINE] * 3, "не сравнить, один из фронтов до этой KL не доходит"),
     ],
 )
-def test_who_is_ahead_is_said_only_where_the_seeds_agree(warp: list[Front], plain: list[Front], words: str) -> None:
-    told = said(comparison(warp, [LINE] * len(warp), plain), "При одной и той же KL, 4 ната (у каждого сида своя)")
-    against = [part for part in told.split("WARP против ") if part.startswith(f"«{TITLES[REINFORCE]}»: ")]
-    assert len(against) == 1 and against[0].startswith(f"«{TITLES[REINFORCE]}»: {words}")
-    assert f"WARP против «{TITLES[SINGLE]}»: " in told
+def test_who_is_ahead_is_said_by_the_corrected_p(warp: list[Front], plain: list[Front], words: str) -> None:
+    assert declared(comparison(warp, [LINE] * 3, plain, judged=0.5), REINFORCE).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("judged", "says"),
+    [(0.5, "(судья это подтверждает)"), (-0.5, "(судья говорит обратное)"), (0.0, "(судья этого не подтверждает)")],
+)
+def test_the_judge_stands_beside_a_lead(judged: float, says: str) -> None:
+    told = declared(comparison(AHEAD, [LINE] * 3, [LINE] * 3, judged=judged), REINFORCE)
+    assert says in told and told.count("судья ") == 1
+
+
+def test_without_runs_before_the_merge_that_comparison_was_not_measured() -> None:
+    made = comparison([LINE], [LINE], [LINE])
+    made.arms[WARP].measured[0].own_runs.clear()
+    assert declared(made, "прогоны WARP до слияния, в среднем").startswith("не измерено.")
+    assert OWN_RUNS not in made.equal_kl["fronts"]
+
+
+def test_what_was_not_declared_is_called_exploratory() -> None:
+    told = said(comparison(AHEAD, [LINE] * 3, [SHORT] * 3, rloo=[LINE] * 3), "Остальное разведочное, без поправки")
+    single, plain, rloo = (told.split(f"«{name}»")[1].split("«")[0] for name in (SINGLE, REINFORCE, RLOO))
+    assert [single.count("при KL"), plain.count("при KL"), rloo.count("при KL")] == [3, 1, 4]
+    assert "при KL 4 " not in single and "при KL 4 +1,00" in rloo
 
 
 @pytest.mark.parametrize(
     ("count", "begin"),
-    [(1, "Обучение выполнено один раз: "), (2, "Каждый способ обучен 2 раза с "), (5, "Каждый способ обучен 5 раз с ")],
+    [(1, "Одно обучение: с другим сидом"), (2, "Каждый способ обучен 2 раза с "), (5, "Каждый способ обучен 5 раз с ")],
 )
 def test_what_the_intervals_cover_is_said(count: int, begin: str) -> None:
-    found = comparison([DOUBLE] * count, [LINE] * count, [LINE] * count)
-    assert conclude(found)[-1].startswith(begin)
-    assert ("(у каждого сида своя)" in said(found, "При одной и той же KL, 4 ната")) == (count > 1)
+    assert said(comparison([DOUBLE] * count, [LINE] * count, [LINE] * count), begin)
 
 
-def test_without_a_common_kl_nobody_is_ahead() -> None:
-    mixed = comparison(warp=[DOUBLE], single=[LINE], plain=[LINE])
-    for arm in mixed.arms.values():
-        arm.measured[0].matched = None
-    assert (
-        said(mixed, comparison_page.NO_COMMON_KL) == f"{comparison_page.NO_COMMON_KL} Сравнить награды поэтому нельзя."
+# Reward hacking, best-of-N, the end
+
+
+def test_a_gap_between_reward_and_judge_is_named_with_figures() -> None:
+    found = comparison(AHEAD, [LINE] * 3, [SHORT] * 3, judged=0.5)
+    told = said(found, "**Взлом награды**: ")
+    assert "«WARP»: при KL 1 награда +1,50" in told and "при KL 4 награда +3,00" in told
+    assert "судья +1,50" in told and "разрыв +1,25" in told
+    assert told.split("«REINFORCE»:")[1].split("«")[0].count("при KL") == 1, "its front ends at KL 1"
+
+
+def test_a_gap_that_best_of_n_has_too_is_no_hacking() -> None:
+    """Best of 64 reaches KL 3.2; beyond it the gap alone decides."""
+    made = comparison(AHEAD, [FLAT] * 3, [FLAT] * 3, rloo=[FLAT] * 3, own=FLAT, judged=0.5)
+    for measured in made.arms[WARP].measured:
+        measured.best[:] = best_of([(4, 3.0), (64, 6.0)], 0.5)
+    told = said(made, "**Взлом награды**: ")
+    assert "при KL 1 " not in told and "при KL 2 " not in told and "«WARP»: при KL 4 награда +3,00" in told
+
+
+@pytest.mark.parametrize(
+    ("judged", "begin"),
+    [
+        (1.0, "Взлома награды при этих KL не видно: "),
+        (1.5, "Взлома награды при этих KL не видно: "),
+        (None, "Судья не измерялся, поэтому рост награды здесь нельзя отличить от её взлома."),
+    ],
+)
+def test_where_the_judge_follows_or_is_missing_that_is_said(judged: float | None, begin: str) -> None:
+    found = comparison(AHEAD, [LINE] * 3, [LINE] * 3, judged=judged)
+    assert said(found, begin) and not [one for one in conclude(found) if one.startswith("**Взлом награды**")]
+
+
+@pytest.mark.parametrize(
+    ("warp", "four", "sixteen"),
+    [
+        (LINE, "меньше, чем у фронта WARP при той же KL: +0,79", "больше, чем у фронта WARP при той же KL: +1,3"),
+        (DOUBLE, "меньше, чем у фронта WARP при той же KL: +1,", "меньше, чем у фронта WARP при той же KL: +2,"),
+        (SHORT, "меньше, чем у фронта WARP при той же KL: +0,79", "фронт WARP до этой KL не доходит"),
+    ],
+)
+def test_best_of_n_is_compared_with_the_front(warp: Front, four: str, sixteen: str) -> None:
+    told = said(comparison([warp], [LINE], [LINE], judged=0.5), "**Лучшее из N** (best-of-N) обходится без обучения: ")
+    first, second = told.split(" N = ")[1:]
+    assert first.startswith("4, KL не больше 0,636 ната: прирост +0,5 [0,5; 0,5], у судьи +0,25 [0,25; 0,25], ")
+    assert four in first and sixteen in second and second.startswith("16, KL не больше 1,84 ната: прирост +1,5")
+
+
+@pytest.mark.parametrize(
+    ("lift", "words"),
+    [
+        (0.0, "От фронта WARP при той же KL это неотличимо: там +2,50"),
+        (0.5, "Это выше фронта WARP при той же KL: там +2,50"),
+        (-0.5, "Это ниже фронта WARP при той же KL: там +2,50"),
+    ],
+)
+def test_the_end_of_the_algorithm_is_compared_with_the_front(lift: float, words: str) -> None:
+    made = comparison([LINE], [LINE], [LINE])
+    end = made.arms[WARP].measured[0].end
+    assert end is not None
+    rewards = [reward + lift for reward in end.rewards_policy]
+    change = replace(end.reward_difference, value=end.reward_difference.value + lift)
+    made.arms[WARP].measured[0].end = replace(end, reward_difference=change, rewards_policy=rewards)
+    told = said(made, "**Конец алгоритма**: у политики после последнего LITI KL 6,25 ната и прирост ")
+    assert words in told
+
+
+# An earlier file
+
+
+def test_an_earlier_file_is_not_called_confirmatory() -> None:
+    found: dict[str, Any] = comparison(AHEAD, [LINE] * 3, [LINE] * 3).equal_kl | {"earlier": True}
+    first = say_equal_kl(found)[0]
+    assert first.startswith(
+        "**Главные сравнения** при KL(политика‖sft) = 4 ната; объявлены они уже после этого запуска"
     )
-    for shown in (comparison_page.arm_samples(mixed, REINFORCE), comparison_page.equal_kl_table(mixed)):
-        assert comparison_page.NO_COMMON_KL in shown.data
+    assert "объявленные до запуска" not in " ".join(say_equal_kl(found))
+
+
+# The text and the checks
 
 
 def test_a_failed_check_stands_first() -> None:
@@ -140,54 +292,32 @@ def test_a_failed_check_stands_first() -> None:
     ]
 
 
-# The arms
-
-
-def test_a_gain_is_told_where_the_text_still_reads() -> None:
-    told = of_arm(comparison([SALAD], [LINE], [LATE]), REINFORCE)
-    assert told.startswith(f"**{TITLES[REINFORCE]}**: награда выше, чем у SFT, а текст ещё похож на отзыв. ")
-    assert "При η = 0,25 прирост +0,50 (" in told and "KL 1 ната, перплексия 50 против 50 у самой θ_sft." in told
-    assert (
-        "Дальше по фронту текст на отзыв не похож: при η = 1 перплексия изменилась больше чем в 2 раза, 500 против 50 "
-        "у θ_sft. Прирост там, +2,00 ("
-    ) in told and told.endswith("), улучшением считать нельзя.")
-
-
-def test_text_that_reads_nowhere_says_nothing_of_the_reward() -> None:
-    found = comparison([SALAD], [LINE], [LINE])
-    told = of_arm(found, WARP)
-    assert "текст перестаёт быть похож на отзыв уже при η = 0,1" in told and "прирост" not in told
-    assert said(found, "Почему у WARP нет прироста: ").endswith(
-        "награда растёт, но вместе с ней портится текст; при η = 1 KL 4 ната."
-    )
-
-
-def test_the_sign_of_a_gain_is_said() -> None:
-    found = comparison([FLAT], [[(-gain, kl) for gain, kl in LINE]], [LINE])
-    words = {arm: of_arm(found, arm).split("**: ")[1].split(". ")[0] for arm in ARMS}
-    assert words == {
-        WARP: "прирост награды неотличим от нуля",
-        SINGLE: "награда ниже, чем у SFT",
-        REINFORCE: "награда выше, чем у SFT, а текст ещё похож на отзыв",
-    }
-
-
 @pytest.mark.parametrize(
     ("fronts", "told", "cell"),
     [
-        ([ALIKE], "текст на отзыв не похож: при η = 1 к разным", "нет: к разным"),
-        ([ALIKE, LINE], "текст похож на отзыв лишь у 1 из 2 сидов: при η = 1 в худшем случае к разным", "у 1 из 2 си"),
-        ([ALIKE] * 2, "текст на отзыв не похож: при η = 1 в худшем случае к разным", "нет: в худшем случае к разным"),
+        ([ALIKE], "на отзыв текст не похож при η = 1. При η = 1 к разным", "нет: к разным"),
         (
-            [[*LINE[:3], SALAD[3], LINE[4]]],
-            "текст на отзыв не похож: при η = 0,75 перплексия изменилась",
+            [ALIKE, LINE],
+            "похож на отзыв текст лишь у 1 из 2 сидов при η = 1. При η = 1 в худшем случае к разным",
+            "у 1 из 2 си",
+        ),
+        (
+            [ALIKE] * 2,
+            "на отзыв текст не похож при η = 1. При η = 1 в худшем случае к разным",
+            "нет: в худшем случае к разным",
+        ),
+        (
+            [[*LINE[:4], *SALAD[4:6], LINE[6]]],
+            "на отзыв текст не похож при η = 0,6; 0,8. При η = 0,8 перплексия изменилась",
             "да",
         ),
     ],
 )
 def test_text_that_does_not_read_is_told_by_what_is_wrong(fronts: list[Front], told: str, cell: str) -> None:
-    found = comparison(fronts, [LINE] * len(fronts), [LINE] * len(fronts))
-    assert f" Дальше по фронту {told}" in of_arm(found, WARP)
+    found = comparison(fronts, [LINE] * len(fronts), [LINE] * len(fronts), rloo=[LINE] * len(fronts))
+    paragraph = said(found, f"**{WARP}**: ")
+    assert paragraph.startswith(f"**{WARP}**: {told}") and paragraph.endswith(", улучшением считать нельзя.")
+    assert not [one for one in conclude(found) if "до самого конца" in one]
     reading = [row["Похож на отзыв"] for row in records(comparison_page.front_table(found).data)]
     assert reading[len(ETAS) - 1].startswith(cell) and reading[0] == "да"
 
@@ -204,8 +334,8 @@ def test_text_that_does_not_read_is_told_by_what_is_wrong(fronts: list[Front], t
     ],
 )
 def test_where_there_is_no_gain_the_runs_say_why(rate: float | None, seeds: int, told: str) -> None:
-    uneven = [[(gain * (-2) ** seed, kl) for gain, kl in FLAT] for seed in range(seeds)]
-    lost = comparison(warp=uneven, single=[LINE] * seeds, plain=[LINE] * seeds)
+    uneven = scaled(FLAT, *((-2) ** seed * 1.0 for seed in range(seeds)))
+    lost = comparison(uneven, [LINE] * seeds, [LINE] * seeds, own=HELD)
     steps = 1 if rate is None else 100
     drift = 1e-7
     rows = [
@@ -221,12 +351,22 @@ def test_where_there_is_no_gain_the_runs_say_why(rate: float | None, seeds: int,
 
 
 def test_a_gain_lost_before_the_merge_is_lost_on_the_way_to_held_out_prompts() -> None:
-    lost = comparison(warp=[FLAT], single=[LINE], plain=[LINE], T=10)
+    lost = comparison([FLAT], [LINE], [LINE], T=10)
     history = result(T=10).history
     lost = replace(lost, arms=lost.arms | {WARP: replace(lost.arms[WARP], history=history)})
-    lost.arms[WARP].measured[0].unmerged = [lost.arms[WARP].measured[0].front[0]] * 2
+    lost.arms[WARP].measured[0].own_runs = [lost.arms[WARP].measured[0].front] * 2
     assert "прирост потерян при переходе к отложенным началам отзывов" in said(lost, "Почему у WARP нет прироста: ")
 
 
 def test_where_there_is_a_gain_nothing_is_explained() -> None:
     assert not [one for one in conclude(comparison([LINE], [FLAT], [LINE])) if "нет прироста" in one]
+
+
+def test_text_that_reads_everywhere_is_said_once() -> None:
+    assert said(comparison([LINE], [LINE], [LINE]), "Текст похож на отзыв на всех фронтах до самого конца.")
+
+
+def test_the_gate_of_the_judge_stands_beside_the_rewards() -> None:
+    told = said(comparison([LINE], [LINE], [LINE], judged=0.5), "Модель награды верно ")
+    assert told.count("86\u00a0%") == 2
+    assert not [one for one in conclude(comparison([LINE], [LINE], [LINE])) if one.startswith("Модель награды")]

@@ -38,12 +38,14 @@ def test_a_notebook_runs_from_any_folder_with_what_yaml_and_the_command_line_mak
 
 @pytest.mark.slow
 def test_the_notebook_of_experiment_5_runs(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text(SMALL_RUN.replace("I: 1", "I: 2") + "T: 2\ntask: small\nresult_file: r.json\n")
+    settings = SMALL_RUN.replace("I: 1", "I: 2").replace("batch_size: 2", "batch_size: 4")
+    (tmp_path / "p.yaml").write_text(settings + "T: 2\ntask: small\nresult_file: r.json\n")
     command = [sys.executable, "-m", "papermill", str(FOLDER / "exp5.ipynb"), "out.ipynb", "-f", "p.yaml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert found["status"] == "ok" and len(found["arms"]["REINFORCE"]["history"]) == 8 and found["conclusion"]
+    assert found["judge_gate"]["pair_accuracy"] > 0.5 and found["task"]["judge_correlation"] > 0
 
 
 @pytest.mark.slow

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape as html_escape
+from pathlib import Path
 from typing import Any
 
 import pytest
 from bs4 import BeautifulSoup
+from fronts import DOUBLE, LINE, comparison, earlier
 from jinja2 import ChoiceLoader, DictLoader
 from pages import ATTACK, Outline, links, tables
 from synthetic import comparison_record, diagnosis_record, results
 
+from warp_nb.files import write_json
 from warp_nb.notebook.check_words import WORDS
 from warp_nb.notebook.numbers import fixed
-from warp_nb.report.catalogue import EXPERIMENTS, Experiment
+from warp_nb.report.catalogue import EXPERIMENTS, Experiment, results_of
 from warp_nb.report.guide import Step
 from warp_nb.report.index_page import index
 from warp_nb.report.page import CONTENT_POLICY, PAGE_ENVIRONMENT
@@ -129,13 +132,25 @@ def test_the_order_of_kl_is_compared_with_the_originals() -> None:
 
 def test_experiment_5_has_its_section() -> None:
     text = section(page(everything()), BY_NAME["exp5"].title)
-    ((headings, *rows),) = tables(text)
-    figures = dict(zip(headings, rows[0], strict=True))
-    assert [row[0] for row in rows] == ["WARP", "M = 1", "REINFORCE"]
-    assert (figures["Шагов"], figures["Похож на отзыв, η = 1"]) == ("400", "нет")
-    assert figures["Прирост награды, η = 1"] == figures["Прирост при общей KL"] == "0,5 [0,4; 0,6]"
-    assert "<strong>WARP</strong>: вывод" in text
+    (headings, *rows), (_, *singles) = tables(text)
+    early, late = "0,25 [0,15; 0,35]", "0,5 [0,4; 0,6]"
+    assert headings[0] == "Фронт (3 обучения)"
+    assert [row[:2] for row in rows] == [[name, kl] for name in ("WARP", "M = 1") for kl in "1248"]
+    assert rows[2][2:] == [late, late, late, "", ""] and rows[6][2:] == [late] * 5
+    assert rows[4][2:] == [early] * 5 and rows[7][2:] == ["—"] * 5
+    assert [row[0] for row in singles] == ["WARP, конец алгоритма", "лучшее из 16"]
+    assert singles[1][1:] == ["0,25", *[late] * 6]
+    assert "<strong>WARP</strong>: вывод" in text and "не было" not in text
     assert list(links(text)) == ["exp5.html", "exp5.ipynb", "exp5.result.json"]
+
+
+def test_a_section_of_an_earlier_version_says_what_its_run_lacked(tmp_path: Path) -> None:
+    write_json(tmp_path / "exp5.result.json", earlier(comparison([DOUBLE], [LINE], [LINE])))
+    found = results_of("smollm", tmp_path, [BY_NAME["exp5"]])
+    text = section(index("smollm", [BY_NAME["exp5"]], found, {}), BY_NAME["exp5"].title)
+    assert "<code>make exp5 TASK=smollm</code>" in text and tables(text)[0][0][0] == "Фронт (одно обучение)"
+    assert "объявлены они уже после этого запуска" in text and "Судья не измерялся" in text
+    assert "впереди WARP" not in text, "the conclusion of the earlier version"
 
 
 def test_the_diagnosis_has_its_section_in_every_task() -> None:
@@ -215,7 +230,6 @@ def attacked(value: Any) -> Any:
 
 def test_every_text_of_a_result_a_step_and_an_experiment_stays_text(templates: dict[str, str]) -> None:
     found = attacked(everything())
-    found["exp5"]["summary"] = {arm + ATTACK: measured for arm, measured in found["exp5"]["summary"].items()}
     found["exp3"] = {"status": "failed", "error": ATTACK}
     templates["own.html.j2"] = "<table><tr><td>{{ result.conclusion[0] }}</td></tr></table>"
     own, row = Experiment("own", ATTACK, ATTACK, section="own"), Experiment("row", ATTACK, ATTACK)
@@ -226,7 +240,7 @@ def test_every_text_of_a_result_a_step_and_an_experiment_stays_text(templates: d
     assert not {"script", "iframe"} & set(outline.tags) and not outline.handlers
     assert outline.addresses and all(address.startswith("data:image/png;base64,") for address in outline.addresses)
     shown, one = BeautifulSoup(html, "html.parser").get_text(), found["exp1"]
-    wanted = [*step[1:], f"WARP{ATTACK}", f"гипотеза{ATTACK}", f"не различить{ATTACK}", f"не закончен: {ATTACK}"]
+    wanted = [*step[1:], f"гипотеза{ATTACK}", f"не различить{ATTACK}", f"не закончен: {ATTACK}"]
     assert all(text in shown for text in [*wanted, *one["conclusion"][:2], one["run"]["command"]])
     assert tables(section(html, html_escape(ATTACK)))[0] == [[ATTACK]]
 

@@ -136,12 +136,12 @@ def test_no_cell_takes_the_name_of_a_parameter(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["exp", "diagnosis"])
+@pytest.mark.parametrize("name", ["exp", "exp5", "diagnosis"])
 def test_every_cell_can_be_run_twice_and_the_first_ones_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the tiny task; a changed parameter then counts."""
-    monkeypatch.setattr(warp_nb, "load_task", lambda *_: tiny.task())
+    monkeypatch.setattr(warp_nb, "load_task", lambda *_, **__: tiny.task())
     shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}))
-    small = {"I": 1, "T": 2, "batch_size": 2, "max_new_tokens": 4, "n_eval_prompts": 8}
+    small = {"I": 1, "T": 2, "batch_size": 4, "max_new_tokens": 4, "n_eval_prompts": 8}
     sources = [cell.source for cell in cells(name)]
     place = next(place for place, cell in enumerate(cells(name)) if tagged(cell, "parameters"))
     for source in sources:

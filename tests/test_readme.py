@@ -71,18 +71,64 @@ def test_the_table_holds_the_measured_numbers_beside_the_originals(table: Any) -
     )
 
 
-def test_experiment_5_and_the_diagnosis_have_their_tables(table: Any) -> None:
-    exp5 = comparison_record()
-    head, _, warp, single, plain, blank, note = table("comparison", {"exp5": exp5})
-    estimate = "0.5 [0.4, 0.6]"
-    assert cells(warp) == ["WARP", "400", *[estimate] * 3, "no", estimate, ""] and not blank
-    assert cells(single) == ["M = 1", *cells(warp)[1:-1], estimate] and cells(plain)[0] == "REINFORCE"
-    assert {len(cells(line)) for line in (head, warp, single, plain)} == {8}
-    assert "still reads: 1.5, 2.5, 3.5. SFT's own perplexity: 0.5 [0.4, 0.6]." in note
-    assert "another training" not in note
-    exp5["config"]["n_seeds"], exp5["summary"]["WARP"]["equal_kl"] = 1, []
-    note = table("comparison", {"exp5": exp5})[-1]
-    assert "still reads: there is none. SFT's" in note and note.endswith(" and do not cover another training.")
+def blocks(lines: list[str]) -> list[list[list[str]]]:
+    """The tables among the lines of Markdown, each with its rows of cells, the rule left out."""
+    found: list[list[list[str]]] = [[]]
+    for line in lines:
+        if line.startswith("|"):
+            found[-1].append(cells(line))
+        elif found[-1]:
+            found.append([])
+    return [[rows[0], *rows[2:]] for rows in found if rows]
+
+
+def test_experiment_5_has_its_tables_at_the_fixed_kls(table: Any) -> None:
+    lines = table("comparison", {"exp5": comparison_record()})
+    fronts, singles, declared = blocks(lines)
+    early, late = ("0.25 [0.15, 0.35]", "0.5 [0.4, 0.6]")
+    assert fronts[0][0].startswith("front, 3 trainings;") and fronts[0][2:6] == ["KL 1", "KL 2", "KL 4", "KL 8"]
+    ours = [f"{early} / {early}", f"{early} / {early}", f"{late} / {late}", "— / —", late]
+    assert fronts[1] == ["WARP", "400", *ours] and fronts[3] == ["M = 1", "200", *ours]
+    assert [row[0] for row in fronts[4:]] == ["REINFORCE", "WARP with the baseline RLOO, K = 4"]
+    assert fronts[4][1:] == ["—"] * 6 and {len(row) for row in fronts} == {7}
+    assert [row[:2] for row in singles[1:]] == [["WARP's last policy", "0.25"], ["best of 16, no training", "0.25"]]
+    assert singles[1][2:] == [f"{late} / {late}"] * 3
+    assert declared[0][0] == "declared before the run, KL 4"
+    assert declared[1:] == [
+        ["WARP − M = 1", f"{late} / {late}", "0.01", "0.03"],
+        ["WARP − mean of WARP's own runs, not merged", "—", "—", "—"],
+    ]
+    assert "Everything outside the last table is exploratory." in lines[-1] and "One training" not in lines[-1]
+
+
+def test_a_single_training_of_an_earlier_version_claims_no_more_than_it_holds(table: Any) -> None:
+    figures = [
+        {
+            "reward_difference": {"value": gain},
+            "kl_policy_reference": {"value": kl},
+            "variety_reference": 0.8,
+            "variety_policy": 0.4,
+        }
+        for gain, kl in ((1.0, 1.0), (2.0, 4.0))
+    ]
+    made = comparison_record() | {"arms": {"WARP": {"measured": [{"front": figures, "end": figures[0]}]}}}
+    del made["equal_kl"]
+    made["config"]["n_seeds"] = 1
+    lines = table("comparison", {"exp5": made})
+    fronts, singles, declared = blocks(lines)
+    assert fronts[0][0].startswith("front, one training;") and singles[0][0] == "policy, one training"
+    assert fronts[1] == ["WARP", "400", "1 / —", "1.41 / —", "2 / —", "— / —", "0.5"]
+    assert [row[2:] for row in fronts[2:]] == [["—"] * 5] * 4
+    assert singles[1:] == [
+        ["WARP's last policy", "1", "1 / —", "1 / —", "0 / —"],
+        ["best of N, no training", "—", "—", "—", "—"],
+    ]
+    assert declared[0][0] == "declared after this run, so exploratory, KL 4"
+    assert [row[1:] for row in declared[1:]] == [["—"] * 3] * 3
+    assert "no intervals" in lines[-1] and "`make exp5 TASK=small` measures it." in lines[-1]
+
+
+def test_the_diagnosis_has_its_table(table: Any) -> None:
     head, _, row, _, best = table("diagnosis", {"diagnosis": diagnosis_record()})
     assert dict(zip(cells(head), cells(row), strict=True)) == {
         "hypothesis": "a hypothesis",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import takewhile
 from typing import Any
 
 from IPython.display import HTML
@@ -15,12 +14,13 @@ from warp_nb.measure.evaluation import Evaluation
 from warp_nb.notebook import experiment_page
 from warp_nb.notebook.check_words import headline, say_faults
 from warp_nb.notebook.conclusions import conclude
+from warp_nb.notebook.equal_kl_words import FRONT_WORDS, along, equal_kl_facts, single_facts
 from warp_nb.notebook.plots import panels, reward_kl_plane
 from warp_nb.notebook.prose import paragraphs
-from warp_nb.notebook.tables import TABLE_WORDS, filled_table, samples_table, table
-from warp_nb.studies.comparison import ARMS, ETAS, REINFORCE, SINGLE, WARP, Comparison
+from warp_nb.notebook.tables import filled_table, samples_table
+from warp_nb.studies.comparison import ARMS, ETAS, WARP, Comparison
+from warp_nb.studies.equal_kl import BEST_OF_N, GRID
 
-NO_COMMON_KL = TABLE_WORDS["equal-kl"]["empty"]
 POINT_MEASURES = {
     "gain": "reward_difference",
     "kl": "kl_policy_reference",
@@ -39,12 +39,22 @@ def arm_curves(result: Comparison, arm: str) -> Figure:
 
 
 def plane(result: Comparison) -> Figure:
-    """Plot the fronts of all arms in the plane of reward and KL, and the end of WARP's last LITI."""
+    """Plot the fronts of all arms in the plane of reward and KL, best-of-N, the end of WARP, and the grid's KLs."""
+    single = [single_facts(point) for point in result.equal_kl["points"]]
     with panels(1, 5.0) as (figure, (ax,)):
         for arm in ARMS:
-            reward_kl_plane(ax, result.front(arm), arm)
+            reward_kl_plane(ax, [{k: v for k, v in row.items() if k != "eta"} for row in result.front(arm)], arm)
         reward_kl_plane(ax, [result.end() | {"name": "конец"}], "WARP: конец алгоритма")
-        ax.set(xlabel="KL(политика‖sft), нат на последовательность", ylabel="прирост награды над θ_sft")
+        best = [
+            {"reward": one["gain"]["value"], "kl": one["kl"], "name": f"N = {one['n']}"}
+            for one in single
+            if one["name"] == BEST_OF_N
+        ]
+        if best:
+            reward_kl_plane(ax, best, "лучшее из N, без обучения")
+        for kl in GRID:
+            ax.axvline(kl, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
+        ax.set(xlabel="KL(политика‖sft), нат на последовательность; пунктир: KL сравнения", ylabel="прирост над θ_sft")
     return figure
 
 
@@ -55,19 +65,35 @@ def front_table(result: Comparison) -> HTML:
 
 
 def equal_kl_table(result: Comparison) -> HTML:
-    """List the policies at the common KL, one row per arm and seed."""
-    rows = [
-        {"arm": arm, "steps": result.arms[arm].steps, "seed": seed, "eta": eta, "found": found}
-        for arm in ARMS
-        for seed, (eta, found) in zip(result.seeds, result.matched(arm) or [], strict=False)
-    ]
-    return filled_table("equal-kl", rows)
+    """List every front at every KL of the grid, with WARP's lead over it."""
+    found = result.equal_kl
+    fronts, against = along(found["fronts"]), along(found["against"])
+    rows = []
+    for name, measures in fronts.items():
+        for place, kl in enumerate(found["grid"]):
+            at = {measure: values[place] for measure, values in measures.items()}
+            ahead = {measure: values[place] for measure, values in against.get(name, {}).items()}
+            rows.append({"name": name, "kl": kl, "ahead": ahead} | at)
+    return filled_table("equal-kl", rows, trainings=found["trainings"], words=FRONT_WORDS)
+
+
+def singles_table(result: Comparison) -> HTML:
+    """List best-of-N and the end of WARP beside WARP's front at their KLs."""
+    found = result.equal_kl
+    return filled_table("singles", map(single_facts, found["points"]), trainings=found["trainings"])
+
+
+def declared_table(result: Comparison) -> HTML:
+    """List the comparisons that were declared before the run."""
+    found = equal_kl_facts(result.equal_kl)
+    return filled_table("declared", found["declared"], words=FRONT_WORDS, declared_kl=found["declared_kl"])
 
 
 def arm_samples(result: Comparison, arm: str) -> HTML:
-    """Show completions of an arm at the common KL, for the first seed."""
-    matched = result.matched(arm)
-    return samples_table(matched[0][1], 4, name=arm) if matched else table([], empty=NO_COMMON_KL)
+    """Show the first seed's completions at the point of the arm's front whose KL is nearest to the declared one."""
+    place = result.nearest(arm)
+    eta = f"{ETAS[place]:g}".replace(".", ",")
+    return samples_table(result.arms[arm].measured[0].front[place], 4, name=f"{arm}, η = {eta}")
 
 
 def points(result: Comparison, arm: str) -> list[dict[str, Any]]:
@@ -89,39 +115,28 @@ def points(result: Comparison, arm: str) -> list[dict[str, Any]]:
 
 @conclude.register
 def conclude_comparison(result: Comparison) -> list[str]:
-    """Write paragraphs: checks, whether reward rises while the text is a review, who leads at equal KL, the scope."""
-    arms = {arm: arm_facts(result, arm) for arm in ARMS}
-    tested = arms[WARP]["tested"]
+    """Write paragraphs: checks, the comparisons at equal KL, where the text stops being a review, why nothing rose."""
+    along_warp = points(result, WARP)
     return paragraphs(
         "comparison",
+        **equal_kl_facts(result.equal_kl),
         failed=any(check.failed for check in result.checks),
         headline=headline(result.checks),
-        arms=arms,
-        first_eta=ETAS[0],
-        risen=tested is not None and tested["gain"].low > 0,
-        end=arms[WARP]["end"],
+        gate=result.gate,
+        judge_gate=result.judge_gate,
+        broken={arm: unreadable_points(result, arm) for arm in ARMS},
+        seeds=len(result.seeds),
+        risen=along_warp[-1]["gain"].low > 0,
+        end=along_warp[-1],
         rate=reward_rise(result),
         steps=result.config.T,
         before=before_merging(result),
-        NO_COMMON_KL=NO_COMMON_KL,
-        equal_kls=[evaluation.kl_policy_reference.value for _, evaluation in result.matched(WARP) or []],
-        advantages={arm: result.advantage(WARP, arm) for arm in (SINGLE, REINFORCE)},
-        seeds=len(result.seeds),
     )
 
 
-def arm_facts(result: Comparison, arm: str) -> dict[str, Any]:
-    """Return an arm's loops and three of its points: tested, beyond, end.
-
-    tested is the last point before the text stops being a review; beyond is the last point whose text does not read;
-    None if there is none.
-    """
-    config, along = result.arms[arm].config, points(result, arm)
-    reading = list(takewhile(lambda point: point["good"] == len(result.seeds), along))
-    beyond = [point for point in along if point["good"] < len(result.seeds)]
-    loops = {"runs": None if arm == REINFORCE else config.I * config.M, "T": config.T, "steps": result.arms[arm].steps}
-    ends = {"tested": reading[-1] if reading else None, "beyond": beyond[-1] if beyond else None, "end": along[-1]}
-    return {"name": arm} | loops | ends
+def unreadable_points(result: Comparison, arm: str) -> list[dict[str, Any]]:
+    """Return the points of an arm's front whose text does not read in every seed."""
+    return [point for point in points(result, arm) if point["good"] < len(result.seeds)]
 
 
 def before_merging(result: Comparison) -> Estimate | None:

@@ -58,6 +58,21 @@ def format_interval(estimate: Estimate) -> str:
     return f"{value} [{low}; {high}]"
 
 
+def format_brief(estimate: Estimate) -> str:
+    """Format a change as +1,56 [1,42; 1,70], as +1,56 where the interval is unknown, as a dash where the value is."""
+    if math.isnan(estimate.value):
+        return "—"
+    half = (estimate.high - estimate.low) / 2
+    if not math.isfinite(half):
+        return _signed(format_number(estimate.value), estimate.value, True)
+    if half < 10.0**-DECIMALS_AT_MOST:
+        value, low, high = (format_number(x) for x in (estimate.value, estimate.low, estimate.high))
+    else:
+        places = decimals_for(half, 2)
+        value, low, high = (fixed(x, places) for x in (estimate.value, estimate.low, estimate.high))
+    return f"{_signed(value, estimate.value, True)} [{low}; {high}]"
+
+
 def format_share(share: float) -> str:
     """Format a share between 0 and 1 in per cent."""
     return UNKNOWN if math.isnan(share) else f"{format_number(100 * share)}{NO_BREAK}%"

@@ -24,6 +24,7 @@ FILTERS = {
     "share": numbers.format_share,
     "duration": numbers.format_duration,
     "estimate": numbers.format_estimate,
+    "brief": numbers.format_brief,
     "interval": lambda estimate: numbers.format_interval(Estimate(**estimate)),
     "rate": lambda estimate: numbers.format_estimate(Estimate(**estimate), signed=True),
     "range": numbers.format_range,

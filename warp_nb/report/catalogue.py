@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from warp_nb.measure.estimates import Estimate, holm, p_value
+from warp_nb.notebook.equal_kl_words import say_equal_kl
 from warp_nb.studies.original import ROWS, OriginalRow
 from warp_nb.studies.result_files import OK, read_result_of, reports_of, result_path
 
@@ -61,16 +62,22 @@ EXPERIMENTS = (
 def results_of(task: str, out: Path, experiments: Iterable[Experiment]) -> dict[str, Result]:
     """Read the result file of every experiment that can be reported, by name; a status alone if there is none.
 
+    A comparison of an earlier version gets the conclusion that its figures at equal KL support.
+
     Args:
         task: name of the task.
         out: folder of all reports; a report for all tasks is directly in it.
         experiments: the list of experiments.
     """
-    return {
+    found = {
         one.name: read_result_of(one.section, result_path(out if one.once else reports_of(task, out), one.name))
         for one in experiments
         if one.reported
     }
+    for result in found.values():
+        if result.get("equal_kl", {}).get("earlier"):
+            result["conclusion"] = say_equal_kl(result["equal_kl"])
+    return found
 
 
 def rows_of(experiments: Iterable[Experiment]) -> list[Experiment]:

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from warp_nb.notebook.check_words import WORDS
+from warp_nb.notebook.equal_kl_words import FRONT_WORDS
 from warp_nb.notebook.plots import compare_experiments, png
 from warp_nb.report.catalogue import Experiment, Result, declared, rows_of, sections_of
 from warp_nb.report.guide import Step
@@ -45,6 +46,7 @@ def index(
         task=task,
         assumed=ASSUMED_TASK,
         words=WORDS,
+        fronts=FRONT_WORDS,
         rows=rows,
         orders=kl_orders(rows),
         declared=declared(rows),

@@ -8,9 +8,18 @@ from pathlib import Path
 
 from warp_nb.report.catalogue import EXPERIMENTS, Experiment, declared, results_of, rows_of, sections_of
 from warp_nb.report.page import rendered
+from warp_nb.studies.equal_kl import OWN_RUNS, REINFORCE, RLOO, SINGLE, WARP
 from warp_nb.studies.original import ROWS
 from warp_nb.studies.result_files import MISSING
 
+FRONT_TITLES = {
+    WARP: "WARP",
+    OWN_RUNS: "mean of WARP's own runs, not merged",
+    SINGLE: "M = 1",
+    REINFORCE: "REINFORCE",
+    RLOO: "WARP with the baseline RLOO, K = 4",
+}
+"""Titles of the fronts of experiment 5."""
 MARKS = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 """The markers of a table: its kind, which is the name of its template, and its task."""
 
@@ -25,7 +34,7 @@ def filled_readme(readme: str, reports: Path, experiments: Sequence[Experiment] 
         result = next(
             (results[one.name] for one in sections_of(experiments) if one.section == kind), {"status": MISSING}
         )
-        facts = {"rows": rows, "result": result, "original": ROWS, "declared": declared(rows)}
+        facts = {"rows": rows, "result": result, "original": ROWS, "declared": declared(rows), "fronts": FRONT_TITLES}
         return before + rendered(f"{kind}.md.j2", task=task, **facts) + after
 
     return MARKS.sub(table, readme)

@@ -1,6 +1,7 @@
-"""Experiment 5: WARP compared with M = 1 (no merging) and with one long run of the same compute, each with its front.
+"""Experiment 5: WARP compared with M = 1 (no merging), with one long run, and with a baseline, each with its front.
 
-The arms differ only in their loops. The arm "M = 1" reuses run (1, 1) of WARP, because it is the same run.
+The arms differ only in their loops and in the baseline. The arm "M = 1" reuses run (1, 1) of WARP, because it is the
+same run. Fronts are compared at fixed KLs (see `equal_kl.py`).
 """
 
 from __future__ import annotations
@@ -9,33 +10,37 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from warp_nb.algorithm.merge import Weights
+from warp_nb.algorithm.merge import weights_of
 from warp_nb.config import ExperimentConfig
 from warp_nb.fast.devices import training_dtype
 from warp_nb.files import json_values, replacing
+from warp_nb.measure.best_of_n import BestOfN
 from warp_nb.measure.checks import Check, reads_like_reference, run_checks
-from warp_nb.measure.estimates import NO_ESTIMATE, Estimate, mean_interval
-from warp_nb.measure.evaluation import (
-    MEASURES,
-    Evaluation,
-    check_eval_prompts,
-    evaluate,
-    evaluate_weights,
-    over_trainings,
-    pareto_front,
-)
+from warp_nb.measure.estimates import Estimate
+from warp_nb.measure.evaluation import MEASURES, Evaluation, check_eval_prompts, over_trainings
 from warp_nb.measure.machine import machine, peak_rss_mb
 from warp_nb.paths import expanded
 from warp_nb.runs.training import OnStep
 from warp_nb.runs.warp import WarpResult, reporting, warp
+from warp_nb.studies.equal_kl import (
+    DECLARED_KL,
+    OWN_RUNS,
+    REINFORCE,
+    RLOO,
+    SINGLE,
+    WARP,
+    points_of,
+    points_of_best,
+    summary,
+)
+from warp_nb.studies.evaluation_store import EvaluationStore, evaluation_identity
 from warp_nb.studies.experiment import TABLES, check_loaded, evaluation_settings, stacked
 from warp_nb.tasks.gate import RewardGate
 from warp_nb.tasks.task import Task, describe
@@ -43,14 +48,11 @@ from warp_nb.tasks.task import Task, describe
 if TYPE_CHECKING:
     import pandas as pd
 
-ETAS = (0.1, 0.25, 0.5, 0.75, 1.0)
+ETAS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
 """Points of a front, without θ_sft itself."""
-WARP, SINGLE, REINFORCE = "WARP", "M = 1", "REINFORCE"
-ARMS = (WARP, SINGLE, REINFORCE)
-KL_TOLERANCE = 0.05
-"""A policy is at the common KL if its KL differs from it by at most this share."""
-SEARCH_STEPS = 4
-"""Largest number of policies that are evaluated to find one at the common KL."""
+ARMS = (WARP, SINGLE, REINFORCE, RLOO)
+RLOO_SAMPLES = 4
+"""Completions of one prompt in a batch of the arm RLOO."""
 
 
 @dataclass
@@ -60,14 +62,19 @@ class Measured:
     Args:
         front: evaluations at every eta of ETAS.
         end: the policy after the last line 13; only of WARP.
-        unmerged: θ^1 … θ^M of the last iteration, before line 12; only of WARP.
-        matched: (eta, evaluation) at the seed's common KL; None where the arms have none.
+        own_runs: the fronts of θ^1 … θ^M of the last iteration, which line 12 merged; only of WARP.
+        best: best-of-N from θ_sft; only of WARP.
     """
 
     front: list[Evaluation]
     end: Evaluation | None = None
-    unmerged: list[Evaluation] = field(default_factory=list)
-    matched: tuple[float, Evaluation] | None = None
+    own_runs: list[list[Evaluation]] = field(default_factory=list)
+    best: list[BestOfN] = field(default_factory=list)
+
+    @property
+    def unmerged(self) -> list[Evaluation]:
+        """The runs of the last iteration themselves, at eta = 1."""
+        return [front[-1] for front in self.own_runs]
 
 
 @dataclass
@@ -89,12 +96,13 @@ class Arm:
 
 @dataclass(kw_only=True)
 class Comparison:
-    """Result of experiment 5; `checks` cover WARP's runs, `seconds` this call alone."""
+    """Result of experiment 5; `checks` cover WARP's runs, `judge_gate` the judge, `seconds` this call alone."""
 
     config: ExperimentConfig
     about: dict[str, Any]
     arms: dict[str, Arm]
     gate: RewardGate | None
+    judge_gate: RewardGate | None
     checks: list[Check]
     seconds: float
     peak_rss_mb: float
@@ -129,31 +137,27 @@ class Comparison:
         """Return whether the text at ETAS[place] reads like θ_sft's in every seed."""
         return all(reads_like_reference(measured.front[place]) for measured in self.arms[arm].measured)
 
-    def matched(self, arm: str) -> list[tuple[float, Evaluation]] | None:
-        """Return (eta, evaluation) of every seed at its common KL; None if a seed has no common KL."""
-        found = [measured.matched for measured in self.arms[arm].measured]
-        known = [point for point in found if point is not None]
-        return known if len(known) == len(found) else None
+    def nearest(self, arm: str) -> int:
+        """Return the place in ETAS where the arm's KL, averaged over seeds, is nearest to DECLARED_KL."""
+        kls = [one.value for one in self.over_seeds(arm, "kl_policy_reference")]
+        return min(range(len(kls)), key=lambda place: abs(kls[place] - DECLARED_KL))
 
-    def gain_at_equal_kl(self, arm: str) -> Estimate:
-        """Return the reward minus θ_sft's at the common KL; NaN if there is none."""
-        points = self.matched(arm)
-        return over_trainings([e for _, e in points], "reward_difference") if points else NO_ESTIMATE
+    @cached_property
+    def equal_kl(self) -> dict[str, Any]:
+        """The comparisons at equal KL, as plain JSON values (see `summary` of equal_kl.py)."""
+        units = (self.spread(self.gate), self.spread(self.judge_gate))
+        fronts = {name: [[points_of(one.front, units)] for one in arm.measured] for name, arm in self.arms.items()}
+        warped = self.arms[WARP].measured
+        if all(one.own_runs for one in warped):
+            fronts[OWN_RUNS] = [[points_of(front, units) for front in one.own_runs] for one in warped]
+        ends = [points_of([one.end], units) for one in warped if one.end]
+        best = [points_of_best(one.best, units) for one in warped if one.best]
+        return summary(fronts, ends, best, [one.n for one in warped[0].best])
 
-    def advantage(self, arm: str, other: str) -> Estimate:
-        """Return how much more reward one arm has than another at the common KL; NaN if there is none.
-
-        Arms are paired by seed. A single training is paired by prompt, which ignores the variation of trainings.
-        """
-        one, two = self.matched(arm), self.matched(other)
-        if not one or not two:
-            return NO_ESTIMATE
-        sides = [[evaluation for _, evaluation in points] for points in (one, two)]
-        if len(self.seeds) == 1:
-            values = [evaluations[0].rewards_policy for evaluations in sides]
-        else:
-            values = [[evaluation.reward_policy.value for evaluation in evaluations] for evaluations in sides]
-        return mean_interval([a - b for a, b in zip(*values, strict=True)])
+    @staticmethod
+    def spread(gate: RewardGate | None) -> float:
+        """Return the unit of a reward's gains: its spread, 1 without a gate, NaN if it tells no texts apart."""
+        return gate.spread or math.nan if gate else 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON values; NaN becomes null."""
@@ -164,12 +168,13 @@ class Comparison:
                 "config": self.config.model_dump(exclude={"out_dir"}),
                 "seeds": self.seeds,
                 "summary": {name: self.arm_summary(name) for name in self.arms},
-                "advantage": {name: asdict(self.advantage(WARP, name)) for name in self.arms if name != WARP},
+                "equal_kl": self.equal_kl,
                 "checks": [check.to_json() for check in self.checks],
                 "gate": self.gate and asdict(self.gate),
+                "judge_gate": self.judge_gate and asdict(self.judge_gate),
                 "arms": {
                     name: {
-                        "measured": [measured_record(measured) for measured in arm.measured],
+                        "measured": [measured_record(measured, self.nearest(name)) for measured in arm.measured],
                         **{table: getattr(arm, table).to_dict("records") for table in TABLES if table != "runs"},
                     }
                     for name, arm in self.arms.items()
@@ -183,25 +188,23 @@ class Comparison:
         )
 
     def arm_summary(self, arm: str) -> dict[str, Any]:
-        """Return the measures along the arm's front and at equal KL."""
+        """Return the measures along the arm's front, and where its text reads."""
         front = {measure: [asdict(e) for e in self.over_seeds(arm, measure)] for measure in MEASURES}
-        return front | {
-            "gain_at_equal_kl": asdict(self.gain_at_equal_kl(arm)),
-            "equal_kl": [e.kl_policy_reference.value for _, e in self.matched(arm) or []],
-            "readable": [self.readable(arm, place) for place in range(len(ETAS))],
-            "etas": ETAS,
-            "steps": self.arms[arm].steps,
-        }
+        readable = [self.readable(arm, place) for place in range(len(ETAS))]
+        return front | {"readable": readable, "etas": ETAS, "steps": self.arms[arm].steps}
 
 
-def measured_record(measured: Measured) -> dict[str, Any]:
-    """Return all measures of one arm and seed, and samples at the common KL."""
+def measured_record(measured: Measured, shown: int) -> dict[str, Any]:
+    """Return all measures of one arm and seed, and samples of the policy at ETAS[shown]."""
     return {
         "front": [evaluation.figures() for evaluation in measured.front],
         "end": measured.end and measured.end.figures(),
-        "unmerged": [evaluation.figures() for evaluation in measured.unmerged],
-        "matched": measured.matched
-        and {"eta": measured.matched[0], "samples": measured.matched[1].samples} | measured.matched[1].figures(),
+        "own_runs": [[evaluation.figures() for evaluation in front] for front in measured.own_runs],
+        "best_of_n": [
+            {"n": one.n, "kl_bound": one.kl_bound, "gain": asdict(one.gain), "judge_gain": asdict(one.judge_gain)}
+            for one in measured.best
+        ],
+        "samples": {"eta": ETAS[shown], "samples": measured.front[shown].samples},
     }
 
 
@@ -221,9 +224,25 @@ def own_rows(rows: pd.DataFrame) -> pd.Series:
 
 
 def arm_config(config: ExperimentConfig, arm: str) -> ExperimentConfig:
-    """Set the arm's loops: one run of I·M·T steps for REINFORCE, one run per iteration for M = 1."""
+    """Set what the arm changes: its loops, or the baseline.
+
+    REINFORCE is one run of I·M·T steps, M = 1 has one run per iteration, RLOO is WARP with that baseline.
+
+    Raises:
+        ValueError: the batch cannot be divided into RLOO's completions of one prompt.
+    """
+    if arm == RLOO and config.batch_size % RLOO_SAMPLES:
+        raise ValueError(
+            f"batch_size must be a multiple of {RLOO_SAMPLES}, the completions per prompt of the arm {RLOO!r}, got "
+            f"{config.batch_size}; pass e.g. -p batch_size {4 * RLOO_SAMPLES}"
+        )
     alone = {"M": 1, "lam": 0.5}
-    changes = {WARP: {}, SINGLE: alone, REINFORCE: alone | {"I": 1, "T": config.I * config.M * config.T}}
+    changes: dict[str, dict[str, Any]] = {
+        WARP: {},
+        SINGLE: alone,
+        REINFORCE: alone | {"I": 1, "T": config.I * config.M * config.T},
+        RLOO: {"baseline": "rloo", "samples_per_prompt": RLOO_SAMPLES},
+    }
     return config.replace(**changes[arm])
 
 
@@ -235,16 +254,18 @@ def total_steps(config: ExperimentConfig) -> int:
 def run_comparison(config: ExperimentConfig, task: Task, *, progress: bool = True) -> Comparison:
     """Train all arms `n_seeds` times with independent seeds and evaluate the front of each.
 
-    With `out_dir` runs are durable in seed_*/ARM, and a second call resumes, as in `warp`.
+    With `out_dir` runs are durable in seed_*/ARM, evaluations are saved in seed_*/evaluations, and a second call
+    resumes, as in `warp`.
     """
     started = time.perf_counter()
     check_loaded(config, task)
+    total = total_steps(config)
     config = config.replace(dtype=training_dtype(config.dtype, task.policy))
     check_eval_prompts(config.n_eval_prompts, task, config.max_new_tokens)
-    gate = task.gate(task.reward) if task.gate else None
+    gates = task.gates()
     seeds = [config.seed + index for index in range(config.n_seeds)]
     with ExitStack() as stack:
-        on_step = stack.enter_context(reporting(progress, total_steps(config)))
+        on_step = stack.enter_context(reporting(progress, total))
         home = expanded(config.out_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         found = [train_seed(config.replace(seed=seed), task, home / f"seed_{seed}", on_step) for seed in seeds]
     arms = {}
@@ -257,8 +278,11 @@ def run_comparison(config: ExperimentConfig, task: Task, *, progress: bool = Tru
         config=config,
         about=describe(task),
         arms=arms,
-        gate=gate,
-        checks=run_checks(gate, warped.history, warped.runs, warped.merges, evaluations=ends, config=config),
+        gate=gates.get("reward"),
+        judge_gate=gates.get("judge"),
+        checks=run_checks(
+            gates.get("reward"), warped.history, warped.runs, warped.merges, evaluations=ends, config=config
+        ),
         seconds=time.perf_counter() - started,
         peak_rss_mb=peak_rss_mb(),
         seeds=seeds,
@@ -270,33 +294,24 @@ def train_seed(
 ) -> dict[str, tuple[SimpleNamespace, Measured]]:
     """Train and evaluate every arm with one seed; return the tables of its `WarpResult` and its evaluations."""
     settings = evaluation_settings(config, task)
-    tables: dict[str, SimpleNamespace] = {}
-    merged: dict[str, Weights] = {}
-    measured: dict[str, Measured] = {}
+    store = EvaluationStore(folder / "evaluations", task, settings, evaluation_identity(task, settings))
+    found = {}
     for arm in ARMS:
         result = train_arm(arm_config(config, arm), task, folder, arm, on_step=on_step)
-        tables[arm] = SimpleNamespace(**{name: getattr(result, name) for name in TABLES})
-        merged[arm] = result.merged
-        measured[arm] = Measured(front_at(ETAS, merged[arm], task, settings))
+        tables = SimpleNamespace(**{name: getattr(result, name) for name in TABLES})
+        measured = Measured(store.front(folder_name(arm), result.merged, ETAS))
         if arm == WARP:
-            measured[arm].end = evaluate(result.policy, task.policy, task, **settings)
-            measured[arm].unmerged = [
-                evaluate_weights(weights, task.policy, task, **settings) for weights in result.ingredients
-            ]
-    kl = common_kl([measured[arm].front for arm in ARMS])
-    if kl is not None:
-        for arm in ARMS:
-
-            def evaluate_at(eta: float, weights: Weights = merged[arm]) -> Evaluation:
-                return front_at([eta], weights, task, settings)[0]
-
-            measured[arm].matched = at_kl(kl, measured[arm].front, evaluate_at)
-    return {arm: (tables[arm], measured[arm]) for arm in ARMS}
+            measured.end = store.policy("end", weights_of(result.policy))
+            runs = enumerate(result.ingredients, 1)
+            measured.own_runs = [store.front(f"run-{m}", weights, ETAS) for m, weights in runs]
+            measured.best = store.best_of_n("best-of-n")
+        found[arm] = (tables, measured)
+    return found
 
 
 def train_arm(config: ExperimentConfig, task: Task, folder: Path, arm: str, *, on_step: OnStep) -> WarpResult:
     """Train the arm's runs; M = 1 copies run (1, 1) of WARP, which has the same θ_sft and seed."""
-    home = folder / arm.replace(" ", "")
+    home = folder / folder_name(arm)
     if arm == SINGLE:
         home.mkdir(parents=True, exist_ok=True)
         name = "run_1_1.safetensors"
@@ -306,44 +321,6 @@ def train_arm(config: ExperimentConfig, task: Task, folder: Path, arm: str, *, o
     return warp(config, task, home, progress=on_step)
 
 
-def front_at(etas: Sequence[float], merged: Weights, task: Task, settings: dict[str, Any]) -> list[Evaluation]:
-    """Evaluate (1 - eta) θ_sft + eta θ_slerp^I at every eta."""
-    return [row["evaluation"] for row in pareto_front(task.policy, merged, etas, task, **settings)]
-
-
-# Equal KL
-
-
-def common_kl(fronts: Sequence[Sequence[Evaluation]]) -> float | None:
-    """Return the largest KL(policy || sft) that every front reaches with readable text; None if one never does."""
-    reached = [[e.kl_policy_reference.value for e in front if reads_like_reference(e)] for front in fronts]
-    kl = min(max(kls, default=0.0) for kls in reached)
-    return kl if kl > 0 else None
-
-
-def at_kl(
-    kl: float, front: Sequence[Evaluation], evaluate_at: Callable[[float], Evaluation]
-) -> tuple[float, Evaluation]:
-    """Return (eta, evaluation) with KL(policy || sft) within KL_TOLERANCE of `kl`, else the nearest one tried."""
-    points = dict(zip(ETAS, front, strict=True))
-
-    def away(eta: float) -> float:
-        return abs(points[eta].kl_policy_reference.value - kl)
-
-    for _ in range(SEARCH_STEPS):
-        if min(map(away, points)) <= KL_TOLERANCE * kl:
-            break
-        eta = eta_at(kl, {eta: point.kl_policy_reference.value for eta, point in points.items()})
-        points[eta] = evaluate_at(eta)
-    nearest = min(points, key=away)
-    return nearest, points[nearest]
-
-
-def eta_at(kl: float, kls: Mapping[float, float]) -> float:
-    """Return the eta where a front with these KLs (eta -> nats) first reaches `kl`, √KL being linear in between."""
-    points = sorted({0.0: 0.0, **kls}.items())
-    for (low, below), (high, above) in pairwise(points):
-        if below <= kl <= above and above > below:
-            start, end = math.sqrt(max(below, 0.0)), math.sqrt(above)
-            return low + (high - low) * (math.sqrt(kl) - start) / (end - start)
-    return points[-1][0]
+def folder_name(arm: str) -> str:
+    """Return the name of the arm's folder of runs."""
+    return arm.replace(", ", "-").replace(" ", "")

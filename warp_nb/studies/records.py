@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Number = float | None
 """None where the number is unknown."""
@@ -93,13 +93,60 @@ class ExperimentRecord(Taken):
 
 class ArmSummary(Taken):
     steps: int
-    readable: list[bool]
-    equal_kl: list[float]
-    gain_at_equal_kl: Interval
-    reward_difference: list[Interval]
-    kl_policy_reference: list[Interval]
-    perplexity_policy: list[Interval]
-    perplexity_reference: list[Interval]
+
+
+class Compared(Taken):
+    """A front, or the difference of two, at every KL of the grid."""
+
+    gain: list[Interval]
+    judge: list[Interval]
+    gap: list[Interval]
+    variety: list[Interval]
+
+
+class BesideFront(Taken):
+    value: Interval
+    front: Interval
+    difference: Interval
+
+
+class SinglePolicy(Taken):
+    """A policy beside WARP's front at its own KL."""
+
+    name: str
+    n: int | None
+    kl: Interval
+    gain: BesideFront
+    judge: BesideFront
+
+
+class Declared(Taken):
+    name: Literal["M = 1", "REINFORCE", "own runs"]
+    p: Number
+    p_holm: Number
+
+
+class EqualKl(Taken):
+    """What `summary` of equal_kl.py returns."""
+
+    grid: list[float]
+    declared_kl: float
+    trainings: int
+    earlier: bool
+    fronts: dict[str, Compared]
+    against: dict[str, Compared]
+    declared: list[Declared]
+    points: list[SinglePolicy]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        """Every front, WARP's among them, is there at every KL."""
+        rows = [
+            row for found in (self.fronts, self.against) for front in found.values() for row in vars(front).values()
+        ]
+        if "WARP" not in self.fronts or self.declared_kl not in self.grid or {len(self.grid)} != set(map(len, rows)):
+            raise ValueError("every front, WARP's among them, must have a value at every KL of the grid")
+        return self
 
 
 class ComparisonRecord(Taken):
@@ -107,8 +154,43 @@ class ComparisonRecord(Taken):
 
     config: Settings
     summary: dict[str, ArmSummary]
-    advantage: dict[str, Interval]
+    equal_kl: EqualKl
     conclusion: list[str]
+
+
+class Mean(Taken):
+    value: float
+
+
+class EarlierFigures(Taken):
+    reward_difference: Mean
+    kl_policy_reference: Mean
+    variety_reference: Annotated[float, Field(gt=0)]
+    variety_policy: float
+
+
+class EarlierMeasured(Taken):
+    front: Annotated[list[EarlierFigures], Field(min_length=1)]
+    end: EarlierFigures | None
+
+
+class EarlierArm(Taken):
+    measured: Annotated[list[EarlierMeasured], Field(min_length=1)]
+
+
+class EarlierComparison(Taken):
+    """Experiment 5 of an earlier version, which compared the fronts at a KL that its outcome chose."""
+
+    config: Settings
+    summary: dict[str, ArmSummary]
+    arms: dict[str, EarlierArm]
+
+    @model_validator(mode="after")
+    def _paired(self) -> Self:
+        """Every arm, WARP among them, has as many trainings."""
+        if "WARP" not in self.arms or {len(arm.measured) for arm in self.arms.values()} != {self.config.n_seeds}:
+            raise ValueError("every arm, WARP among them, must have n_seeds trainings")
+        return self
 
 
 class VerdictRow(Taken):
