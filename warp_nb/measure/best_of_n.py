@@ -24,7 +24,7 @@ from warp_nb.tasks.task import Task
 
 @dataclass(frozen=True)
 class BestOfN:
-    """What choosing among N completions gains over θ_sft; intervals are over prompts.
+    """Gains of best-of-N over θ_sft; intervals are over prompts.
 
     Args:
         n: N, the number of completions to choose from.
