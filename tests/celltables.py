@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from warp_nb.studies.diagnosis import CURVES, GREEDY, LR_OF_4, Cell, RewardCell, cells
+from warp_nb.studies.cells import GREEDY, LR_OF_4, Cell, RewardCell, cells
+from warp_nb.studies.diagnosis import CURVES
 
 KLS = {1: 1e-8, 2: 1e-5, 3: 9.0, 4: 0.1}
 """Of the sound experiments, nats."""

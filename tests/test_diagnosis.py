@@ -25,8 +25,8 @@ from warp_nb.files import DamagedFile
 from warp_nb.measure.checks import OF_THE_TEXT
 from warp_nb.runs.jobs import torch_threads
 from warp_nb.runs.training import FAST
-from warp_nb.studies import diagnosis, verdicts
-from warp_nb.studies.diagnosis import (
+from warp_nb.studies import diagnosis, readings
+from warp_nb.studies.cells import (
     DRIFT_LR,
     GREEDY,
     ONE_SEED,
@@ -36,8 +36,10 @@ from warp_nb.studies.diagnosis import (
     RewardCell,
     at_step_one,
     cells,
-    chunks,
     drift,
+)
+from warp_nb.studies.diagnosis import (
+    chunks,
     faulty_task,
     fill,
     main,
@@ -122,7 +124,7 @@ def test_a_cell_measures_what_the_verdicts_read(measured: dict[str, Any]) -> Non
     assert set(measured["kl"]) == {"float32", "bfloat16", "mixed"} and measured["kind"] == "training"
     assert [len(curve) for curve in measured["curves"]["kl"]] == [10] * 4, "I = M = 2, ten steps"
     assert [len(curve) for curve in measured["curves"]["surrogate"]] == [10] * 4
-    assert 0 < verdicts.kl(measured) < verdicts.kl(measured, "mixed")
+    assert 0 < readings.kl(measured) < readings.kl(measured, "mixed")
     assert measured["moved"] > 0 and len(measured["delta_norms"]) == len(measured["unmoved"]) == 4
 
 
@@ -132,7 +134,7 @@ def test_faults_and_changes_of_a_cell_are_made(measured: dict[str, Any]) -> None
     assert still["moved"] == 0 and still["delta_norms"] == [0, 0] and "deltas-nonzero" in still["failed"]
     assert [len(curve) for curve in still["curves"]["kl"]] == [1, 1] and set(still["kl"]) == {"float32"}
     twins = measured_tiny(Cell(2, "constant", ONE_SEED))
-    assert verdicts.same_curves(twins) and not verdicts.same_curves(measured)
+    assert readings.same_curves(twins) and not readings.same_curves(measured)
     assert twins["evaluation"]["reward_difference"]["value"] == 0 and "reward-gate-spread" in twins["failed"]
     assert set(twins["kl"]) == {"float32"}
     assert len(measured_tiny(drift("constant", 1e-2, "none", 0))["curves"]["kl"]) == 1
@@ -279,7 +281,7 @@ NORM = 0.1
 """Share by which the length of a task vector may differ: 0.044 between seeds, 0.026 on another processor."""
 MOVED = 0.1
 """The same of the displacement after the last LITI: 0.039 between seeds, 0.045 on another processor."""
-KL_FACTOR, KL_FACTOR_OF_3, KL_ROUNDING = verdicts.FACTOR, 12.0, 1e-6
+KL_FACTOR, KL_FACTOR_OF_3, KL_ROUNDING = readings.FACTOR, 12.0, 1e-6
 """Within what a verdict reads KLs; 1.5 on another processor. Runs of experiment 3 are chaotic: there it is wider.
 
 Below a millionth of a nat fp32 shows rounding alone."""
@@ -309,7 +311,7 @@ def departures(again: dict[str, Any], kept: dict[str, Any], *, same_prompts: boo
         "parameters": again["parameters"] == kept["parameters"],
         "runs": [steps_of(again), len(again["omega"])] == [steps_of(kept), len(kept["omega"])],
         "before-update": all(run[0] == 0 for name in ("penalty", "kl") for run in again["curves"][name]),
-        "equal-runs": verdicts.same_curves(again) == verdicts.same_curves(kept),
+        "equal-runs": readings.same_curves(again) == readings.same_curves(kept),
         "still": stands_still(again) == stands_still(kept),
         "failed": set(again["failed"]) - SAMPLED == set(kept["failed"]) - SAMPLED,
         "norms": alike(again["delta_norms"], kept["delta_norms"], lambda a, b: near(a, b, rel_tol=NORM)),
@@ -340,7 +342,7 @@ def steps_of(record: dict[str, Any]) -> list[int]:
 
 def stands_still(record: dict[str, Any]) -> bool:
     """Whether the reward is the original's, which never moved."""
-    return abs(record["evaluation"]["reward_difference"]["value"]) <= verdicts.STILL
+    return abs(record["evaluation"]["reward_difference"]["value"]) <= readings.STILL
 
 
 def angles(record: dict[str, Any]) -> list[float | None]:
@@ -357,7 +359,7 @@ def same_angle(one: float | None, other: float | None) -> bool:
 
 def same_kl(again: dict[str, Any], kept: dict[str, Any], scoring: str) -> bool:
     """Whether the larger of the two KLs is the same within its factor, or lost in rounding in both."""
-    low, high = sorted(verdicts.kl(record, scoring) for record in (again, kept))
+    low, high = sorted(readings.kl(record, scoring) for record in (again, kept))
     lr = kept["changes"].get("lr", ROWS[kept["experiment"]].settings["lr"])
     return high <= KL_ROUNDING or high <= (KL_FACTOR_OF_3 if lr >= CHAOTIC else KL_FACTOR) * low
 

@@ -17,7 +17,7 @@ from warp_nb.notebook.check_words import WORDS
 from warp_nb.notebook.conclusions import conclude
 from warp_nb.notebook.experiment_page import save
 from warp_nb.studies import verdicts
-from warp_nb.studies.diagnosis import (
+from warp_nb.studies.cells import (
     DRIFT_LR,
     GREEDY,
     ONE_SEED,
@@ -25,12 +25,11 @@ from warp_nb.studies.diagnosis import (
     SUSPECTS,
     WARM_UPS,
     Cell,
-    CellTable,
     RewardCell,
     at_step_one,
     drift,
-    read_table,
 )
+from warp_nb.studies.diagnosis import CellTable, read_table
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "diagnosis.ipynb"
 

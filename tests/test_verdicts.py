@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from celltables import BEST, both, healthy, moved, record, with_the_originals_traits
 
-from warp_nb.studies import verdicts
-from warp_nb.studies.diagnosis import DRIFT_LR, FIT, GREEDY, LR_OF_4, ONE_SEED, SEEDS, WARM_UPS, Cell, cells, drift
-from warp_nb.studies.verdicts import INSUFFICIENT, NOT_MEASURED, SHARE, SUFFICIENT, UNDECIDED, Table, Verdict
+from warp_nb.studies import fit, readings, verdicts
+from warp_nb.studies.cells import DRIFT_LR, FIT, GREEDY, LR_OF_4, ONE_SEED, SEEDS, WARM_UPS, Cell, cells, drift
+from warp_nb.studies.readings import Table
+from warp_nb.studies.verdicts import INSUFFICIENT, NOT_MEASURED, SHARE, SUFFICIENT, UNDECIDED, Verdict
 
 
 def of(found: list[Verdict], **figures: Any) -> Verdict:
@@ -37,7 +38,7 @@ def test_an_empty_table_is_judged_in_nothing() -> None:
     found = verdicts.verdicts({})
     assert {(verdict.verdict, verdict.outcomes) for verdict in found} == {(NOT_MEASURED, ())}
     assert all(verdict.absent for verdict in found)
-    tried = verdicts.combinations_tried({})
+    tried = fit.combinations_tried({})
     assert {(one.matched, one.judged, len(one.rows)) for one in tried} == {(0, 0, 0)}
 
 
@@ -61,13 +62,13 @@ def test_whatever_cell_is_missing_the_rest_is_judged(cell: Cell) -> None:
     whole, partial = verdicts.verdicts(HEALTHY), verdicts.verdicts(table)
     for one, other in zip(whole, partial, strict=True):
         assert other.outcomes == one.outcomes or other.absent == 1
-    for combination in verdicts.combinations_tried(table):
+    for combination in fit.combinations_tried(table):
         known = {name: shown for name, shown in combination.traits.items() if shown is not None}
         assert known.items() <= TRAITS[tuple(combination.choices.values())].items(), "missing is neither met nor unmet"
 
 
 HEALTHY = healthy()
-TRAITS = {tuple(one.choices.values()): one.traits for one in verdicts.combinations_tried(HEALTHY)}
+TRAITS = {tuple(one.choices.values()): one.traits for one in fit.combinations_tried(HEALTHY)}
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,7 @@ TRAIT_NAMES = [
 
 
 def test_the_best_combination_is_the_one_with_most_traits() -> None:
-    tried = verdicts.combinations_tried(with_the_originals_traits())
+    tried = fit.combinations_tried(with_the_originals_traits())
     best = tried[0]
     assert BEST.items() <= best.choices.items() and best.choices["scoring"] == "float32"
     assert (best.matched, best.judged, list(best.traits)) == (13, 13, TRAIT_NAMES)
@@ -256,7 +257,7 @@ def test_the_best_combination_is_the_one_with_most_traits() -> None:
 
 
 def test_every_combination_is_enumerated_and_its_cells_are_measured() -> None:
-    tried, names = verdicts.combinations_tried({}), {cell.name for cell in cells()}
+    tried, names = fit.combinations_tried({}), {cell.name for cell in cells()}
     scorings = {"smollm": 3, "small": 1}
     assert len(tried) == sum(2 * len(arm.warm_ups) * len(arm.lrs) * scorings[arm.task] for arm in FIT) == 106
     assert len({tuple(one.choices.values()) for one in tried}) == len(tried)
@@ -265,7 +266,7 @@ def test_every_combination_is_enumerated_and_its_cells_are_measured() -> None:
 
 
 def test_levels_of_kl_are_judged_on_smollm_alone() -> None:
-    for one in verdicts.combinations_tried(healthy()):
+    for one in fit.combinations_tried(healthy()):
         unjudged = [name for name, shown in one.traits.items() if shown is None]
         assert unjudged == ([] if one.arm.task == "smollm" else ["zero-1", "kl-2", "kl-3", "kl-4"])
 
@@ -273,7 +274,7 @@ def test_levels_of_kl_are_judged_on_smollm_alone() -> None:
 def test_a_trait_that_is_missing_counts_for_nothing_and_may_still_decide() -> None:
     table = with_the_originals_traits()
     del table[Cell(3, "collapsed", GREEDY, task="smollm").name]
-    best = verdicts.combinations_tried(table)[0]
+    best = fit.combinations_tried(table)[0]
     assert [name for name, shown in best.traits.items() if shown is None] == [
         "reward-still", "kl-3", "pairs-3", "rise-3", "above-3"
     ]  # fmt: skip
@@ -281,7 +282,7 @@ def test_a_trait_that_is_missing_counts_for_nothing_and_may_still_decide() -> No
     without = healthy()
     for number in (1, 2):
         without[Cell(number, "collapsed", GREEDY, task="smollm").name]["curves"] = {}
-    assert verdicts.combinations_tried(without)[-1].judged > 0, "records of before lack a plotted quantity"
+    assert fit.combinations_tried(without)[-1].judged > 0, "records of before lack a plotted quantity"
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,7 @@ def test_each_trait_can_fail_alone(trait: str, spoil: Callable[[Any], None]) -> 
     spoil(table[Cell(number, "collapsed", GREEDY, task="smollm").name])
     (found,) = [
         one
-        for one in verdicts.combinations_tried(table)
+        for one in fit.combinations_tried(table)
         if BEST.items() <= one.choices.items() and (one.scoring, one.plotted) == ("float32", "objective")
     ]
     assert [name for name, shown in found.traits.items() if not shown] == [trait]
@@ -310,14 +311,14 @@ def test_each_trait_can_fail_alone(trait: str, spoil: Callable[[Any], None]) -> 
 def test_a_row_is_the_median_of_the_seeds() -> None:
     records = [record(reward=reward, kl=kl) for reward, kl in ((0.1, 3.0), (0.9, 1.0), (0.3, 2.0))]
     records[0]["kl"]["mixed"] = both(50.0)
-    assert verdicts.row(records, "float32") == {
+    assert fit.row(records, "float32") == {
         "reward_reference": 0.3,
         "reward_policy": 0.3,
         "reward_difference": 0.3,
         "kl_reference_policy": 2.0,
         "kl_policy_reference": 2.0,
     }
-    assert verdicts.row(records, "mixed")["kl_policy_reference"] == 2.0
+    assert fit.row(records, "mixed")["kl_policy_reference"] == 2.0
 
 
 # Records
@@ -325,48 +326,48 @@ def test_a_row_is_the_median_of_the_seeds() -> None:
 
 def test_a_single_run_has_no_pair() -> None:
     alone = record(curves=[[1.0, 2.0]])
-    assert verdicts.pairs(alone) == [] and verdicts.same_curves(alone) and verdicts.first_apart([alone]) == []
-    assert verdicts.pairs(record(curves=[[1.0]] * 4)) == [(0, 1), (2, 3)]
+    assert readings.pairs(alone) == [] and readings.same_curves(alone) and readings.first_apart([alone]) == []
+    assert readings.pairs(record(curves=[[1.0]] * 4)) == [(0, 1), (2, 3)]
 
 
 def test_runs_begin_to_differ_in_whatever_column() -> None:
     found = record(curves=[[1.0, 2.0, 3.0]] * 4)
     found["curves"] = found["curves"] | {"kl": [[0.0, 0.1, 0.2], [0.0, 0.1, 0.3], [0.0, 0.1, 0.2], [0.0, 0.2, 0.2]]}
-    assert not verdicts.same_curves(found) and verdicts.first_apart([found]) == [2, 3]
+    assert not readings.same_curves(found) and readings.first_apart([found]) == [2, 3]
 
 
 @pytest.mark.parametrize(("value", "close"), [(0.9, False), (1.0, True), (9.0, True), (9.1, False)])
 def test_close_is_within_a_factor_of_three(value: float, close: bool) -> None:
-    assert verdicts.close(value, 3.0) == close
+    assert readings.close(value, 3.0) == close
 
 
 def test_figures_of_a_record_by_hand() -> None:
     found = record(curves=[[1.0, 2.0], [1.5, 2.0], [1.0, 5.0], [1.0, 2.0]])
     curves = found["curves"]["objective"]
-    assert verdicts.apart(curves) == 3.0 and verdicts.share_apart(curves) == 0.75
-    assert verdicts.share_of_pairs(curves) == 0.75 and verdicts.share_of_pairs(curves[:2]) == 0.5
+    assert readings.apart(curves) == 3.0 and readings.share_apart(curves) == 0.75
+    assert readings.share_of_pairs(curves) == 0.75 and readings.share_of_pairs(curves[:2]) == 0.5
     found["kl"]["mixed"] = {"kl_reference_policy": 0.2, "kl_policy_reference": 0.1}
-    assert (verdicts.kl(found), verdicts.kl(found, "mixed")) == (1.0, 0.2)
-    assert verdicts.ratio(1.0, 2.0) == 0.5 and math.isnan(verdicts.ratio(1.0, 0.0))
-    rows = verdicts.history(found)
+    assert (readings.kl(found), readings.kl(found, "mixed")) == (1.0, 0.2)
+    assert readings.ratio(1.0, 2.0) == 0.5 and math.isnan(readings.ratio(1.0, 0.0))
+    rows = readings.history(found)
     assert len(rows) == 8 and rows.query("iteration == 1 and run == 0")["objective"].tolist() == [1.0, 5.0]
 
 
 def test_what_a_reader_sees_of_curves_by_hand() -> None:
     flat = [[0.3, 0.3]] * 4
-    assert (verdicts.share_apart(flat), verdicts.rise(flat), verdicts.first_above(flat)) == (0.0, 0.0, 0.0)
+    assert (readings.share_apart(flat), readings.rise(flat), readings.first_above(flat)) == (0.0, 0.0, 0.0)
     line = [[0.0, 1.0, 2.0]] * 2 + [[1.0, 2.0, 3.0]] * 2
-    assert verdicts.climb(line[0]) == pytest.approx(2.0) and verdicts.rise(line) == pytest.approx(2 / 3)
-    assert verdicts.first_above(line) == pytest.approx(-1 / 3) and verdicts.share_of_pairs(line) == 0.0
-    assert verdicts.climb([0.0, 3.0, 0.0]) == 0.0 and verdicts.climb([2.0, 0.0]) == -2.0
+    assert readings.climb(line[0]) == pytest.approx(2.0) and readings.rise(line) == pytest.approx(2 / 3)
+    assert readings.first_above(line) == pytest.approx(-1 / 3) and readings.share_of_pairs(line) == 0.0
+    assert readings.climb([0.0, 3.0, 0.0]) == 0.0 and readings.climb([2.0, 0.0]) == -2.0
     tiny_range = [[1e-7 * value for value in curve] for curve in line]
-    assert verdicts.share_apart(tiny_range) == pytest.approx(1 / 3), "a plot of a constant reward rescales its axis"
+    assert readings.share_apart(tiny_range) == pytest.approx(1 / 3), "a plot of a constant reward rescales its axis"
 
 
 @pytest.mark.parametrize(("width", "alike"), [(0.0, False), (1e-8, False), (1e-7, True), (2e-6, True), (1e-5, False)])
 def test_the_reward_of_the_reference_moves_as_the_originals(width: float, alike: bool) -> None:
-    assert pytest.approx(2e-7) == verdicts.SFT_MOVED
+    assert pytest.approx(2e-7) == readings.SFT_MOVED
     found = record()
     found["evaluation"] = {"reward_reference": {"value": 1.0, "low": 1.0 - width, "high": 1.0 + width}}
-    assert verdicts.resampled(found) == pytest.approx(2**0.5 * width / 1.96, rel=1e-6, abs=1e-15)
-    assert verdicts.moves_alike(verdicts.resampled(found)) == alike
+    assert readings.resampled(found) == pytest.approx(2**0.5 * width / 1.96, rel=1e-6, abs=1e-15)
+    assert readings.moves_alike(readings.resampled(found)) == alike

@@ -22,8 +22,8 @@ from warp_nb.notebook.numbers import counted, format_number
 from warp_nb.notebook.plots import dressed, error_arms, panels, styles
 from warp_nb.notebook.prose import filled, paragraphs, words
 from warp_nb.notebook.tables import filled_table, table
-from warp_nb.studies import verdicts
-from warp_nb.studies.diagnosis import (
+from warp_nb.studies import fit, readings, verdicts
+from warp_nb.studies.cells import (
     DRIFT_LR,
     ONE_SEED,
     PRECISION_SEEDS,
@@ -31,22 +31,15 @@ from warp_nb.studies.diagnosis import (
     SUSPECTS,
     SWEEP_LR,
     Cell,
-    CellTable,
     RewardCell,
     at_step_one,
     drift,
-    missing,
 )
+from warp_nb.studies.diagnosis import CellTable, missing
+from warp_nb.studies.fit import Combination, combinations_tried, measured_of
 from warp_nb.studies.original import ROWS
-from warp_nb.studies.verdicts import (
-    NOT_MEASURED,
-    Combination,
-    Table,
-    Verdict,
-    combinations_tried,
-    kl,
-    measured_of,
-)
+from warp_nb.studies.readings import Table, kl
+from warp_nb.studies.verdicts import NOT_MEASURED, Verdict
 
 VERDICT_WORDS = words("verdicts")
 OUTCOMES = {True: "да", False: "нет", None: "не измерено"}
@@ -56,7 +49,7 @@ DRIFTS = [(reward, baseline) for reward in ("sound", "constant") for baseline in
 
 def told(verdict: Verdict) -> dict[str, Any]:
     """Put a verdict into words: name, english, prediction, measured, verdict, verdict_english, and its outcomes."""
-    facts, said = vars(verdicts) | verdict.figures, VERDICT_WORDS[verdict.hypothesis]
+    facts, said = vars(readings) | vars(verdicts) | verdict.figures, VERDICT_WORDS[verdict.hypothesis]
     if verdict.verdict == NOT_MEASURED:
         said = said | {"measured": ""}
     found = {key: filled(text.replace("\n", " "), facts) for key, text in said.items()}
@@ -78,7 +71,7 @@ def progress(cells: Table) -> str:
 
 def trait(name: str) -> str:
     """Describe a trait of the original's table and plots."""
-    return filled(VERDICT_WORDS["traits"][name], vars(verdicts))
+    return filled(VERDICT_WORDS["traits"][name], vars(readings))
 
 
 def choices(combination: Combination) -> dict[str, str]:
@@ -147,7 +140,7 @@ def split_figure(cells: Table) -> Figure:
             if not records:
                 dressed(ax, f"{title}, не измерено")
                 continue
-            rows = pd.concat(map(verdicts.history, records))
+            rows = pd.concat(map(readings.history, records))
             means = rows.groupby("step")[list(parts)].mean()
             for (column, name), (color, line, _) in zip(parts.items(), styles(), strict=False):
                 ax.plot(means.index, means[column] - means[column].iloc[0], color=color, linestyle=line, label=name)
@@ -220,7 +213,7 @@ def row_kinds(cells: Table) -> dict[str, dict[int, dict[str, float]]]:
     return {
         "original": {number: found.measures() for number, found in ROWS.items()},
         "best": combinations_tried(cells)[0].rows,
-        "sound": {number: verdicts.row(records, "float32") for number, records in sound.items() if records},
+        "sound": {number: fit.row(records, "float32") for number, records in sound.items() if records},
     }
 
 
@@ -248,8 +241,8 @@ def best_facts(cells: Table) -> dict[str, Any]:
         "missing": by_outcome[False],
         "unmeasured": by_outcome[None],
         "judged": [one.judged for one in tried],
-        "MOST": verdicts.MOST,
-        "explained": best.matched >= verdicts.MOST * len(best.traits),
+        "MOST": fit.MOST,
+        "explained": best.matched >= fit.MOST * len(best.traits),
         "undecided": sum(one.undecided for one in tried),
         "as_good": len(equals) - 1,
         "progress": progress(cells),
@@ -290,9 +283,9 @@ def rounded_beside_zero(cells: Table) -> list[float]:
             kl(first, scoring)
             for scoring in ("bfloat16", "mixed")
             for first, second in rows
-            if verdicts.close(kl(second, scoring), ROWS[2].kl_reference_policy)
+            if readings.close(kl(second, scoring), ROWS[2].kl_reference_policy)
         ]
-    return [] if seen and min(seen) < verdicts.ZERO else seen
+    return [] if seen and min(seen) < readings.ZERO else seen
 
 
 def traits_table(cells: Table, count: int = 5) -> HTML:
