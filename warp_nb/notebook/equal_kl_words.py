@@ -105,10 +105,10 @@ def declared_facts(
 
 
 def hacked(name: str, rows: Mapping[str, list[Estimate]], found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the KLs at which a front hacks the reward, by the rule of `Hacking.hacked`.
+    """Return the KLs at which a front hacks the reward.
 
     The interval of the gap between reward and judge lies above zero, and so does that of its excess over the gap of
-    best-of-N, if best-of-N reaches that KL.
+    best-of-N. Beyond the largest N nothing tells which gap to expect, and the gap's interval alone decides.
     """
     excess = [estimate_of(one) for one in found["excess"][name]] or [NO_ESTIMATE] * len(found["grid"])
     return [

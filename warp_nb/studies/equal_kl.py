@@ -4,6 +4,10 @@ No outcome chooses the KL. A front is never extrapolated: a KL beyond its farthe
 
 One training: intervals are percentiles of a bootstrap over prompts, of KL and reward together. Several: t over
 trainings. Two policies of a training are always paired.
+
+Reward and judge are trained by one recipe on different reviews, so what both see is in the text, and what the reward
+alone sees is an error of the reward. Choosing by a reward exploits its errors too, without any training: so a gap
+between the two counts as reward hacking only beyond what best-of-N shows at the same KL.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ DECLARED_KL = 4.0
 """The KL of the grid at which the declared comparisons are made; all others are exploratory."""
 AT_SFT = {"gain": 0.0, "judge": 0.0, "gap": 0.0, "variety": 1.0}
 """What is compared, with its value at θ_sft: gain by the reward, gain by the judge, the first minus the second (each in
-units of its model's spread, as in `hacking`), and distinct bigrams of all completions as a share of θ_sft's."""
+units of its model's spread), and distinct bigrams of all completions as a share of θ_sft's."""
 RESAMPLES, BOOTSTRAP_SEED = 2000, 0
 WARP, OWN_RUNS, SINGLE, REINFORCE, RLOO = "WARP", "own runs", "M = 1", "REINFORCE", "WARP, RLOO"
 FRONTS = (WARP, OWN_RUNS, SINGLE, REINFORCE, RLOO)
@@ -249,7 +253,8 @@ def summary(
 ) -> dict[str, Any]:
     """Return all comparisons at equal KL as plain JSON values; null is missing or unknown.
 
-    `excess` is the gap between reward and judge beyond that of best-of-N; empty where best-of-N was not measured.
+    `excess` is the gap between reward and judge beyond that of best-of-N; empty where best-of-N was not measured, and
+    null beyond its largest N.
 
     Args:
         fronts: by the names of FRONTS, WARP's among them; what was not measured is left out.
