@@ -293,9 +293,9 @@ def test_a_reward_is_imported_by_its_name(module: Callable[[str], None]) -> None
     module(
         "from warp_nb.tasks.rewards import LengthPenalty\n"
         "def score(completions):\n    return [2.0] * len(completions)\n"
-        "class Kind:\n    short = LengthPenalty(-0.5)\n"
+        "short = LengthPenalty(-0.5)\n"
     )
-    task = tiny.task(reward="mine:score", judge="mine:Kind.short")
+    task = tiny.task(reward="mine:score", judge="mine:short")
     assert task.score(["the"], [" best"], "here") == [2.0] and reward_name(task.reward) == "score"
     assert task.score_judge(["the"], [" best film"], "here") == [-1.0]
     assert describe(tiny.task(reward=["mine:score", LengthPenalty()]))["reward"] == "score + LengthPenalty"
@@ -307,15 +307,18 @@ def test_a_reward_is_imported_by_its_name(module: Callable[[str], None]) -> None
         (
             "",
             "nowhere:score",
-            "reward 'nowhere:score': module nowhere does not import (ModuleNotFoundError: No module ",
+            "reward = 'nowhere:score': the module nowhere does not import (ModuleNotFoundError: No m",
         ),
         (
             "1 / 0",
             "mine:score",
-            "reward 'mine:score': module mine does not import (ZeroDivisionError: division by zero",
+            "reward = 'mine:score': the module mine does not import (ZeroDivisionError: division b",
         ),
-        ("def other(): ...", "mine:score", "reward 'mine:score': module mine has no score; it has other"),
-        ("score = 3", "mine:score", "a reward must be a function reward(prompts, completions, **kwargs), got 3; pass "),
+        (
+            "def other(): ...",
+            "mine:score",
+            "reward = 'mine:score': mine has no function score; pass one that it has: other",
+        ),
     ],
 )
 def test_a_reward_that_does_not_import_is_refused(
@@ -442,20 +445,20 @@ def without_tokenizer(folder: Path) -> str:
     [
         (
             lambda folder: str(folder / "none"),
-            "the sequence classifier '.*none' cannot be loaded .*; pass module:function",
+            "reward = '.*none' is no folder here; pass the folder that save_pretrained wrote, or a hub id",
         ),
         (
             lambda folder: "somebody/reward",
-            "the sequence classifier 'somebody/reward' cannot be loaded .*a model id of ",
+            "reward = 'somebody/reward' is neither a folder here nor a model that the hub gives",
         ),
-        (without_safetensors, "cannot be loaded .*safetensors.*; pass .* config, tokenizer and safetensors"),
+        (without_safetensors, "does not load .*safetensors.*; pass .* config, tokenizer and safetensors"),
         (language_model, "is GPT2LMHeadModel, no sequence classifier; pass one, or a function module:function"),
         (
             without_head,
             r"lacks weights of BertForSequenceClassification: classifier\.bias, classifier\.weight; train it",
         ),
-        (own_code, "cannot be loaded .*, without code of its own"),
-        (without_tokenizer, "cannot be loaded .*it has no tokenizer.*; pass .* config, tokenizer and safetensors"),
+        (own_code, "does not load .*, without code of its own"),
+        (without_tokenizer, "reward = '.*model' has no tokenizer "),
     ],
 )
 def test_a_classifier_that_cannot_be_a_reward_is_refused(
@@ -471,6 +474,13 @@ def test_a_text_that_a_classifier_cannot_read_is_named() -> None:
         RuntimeError, match=r"a text has 25 tokens, and BertForSequenceClassification reads 24; shorten"
     ):
         call_reward(reward, ["the " * 20], ["film " * 5], "here")
+
+
+def test_what_is_no_reward_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"a reward must be a function reward\(prompts, completions, \*\*kwargs\), got 3; p"
+    ):
+        tiny.task(reward=[tiny.opinion, 3])
 
 
 def test_a_model_is_no_reward_without_its_tokenizer() -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from warp_nb.paths import expanded
+from warp_nb.tasks.hub import first_line
 from warp_nb.tasks.isolation import quiet
+from warp_nb.tasks.pretrained import load_tokenizer, pretrained_at
 from warp_nb.tasks.text import context_length
 
 if TYPE_CHECKING:
@@ -68,35 +69,31 @@ class SequenceClassifier:
             ValueError: there is no such folder or model, it is no sequence classifier, its weights are not safetensors,
                 it needs code of its own, or the label is unknown. The labels are checked before weights are loaded.
         """
-        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForSequenceClassification
 
-        path = expanded(source)
-        found, safe = str(path if path.is_dir() else source), {"trust_remote_code": False}
+        found, safe = pretrained_at(source, "reward"), {"trust_remote_code": False}
+        tokenizer = load_tokenizer(found, "reward")
         try:
             with quiet():
-                config = AutoConfig.from_pretrained(found, **safe)
-                check_classifier(config, found, label)
-                tokenizer = AutoTokenizer.from_pretrained(found, **safe)
-                if tokenizer.get_vocab().keys() <= set(
-                    tokenizer.all_special_tokens
-                ):  # transformers makes up an empty one
-                    raise OSError("it has no tokenizer")
+                config = AutoConfig.from_pretrained(found.folder, **safe)
+                check_classifier(config, found.source, label)
                 model, info = AutoModelForSequenceClassification.from_pretrained(
-                    found, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **safe
-                )
+                    found.source, revision=found.commit or "main", dtype=torch.float32, use_safetensors=True,
+                    output_loading_info=True, **safe,
+                )  # fmt: skip
         except (MemoryError, ImportError, Refused):
             raise
-        except Exception as error:  # transformers and the hub's client pass on errors of no common kind
-            raise ValueError(
-                f"the sequence classifier {str(source)!r} cannot be loaded ({type(error).__name__}: "
-                f"{(str(error).strip().splitlines() or [''])[0][:200]}); pass module:function, a model id of the hub, "
-                f"or a folder as save_pretrained writes it: config, tokenizer and safetensors, without code of its own"
+        except Exception as error:  # transformers passes on its parsers' errors, of no common kind
+            raise Refused(
+                f"reward = {str(source)!r} does not load ({type(error).__name__}: {first_line(error)}); pass a "
+                f"folder as save_pretrained writes it: config, tokenizer and safetensors, without code of its own"
             ) from error
         if lacking := sorted(info["missing_keys"]):
             raise ValueError(
-                f"{str(source)!r} lacks weights of {type(model).__name__}: {', '.join(lacking[:5])}; train it first"
+                f"reward = {str(source)!r} lacks weights of {type(model).__name__}: {', '.join(lacking[:5])}; "
+                f"train it first"
             )
-        return cls(model.to(device), tokenizer, label, found)
+        return cls(model.to(device), tokenizer, label, found.source)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.source is None:
@@ -128,7 +125,9 @@ def check_classifier(config: Any, source: str, label: str | None) -> None:
     """Raise Refused unless a configuration is that of a sequence classifier with this label."""
     kinds = config.architectures or ["a model of unknown class"]
     if not any("ForSequenceClassification" in kind for kind in kinds):
-        raise Refused(f"{source!r} is {kinds[0]}, no sequence classifier; pass one, or a function module:function")
+        raise Refused(
+            f"reward = {source!r} is {kinds[0]}, no sequence classifier; pass one, or a function module:function"
+        )
     place_of(label, config, source)
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from warp_nb.tasks.imported import imported
 from warp_nb.tasks.reward_interface import Reward, WeightedSum
 
-NAME = r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)"
+NAMED = re.compile(r"[A-Za-z_][\w.]*:\w+")
 """module:function."""
 
 
@@ -57,7 +57,7 @@ def as_reward(given: Any, device: str = "cpu") -> Reward:
     Raises:
         ValueError: it is none of these, or does not import or load.
     """
-    if isinstance(given, str) and re.fullmatch(NAME, given):
+    if isinstance(given, str) and NAMED.fullmatch(given):
         return as_reward(imported(given, "reward"), device)
     if isinstance(given, str | Path):
         from warp_nb.tasks.classifier import SequenceClassifier
@@ -76,25 +76,3 @@ def as_reward(given: Any, device: str = "cpu") -> Reward:
             f"them, module:function, or the folder or model id of a sequence classifier"
         )
     return given
-
-
-def imported(name: str, kind: str) -> Any:
-    """Import `module:function`, the value of parameter `kind`.
-
-    Raises:
-        ValueError: the module does not import, or has no such name.
-    """
-    module, _, function = name.partition(":")
-    remedy = "put the folder of the module on PYTHONPATH, or start in it"
-    try:
-        found = import_module(module)
-    except Exception as error:  # a module raises what it likes
-        raise ValueError(
-            f"{kind} {name!r}: module {module} does not import ({type(error).__name__}: {error}); {remedy}"
-        ) from error
-    for part in function.split("."):
-        if not hasattr(found, part):
-            public = ", ".join(one for one in vars(import_module(module)) if not one.startswith("_"))
-            raise ValueError(f"{kind} {name!r}: module {module} has no {function}; it has {public[:200]}")
-        found = getattr(found, part)
-    return found
