@@ -55,7 +55,7 @@ def test_gains_are_those_of_the_completions_that_were_drawn() -> None:
     prompts = held_out(TASK, 40, 1)
     evaluation = evaluate(TASK.policy, TASK.policy, TASK, sampling=TASK.sampling(6), n_prompts=40, seed=1, n_samples=40)
     assert prompts == [sample["prompt"] for sample in evaluation.samples]
-    drawn = [completions(TASK, prompts, TASK.sampling(6), derive_seed(1, "best-of-n", draw)) for draw in range(5)]
+    drawn = [completions(TASK, prompts, TASK.sampling(6), derive_seed(1, "best-of-n", draw))[0] for draw in range(5)]
     rewards = np.array([tiny.opinion([], texts) for texts in drawn]).T
     judges = np.array([TASK.score_judge(prompts, texts, "here") for texts in drawn]).T
     assert [(point.n, point.kl_bound) for point in found] == [(n, math.log(n) - (n - 1) / n) for n in (1, 2, 5)]

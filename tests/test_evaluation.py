@@ -22,7 +22,6 @@ from warp_nb.measure.evaluation import (
     JUDGE_MEASURES,
     MEASURES,
     Evaluation,
-    completion_tokens,
     distinct_share,
     evaluate,
     over_trainings,
@@ -32,6 +31,7 @@ from warp_nb.measure.evaluation import (
 )
 from warp_nb.runs.warp import warp
 from warp_nb.tasks.task import Task
+from warp_nb.tasks.text import completion_tokens
 
 TASK = tiny.task()
 SETTINGS: dict[str, Any] = {"sampling": TASK.sampling(6), "n_prompts": 40, "seed": 1}

@@ -47,7 +47,7 @@ def test_rewards_of_any_number_type_become_floats(values: Any) -> None:
     [
         (None, "returned None; it must return a list of numbers, one per completion"),
         (1.0, "returned 1.0; it must return a list of numbers, one per completion"),
-        ([1.0, None], "returned None for prompt 'second prompt'; every value must be one number, finite in float32"),
+        ([1.0, None], "returned None for prompt 'second prompt', and at least one reward must apply to a prompt; "),
         ([1.0, "0.5"], "returned '0.5' for prompt 'second prompt'; every value must be one number, finite in float32"),
         ([[1.0], [2.0]], "returned [1.0] for prompt 'first prompt'; every value must be one number, finite in float32"),
         ([1.0], "returned 1 values for 2 completions"),

@@ -20,6 +20,7 @@ from warp_nb.measure.estimates import NO_ESTIMATE, Estimate, mean_interval
 from warp_nb.measure.evaluation import batch_size, check_eval_prompts, held_out
 from warp_nb.runs.training import derive_seed
 from warp_nb.tasks.task import Task
+from warp_nb.tasks.text import completion_tokens
 
 
 @dataclass(frozen=True)
@@ -75,23 +76,27 @@ def best_of_n(
     prompts = held_out(task, n_prompts, seed)
     rewards, judges = [], []
     for draw in range(max(ns)):
-        texts = completions(task, prompts, sampling, derive_seed(seed, "best-of-n", draw))
-        rewards.append(task.score(prompts, texts, f"draw {draw + 1} of best-of-N"))
+        texts, ids = completions(task, prompts, sampling, derive_seed(seed, "best-of-n", draw))
+        rewards.append(task.score(prompts, texts, f"draw {draw + 1} of best-of-N", ids=ids))
         if task.judge is not None:
-            judges.append(task.score_judge(prompts, texts, f"draw {draw + 1} of best-of-N"))
+            judges.append(task.score_judge(prompts, texts, f"draw {draw + 1} of best-of-N", ids=ids))
     return [gains_of_best(n, np.array(rewards).T, np.array(judges).T) for n in ns]
 
 
-def completions(task: Task, prompts: list[str], sampling: Sampling, seed: int) -> list[str]:
-    """Sample one completion of θ_sft for every held-out prompt; each block of prompts has noise of its own."""
-    texts: list[str] = []
+def completions(task: Task, prompts: list[str], sampling: Sampling, seed: int) -> tuple[list[str], list[list[int]]]:
+    """Sample one completion of θ_sft for every held-out prompt: its text and its tokens, without padding.
+
+    Each block of prompts has noise of its own.
+    """
+    texts, ids = list[str](), list[list[int]]()
     size = batch_size(task.policy, task.policy, sampling)
     for start in range(0, len(prompts), size):
         chunk = prompts[start : start + size]
         seeds = [derive_seed(seed, block) for block in range(start, start + len(chunk), BLOCK)]
         rollout = sample_by_seeds(task.policy, *task.encode(chunk, sampling, "eval_prompts"), sampling, seeds=seeds)
         texts += task.decode(rollout)
-    return texts
+        ids += completion_tokens(rollout)
+    return texts, ids
 
 
 def gains_of_best(n: int, rewards: np.ndarray, judges: np.ndarray) -> BestOfN:

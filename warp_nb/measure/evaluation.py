@@ -23,6 +23,7 @@ from warp_nb.measure.estimates import NO_ESTIMATE, Estimate, exponential, geomet
 from warp_nb.measure.reference_cache import ReferenceSide
 from warp_nb.runs.training import derive_seed
 from warp_nb.tasks.task import Task
+from warp_nb.tasks.text import completion_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -192,9 +193,9 @@ def evaluate(
         others = completion_logits(reference, rollout)
         add_batch_(mine, task, rollout, completion_logits(policy, rollout), others=others, under=others)
     for side, name in ((theirs, "reference"), (mine, "policy")):
-        side.rewards = task.score(prompts, side.texts, f"evaluation of the {name}")
+        side.rewards = task.score(prompts, side.texts, f"evaluation of the {name}", ids=side.tokens)
         if task.judge is not None:
-            side.judges = task.score_judge(prompts, side.texts, f"evaluation of the {name}")
+            side.judges = task.score_judge(prompts, side.texts, f"evaluation of the {name}", ids=side.tokens)
     return compared(prompts, theirs, mine, n_samples=n_samples)
 
 
@@ -316,12 +317,6 @@ def token_nll(logits: torch.Tensor, rollout: Rollout) -> list[float]:
     """Return the mean negative log-likelihood per token of each completion, at temperature 1, nats."""
     totals = -token_log_probs(logits, rollout.tokens, rollout.completion_mask, 1.0).sum(1)
     return (totals / rollout.completion_mask.sum(1)).tolist()
-
-
-def completion_tokens(rollout: Rollout) -> list[list[int]]:
-    """Return the tokens of each completion, without padding."""
-    rows = zip(rollout.tokens.cpu(), rollout.completion_mask.cpu(), strict=True)  # one copy, not one a row
-    return [row[keep].tolist() for row, keep in rows]
 
 
 def in_groups(completions: Sequence[list[int]], share: Callable[[Sequence[list[int]]], float]) -> float:

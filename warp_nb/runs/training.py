@@ -27,7 +27,9 @@ from warp_nb.runs.checkpoint import Checkpoints
 from warp_nb.runs.facts import AnchorProbe, Row, displacement, tokens_after_end
 from warp_nb.runs.interrupts import interrupts_wait
 from warp_nb.runs.layout import check_history, check_moments, check_noise, check_tensors
+from warp_nb.tasks.reward_interface import TrainerState
 from warp_nb.tasks.task import Task
+from warp_nb.tasks.text import completion_tokens
 
 OnStep = Callable[[Row], None]
 Keep = Callable[[int | str, Weights], None]
@@ -150,7 +152,8 @@ class Training(Watch):
         with arithmetic(config.dtype, ids.device):
             rollout = sample(policy, ids, mask, self.sampling, generator=self.noise)  # line 6
         texts = self.task.decode(rollout)
-        scores = self.task.score(prompts, texts, self.where())
+        tokens = completion_tokens(rollout)
+        scores = self.task.score(prompts, texts, self.where(), ids=tokens, state=self.state(), run=self.place["run"])
         rewards = torch.tensor(scores, dtype=torch.float32, device=ids.device)
         with arithmetic(config.dtype, ids.device):
             loss, self.measured = self.step_of(policy, anchor, rollout)(rollout, rewards)
@@ -194,6 +197,11 @@ class Training(Watch):
     def where(self) -> str:
         """Name the current step in messages."""
         return f"iteration {self.place['iteration']}, run {self.place['run']}, step {len(self.history) + 1}"
+
+    def state(self) -> TrainerState:
+        """Return the progress that rewards see."""
+        before = (self.place["iteration"] - 1) * self.config.T
+        return TrainerState(before + len(self.history), self.config.I * self.config.T)
 
     # Hooks of `train_run`
 

@@ -84,9 +84,9 @@ def warp(
         parts: the functions that a run calls.
 
     Raises:
-        ValueError: a prompt leaves no room for a completion; `out_dir` holds runs of another configuration or task, or
-            cannot be written; the executor is not one of processes, the task has no usable `rebuild`, or `parts` are
-            not the defaults, which workers use.
+        ValueError: a prompt leaves no room for a completion; the task's `run_rewards` are not M; `out_dir` holds runs
+            of another configuration or task, or cannot be written; the executor is not one of processes, the task has
+            no usable `rebuild`, or `parts` are not the defaults, which workers use.
         RuntimeError: another call is using the folder; both checkpoints of a run are damaged; a worker lacks the
             files of the folder, rebuilds another task, or dies with its pool.
         FloatingPointError: a loss, a measurement or a gradient is not finite. For a bad reward see `call_reward`.
@@ -102,6 +102,7 @@ def warp(
         last[:] = policies
 
     task.check_lengths(config.max_new_tokens)
+    task.check_runs(config.M)
     config = config.replace(dtype=training_dtype(config.dtype, task.policy))
     merge = partial(parts.merge, method=config.merge, by=config.merge_by, lam=config.lam)
     with ExitStack() as stack:

@@ -262,6 +262,8 @@ def run_comparison(config: ExperimentConfig, task: Task, *, progress: bool = Tru
     total = total_steps(config)
     config = config.replace(dtype=training_dtype(config.dtype, task.policy))
     check_eval_prompts(config.n_eval_prompts, task, config.max_new_tokens)
+    for arm in ARMS:
+        task.check_runs(arm_config(config, arm).M)
     gates = task.gates()
     seeds = [config.seed + index for index in range(config.n_seeds)]
     with ExitStack() as stack:

@@ -18,7 +18,7 @@ from warp_nb.files import DamagedFile, fingerprint, read_record, write_json
 from warp_nb.measure.best_of_n import BestOfN, best_of_n
 from warp_nb.measure.estimates import Estimate
 from warp_nb.measure.evaluation import Evaluation, evaluate_weights, pareto_front
-from warp_nb.tasks.identity import plain, reward_identity, sha256, task_identity
+from warp_nb.tasks.identity import plain, reward_identity, seen_identity, sha256, task_identity
 from warp_nb.tasks.task import Task
 
 Found = TypeVar("Found", Evaluation, BestOfN)
@@ -91,6 +91,7 @@ def evaluation_identity(task: Task, settings: Mapping[str, Any]) -> dict[str, An
             "task": task_identity(task),
             "eval_prompts_sha256": sha256(json.dumps(task.eval_prompts)),
             "judge": reward_identity(task.judge) if task.judge else None,
+            **{f"eval_{name}": value for name, value in seen_identity(task, task.eval_prompts).items()},
             "settings": {**settings, "sampling": asdict(settings["sampling"])},
         }
     )

@@ -102,7 +102,7 @@ def run_experiment(
     check_loaded(config, task)
     config = config.replace(dtype=training_dtype(config.dtype, task.policy))
     check_eval_prompts(config.n_eval_prompts, task, config.max_new_tokens)
-    gate = task.gate(task.reward) if task.gate else None
+    gate = task.gate(task.of_texts(task.reward)) if task.gate else None
     results: list[WarpResult] = []
     evaluations: list[Evaluation] = []
     seeds = [config.seed + index for index in range(config.n_seeds)]

@@ -10,12 +10,14 @@ import inspect
 import json
 import re
 import textwrap
+from collections.abc import Iterable
 from functools import lru_cache, partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
 from warp_nb.files import fingerprint, json_values
-from warp_nb.tasks.reward_interface import Reward, describe_reward
+from warp_nb.tasks.classifier import SequenceClassifier
+from warp_nb.tasks.reward_interface import Reward, WeightedSum, describe_reward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +30,7 @@ VOLATILE = {
     "torch_dtype",
 }  # fmt: skip
 """Entries of a model's configuration that change with saving and loading, and change no bit."""
+PLAIN_VALUES = (bool, int, float, str, list, tuple, dict, type(None))
 SPELLED = ("add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "split_special_tokens")
 """Settings that a tokenizer applies outside its backend."""
 
@@ -37,7 +40,15 @@ def task_identity(task: Task) -> dict[str, Any]:
     found: dict[str, Any] = {"task_name": task.name, "prompts_sha256": sha256(json.dumps(task.train_prompts))}
     found |= policy_identity(task.policy) | {"tokenizer": tokenizer_identity(task.tokenizer)}
     found |= {"reward": reward_identity(task.reward), "versions": versions()}
-    return plain(found)
+    if task.run_rewards:
+        found["run_rewards"] = numbered(map(reward_identity, task.run_rewards))
+    return plain(found | seen_identity(task, task.train_prompts))
+
+
+def seen_identity(task: Task, prompts: list[str]) -> dict[str, Any]:
+    """Return the identity of what rewards see of prompts beside their text: columns and messages; empty without."""
+    seen = {"columns": task.rows, "conversations": task.conversations}
+    return {f"{name}_sha256": sha256_of([known[one] for one in prompts]) for name, known in seen.items() if known}
 
 
 def policy_identity(policy: PreTrainedModel) -> dict[str, Any]:
@@ -74,14 +85,39 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def reward_identity(reward: Reward) -> dict[str, Any]:
-    """Return what a reward says of itself, and the sha256 of its source: of a function, or of an object's class."""
+    """Return what a reward says of itself, and the sha256 of its source: of a function, or of an object's class.
+
+    Of an object without `describe` also the attributes that its constructor names; of a sum the weights and
+    the identity of each reward; of a classifier model and tokenizer.
+    """
+    if isinstance(reward, WeightedSum):
+        terms = zip(reward.weights, map(reward_identity, reward.rewards), strict=True)
+        return {"sum": numbered(found | {"weight": weight} for weight, found in terms)}
+    if isinstance(reward, SequenceClassifier):
+        model = policy_identity(reward.model)
+        del model["frozen"]
+        return {"label": reward.label, "model": model, "tokenizer": tokenizer_identity(reward.tokenizer)}
     if isinstance(reward, partial):
         return reward_identity(reward.func) | {
             "bound": [without_address(reward.args), without_address(reward.keywords)]
         }
     inner = inspect.unwrap(reward)
-    source: Any = inner if inspect.isroutine(inner) or inspect.isclass(inner) else type(inner)
-    return describe_reward(reward) | {"source_sha256": source_sha256(source)}
+    known: Any = inner if inspect.isroutine(inner) or inspect.isclass(inner) else type(inner)
+    settings = {} if known is inner or hasattr(reward, "describe") else settings_of_object(inner)
+    return describe_reward(reward) | settings | {"source_sha256": source_sha256(known)}
+
+
+def settings_of_object(reward: Any) -> dict[str, Any]:
+    """Return the attributes of an object that its class's constructor names, if they are plain values."""
+    named = inspect.signature(type(reward)).parameters
+    found = {name: value for name, value in getattr(reward, "__dict__", {}).items() if name in named}
+    settings = {name: value for name, value in found.items() if isinstance(value, PLAIN_VALUES)}
+    return {"settings": settings} if settings else {}
+
+
+def numbered(found: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return dicts by their number from 1, so that a difference is named by its path."""
+    return {str(number): one for number, one in enumerate(found, start=1)}
 
 
 def versions() -> dict[str, str]:
@@ -122,6 +158,11 @@ def plain(value: Any) -> Any:
 def without_address(value: Any) -> str:
     """Return the representation of an object without its address, which differs between processes."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def sha256_of(value: Any) -> str:
+    """Return the hex sha256 of a value of plain JSON values (see `plain`)."""
+    return sha256(json.dumps(plain(value), sort_keys=True))
 
 
 def sha256(text: str) -> str:

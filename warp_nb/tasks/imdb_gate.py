@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import torch
 
-from warp_nb.tasks import gate, imdb, reward_interface, reward_model
+from warp_nb.tasks import classifier, gate, imdb, reward_interface, reward_model
 from warp_nb.tasks.gate import RewardGate, Text, measure_gate
 from warp_nb.tasks.identity import policy_identity, tokenizer_identity, versions
 from warp_nb.tasks.remembered import code_of, remembered
@@ -101,7 +101,7 @@ def source_facts(source: imdb.Source) -> dict[str, Any]:
     return {
         "reviews": imdb.part_facts("reward_test", source),
         "numpy": np.__version__,
-        "code": code_of(__name__, gate.__name__, reward_interface.__name__, reward_model.__name__),
+        "code": code_of(__name__, classifier.__name__, gate.__name__, reward_interface.__name__, reward_model.__name__),
     }
 
 

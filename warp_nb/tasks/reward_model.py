@@ -27,6 +27,7 @@ import torch
 from warp_nb.fast.devices import bf16_is_fast
 from warp_nb.files import building, cache_dir, loading, read_record, write_json
 from warp_nb.tasks import hub, imdb, wheels
+from warp_nb.tasks.classifier import logits_of
 from warp_nb.tasks.isolation import fit, quiet, trainer_versions, undisturbed
 
 if TYPE_CHECKING:
@@ -40,10 +41,6 @@ MAX_TOKENS = 128
 SCORED_WORDS = (24, 40)  # 36 to 44 tokens of a policy, in words
 CALIBRATION_REVIEWS = 500
 CONFIG_FILE = "reward.json"
-BATCH = {"cpu": 64}
-"""Texts that are scored at a time, by kind of device."""
-LARGE_BATCH = 512
-"""The same elsewhere."""
 LR: dict[imdb.Source, float] = {"embedded": 1e-4, "hub": 5e-5}
 """Peak learning rates of MiniLM and, as is usual for its size, of DistilBERT."""
 RECIPE_SEEDS: dict[imdb.Part, int] = {"reward_train": 0, "judge_train": 1}
@@ -156,22 +153,11 @@ class RewardModel:
         """Score prompt + completion (calibrated logits); `kwargs` are TRL's other columns, unused."""
         return self.score([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
 
-    @torch.no_grad()
     def score(self, texts: list[str], batch_size: int = 0) -> list[float]:
-        """Score whole texts (calibrated logits) in their order; a batch holds texts of similar length.
-
-        `batch_size` is 64 on a CPU and 512 elsewhere by default.
-        """
-        batch_size = batch_size or BATCH.get(self.model.device.type, LARGE_BATCH)
-        rows = self.tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"] if texts else []
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        scores = torch.empty(len(rows))
-        for start in range(0, len(order), batch_size):
-            chunk = order[start : start + batch_size]
-            padded = self.tokenizer.pad({"input_ids": [rows[i] for i in chunk]}, return_tensors="pt")
-            logits = self.model(**padded.to(self.model.device)).logits.float()
-            scores[chunk] = logits.squeeze(-1).cpu()
-        return (scores - self.offset).tolist()
+        """Score whole texts (calibrated logits) in their order (see `logits_of`)."""
+        settings = {"truncation": True, "max_length": MAX_TOKENS}
+        logits = logits_of(self.model, self.tokenizer, texts, batch_size=batch_size, **settings)
+        return (logits.squeeze(-1) - self.offset).tolist()
 
     def describe(self) -> dict[str, Any]:
         """Return plain facts for banners and result files: parameters, offset, and how it was trained."""

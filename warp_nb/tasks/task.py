@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,20 @@ import torch
 
 from warp_nb.algorithm.objective import Rollout, Sampling
 from warp_nb.fast.agreement import vocabulary_size
+from warp_nb.tasks.columns import GIVEN, Rows, columns_by_prompt, columns_for
 from warp_nb.tasks.policy_check import PROBE_TOKENS, check_policy
 from warp_nb.tasks.prompts import check_ids, check_lengths, texts_of
-from warp_nb.tasks.reward_interface import Reward, call_reward, describe_reward, reward_name
+from warp_nb.tasks.reward_interface import (
+    Reward,
+    TrainerState,
+    as_conversations,
+    call_reward,
+    check_keywords,
+    describe_reward,
+    on_texts,
+    reward_name,
+)
+from warp_nb.tasks.rewards import as_reward
 from warp_nb.tasks.text import (
     context_length,
     decode_completions,
@@ -39,7 +50,9 @@ class Task:
         policy: θ_sft, a causal language model of transformers in fp32 and eval mode (see `check_policy`). It is never
             changed; weights with `requires_grad = False` are not trained.
         tokenizer: the policy's tokenizer.
-        reward: a function of TRL's convention, `reward(prompts, completions, **kwargs) -> list[float]`.
+        reward: a function of TRL's convention, `reward(prompts, completions, **kwargs) -> list[float]`; a list of
+            rewards, which is their sum, or a `WeightedSum`; the folder or hub id of a sequence classifier; or
+            `module:function` (see `as_reward`).
         train_prompts: texts that the policy completes in training, a list or a column (see `texts_of`).
         eval_prompts: held-out texts; none of them may be a training prompt.
         name: shown in banners and result files.
@@ -48,10 +61,16 @@ class Task:
             policy is ever trained on it, so runs do not depend on it.
         facts: for banners and result files, e.g. `perplexity_before` and `perplexity_after` the SFT, per word.
         rebuild: loads this task on a device, in a worker of an executor; a function of a module, or a partial of one.
+        run_rewards: M rewards, on which the runs of an iteration are trained in the place of `reward` (figure 18):
+            run m on the m-th. Evaluations use `reward`.
+        train_columns, eval_columns: further columns of the prompts, by name, a value for every prompt, which rewards
+            get as keywords. Both have the same names.
+        conversations: for prompts that a chat template rendered, text -> messages; rewards get messages, as in TRL.
 
     Raises:
         ValueError: the prompts are no list of texts, a prompt is empty, beyond the vocabulary or in both lists, or the
-            policy is in training mode (with dropout), below fp32, frozen as a whole, or no causal language model.
+            policy is in training mode (with dropout), below fp32, frozen as a whole, or no causal language model; a
+            reward does not load, or needs a keyword that no column gives; columns do not fit the prompts.
     """
 
     policy: PreTrainedModel = field(repr=False)
@@ -64,8 +83,14 @@ class Task:
     judge: Reward | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     rebuild: Callable[[str], Task] | None = None
+    run_rewards: Sequence[Reward] = ()
+    train_columns: Mapping[str, Sequence[Any]] = field(default_factory=dict, repr=False)
+    eval_columns: Mapping[str, Sequence[Any]] = field(default_factory=dict, repr=False)
+    conversations: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
     lengths: Mapping[str, list[int]] = field(init=False, repr=False)
     """Tokens of every prompt, by the name of its list."""
+    rows: Rows = field(init=False, repr=False)
+    """Columns of every prompt."""
 
     def __post_init__(self) -> None:
         if self.policy.training:
@@ -87,6 +112,26 @@ class Task:
                 f"{len(shared)} prompts are in both train_prompts and eval_prompts, e.g. {min(shared)!r}; "
                 f"the evaluation must be held out: drop them from one"
             )
+        columns = {"train": self.train_columns, "eval": self.eval_columns}
+        object.__setattr__(
+            self, "rows", columns_by_prompt({"train": self.train_prompts, "eval": self.eval_prompts}, columns)
+        )
+        self._load_rewards()
+
+    def _load_rewards(self) -> None:
+        """Turn what was passed as rewards into functions, and check that they get the keywords that they need."""
+        device = str(self.policy.device)
+        object.__setattr__(self, "reward", as_reward(self.reward, device))
+        object.__setattr__(self, "judge", None if self.judge is None else as_reward(self.judge, device))
+        object.__setattr__(self, "run_rewards", tuple(as_reward(one, device) for one in self.run_rewards))
+        given = dict.fromkeys([*GIVEN, *self.train_columns])
+        for reward in (self.reward, *self.run_rewards, *([] if self.judge is None else [self.judge])):
+            check_keywords(reward, given, "of the task")
+        silent = [text for text in self.train_prompts + self.eval_prompts if text not in self.conversations]
+        if self.conversations and silent:
+            raise ValueError(
+                f"conversations lacks prompt {silent[0][:60]!r}; pass the messages of all prompts, or none"
+            )
 
     def sampling(self, max_new_tokens: int, temperature: float = 1.0) -> Sampling:
         """Return the settings of the sampler, with the ids of end and padding that tokenizer and policy declare."""
@@ -99,6 +144,12 @@ class Task:
         for name, lengths in self.lengths.items():
             context = context_length(self.policy)
             check_lengths(lengths, getattr(self, name), name, context=context, max_new_tokens=max_new_tokens)
+
+    def check_runs(self, M: int) -> None:
+        """Raise ValueError if the runs have rewards of their own that are not M."""
+        if self.run_rewards and len(self.run_rewards) != M:
+            count = len(self.run_rewards)
+            raise ValueError(f"task {self.name} has {count} run_rewards, and M = {M}; pass {M}, or set M = {count}")
 
     def encode(self, prompts: list[str], sampling: Sampling, among: str = "") -> tuple[torch.Tensor, torch.Tensor]:
         """Encode prompts as (ids, attention mask), int64 [B, P], on the policy's device (see `encode_prompts`).
@@ -115,20 +166,62 @@ class Task:
         """Decode the completions to the texts that the reward sees."""
         return decode_completions(self.tokenizer, rollout)
 
-    def score(self, prompts: list[str], completions: list[str], where: str) -> list[float]:
-        """Call the reward and check that it returns one finite number per completion (see `call_reward`)."""
-        return call_reward(self.reward, prompts, completions, where)
+    def score(
+        self,
+        prompts: list[str],
+        completions: list[str],
+        where: str,
+        *,
+        ids: list[list[int]] | None = None,
+        state: TrainerState | None = None,
+        run: int | None = None,
+    ) -> list[float]:
+        """Score completions by the reward, one finite number each (see `call_reward`).
 
-    def score_judge(self, prompts: list[str], completions: list[str], where: str) -> list[float]:
-        """Call the judge and check what it returns, as `score` does; raise ValueError if the task has none."""
+        Args:
+            prompts, completions: texts; the prompts are the task's, if it has columns or conversations.
+            where: the place of the call, for messages.
+            ids: tokens of the completions without padding; by default those of the texts.
+            state: progress of a training, None outside of one.
+            run: number of the run in its iteration, from 1, which may have a reward of its own; None in an evaluation.
+        """
+        reward = self.run_rewards[run - 1] if run is not None and self.run_rewards else self.reward
+        return self._score_by(reward, prompts, completions, where=where, ids=ids, state=state)
+
+    def score_judge(
+        self, prompts: list[str], completions: list[str], where: str, *, ids: list[list[int]] | None = None
+    ) -> list[float]:
+        """Score by the judge, as `score` does; raise ValueError if the task has none."""
         if self.judge is None:
             raise ValueError(f"task {self.name} has no judge; pass Task(judge=...), or load_task(..., judge=True)")
-        return call_reward(self.judge, prompts, completions, f"{where}, as the judge")
+        return self._score_by(self.judge, prompts, completions, where=f"{where}, as the judge", ids=ids)
+
+    def _score_by(
+        self,
+        reward: Reward,
+        prompts: list[str],
+        completions: list[str],
+        *,
+        where: str,
+        ids: list[list[int]] | None,
+        state: TrainerState | None = None,
+    ) -> list[float]:
+        seen = as_conversations(prompts, completions, self.conversations)
+        ids = self._tokenize(completions) if ids is None else ids
+        columns = columns_for(self.rows, prompts)
+        return call_reward(reward, *seen, where, completion_ids=ids, trainer_state=state, **columns)
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+    def of_texts(self, reward: Reward) -> Reward:
+        """Return a reward for texts that no policy sampled, as a gate has; `completion_ids` are the tokenizer's."""
+        return on_texts(reward, self._tokenize)
 
     def gates(self) -> dict[str, RewardGate]:
         """Measure the reward, and the judge if there is one, with the task's gate: by `reward` and `judge`."""
         scored = {"reward": self.reward} | ({} if self.judge is None else {"judge": self.judge})
-        return {name: self.gate(reward) for name, reward in scored.items()} if self.gate else {}
+        return {name: self.gate(self.of_texts(reward)) for name, reward in scored.items()} if self.gate else {}
 
 
 def describe(task: Task) -> dict[str, Any]:
@@ -139,6 +232,7 @@ def describe(task: Task) -> dict[str, Any]:
         "reward": reward_name(task.reward),
         "reward_model": describe_reward(task.reward),
         **({} if task.judge is None else {"judge": describe_reward(task.judge)}),
+        **({"run_rewards": [describe_reward(one) for one in task.run_rewards]} if task.run_rewards else {}),
         "train_prompts": len(task.train_prompts),
         "eval_prompts": len(task.eval_prompts),
         **task.facts,

@@ -86,6 +86,12 @@ def decode_completions(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> 
     return [text.removeprefix(start) for text, start in zip(whole, starts, strict=True)]
 
 
+def completion_tokens(rollout: Rollout) -> list[list[int]]:
+    """Return the tokens of each completion, without padding."""
+    rows = zip(rollout.tokens.cpu(), rollout.completion_mask.cpu(), strict=True)  # one copy, not one a row
+    return [row[keep].tolist() for row, keep in rows]
+
+
 def first_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], count: int) -> list[str]:
     """Return the beginning of each text that up to `count` tokens spell, in the order of `texts`, no duplicates.
 
