@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from warp_nb.algorithm.objective import Rollout, Sampling
 from warp_nb.fast.agreement import vocabulary_size
+from warp_nb.tasks.own import own_fields
 from warp_nb.tasks.policy_check import PROBE_TOKENS, check_policy
+from warp_nb.tasks.prompt_sources import COLUMN
 from warp_nb.tasks.prompts import check_ids, check_lengths, texts_of
 from warp_nb.tasks.reward_interface import Reward, call_reward, describe_reward, reward_name
 from warp_nb.tasks.text import (
@@ -88,6 +92,51 @@ class Task:
                 f"the evaluation must be held out: drop them from one"
             )
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        policy: str | PathLike[str] | PreTrainedModel,
+        *,
+        reward: Reward | str,
+        prompts: Any,
+        tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
+        held_out: Any = None,
+        column: str = COLUMN,
+        device: str | None = None,
+        revision: str | None = None,
+        **fields: Any,
+    ) -> Task:
+        """Make a task of a model, a reward and prompts of your own; the weights are loaded last.
+
+        Args:
+            policy: a folder of transformers or a hub id, loaded in fp32 and eval mode, from safetensors and without
+                code of its own; or a loaded model.
+            reward: a function of TRL's convention, or `module:function`, looked for in the current folder first.
+            prompts: texts or conversations (lists of messages) as a list, a column, a dataset, a data frame, or a file:
+                `.txt` with a prompt a line, or `.jsonl`, `.csv`, `.parquet`. Conversations become text by the
+                tokenizer's chat template. Duplicates are dropped; `facts["duplicates"]` is their number.
+            tokenizer: a tokenizer, or a folder or hub id; by default the policy's own.
+            held_out: the part of the prompts that the evaluation holds out, a share or a number, or prompts as above;
+                by default a fifth, at least 8. The sha256 of a prompt decides, so no seed or order changes the split.
+            column: the column of prompts in a dataset or a file.
+            device: cpu, cuda, cuda:N or mps; the fastest one by default. A loaded model stays where it is.
+            revision: branch, tag or commit of a hub id.
+            fields: other fields of `Task`, e.g. `name`, `judge` or `gate`.
+
+        Raises:
+            ValueError: an argument is refused, with the value, the rule and the remedy; and what `Task` raises.
+
+        Example:
+            task = Task.from_pretrained("my-model", reward="rewards:brevity", prompts="prompts.jsonl")
+            result = warp(WarpConfig(T=50, lr=1e-5), task)
+        """
+        given = {"reward": reward, "prompts": prompts, "tokenizer": tokenizer, "held_out": held_out, "column": column}
+        made = own_fields(policy, **given, device=device, revision=revision)
+        if isinstance(policy, str | PathLike):
+            given |= {"revision": made["facts"].get("commit")}
+            fields = {"rebuild": partial(on_device, policy=policy, **given, **fields)} | fields
+        return cls(**made | fields)
+
     def sampling(self, max_new_tokens: int, temperature: float = 1.0) -> Sampling:
         """Return the settings of the sampler, with the ids of end and padding that tokenizer and policy declare."""
         return Sampling(
@@ -129,6 +178,11 @@ class Task:
         """Measure the reward, and the judge if there is one, with the task's gate: by `reward` and `judge`."""
         scored = {"reward": self.reward} | ({} if self.judge is None else {"judge": self.judge})
         return {name: self.gate(reward) for name, reward in scored.items()} if self.gate else {}
+
+
+def on_device(device: str, policy: str | PathLike[str], **given: Any) -> Task:
+    """Make a task by `Task.from_pretrained` on a device, in a worker of an executor."""
+    return Task.from_pretrained(policy, device=device, **given)
 
 
 def describe(task: Task) -> dict[str, Any]:
