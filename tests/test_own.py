@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -392,3 +393,23 @@ def test_duplicates_are_dropped_and_counted(folder: Path) -> None:
     assert task.facts["duplicates"] == 7
     with pytest.raises(ValueError, match=r"^all 40 prompts are in held_out too; pass others for the training"):
         made(folder, held_out=PROMPTS)
+
+
+# The README
+
+
+def test_the_ten_lines_of_the_readme_run(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "from_pretrained" in code]
+    assert 0 < len([line for line in block.splitlines() if line.strip()]) <= 10
+    write_model(tmp_path / "my-model", "llama")
+    rows = [json.dumps({"prompt": text}) for text in PROMPTS]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert len(names["result"].history) == 40 and "Estimate" in capsys.readouterr().out
+    again = AutoModelForCausalLM.from_pretrained("my-model-warp")
+    ours = names["result"].policy.state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in again.state_dict().items())
+    assert made("my-model-warp").tokenizer.get_vocab() == tiny.tokenizer().get_vocab()
