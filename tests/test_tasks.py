@@ -17,6 +17,10 @@ import torch
 from transformers import MambaConfig
 
 from warp_nb.algorithm.objective import Sampling
+from warp_nb.config import WarpConfig
+from warp_nb.measure.best_of_n import best_of_n
+from warp_nb.measure.evaluation import evaluate
+from warp_nb.runs.warp import warp
 from warp_nb.tasks import hub, imdb, imdb_gate, reward_model
 from warp_nb.tasks.identity import task_identity
 from warp_nb.tasks.prepared import LOADERS, PROMPT_TOKENS, load_task, resolve
@@ -186,6 +190,39 @@ def test_a_task_scores_by_its_judge() -> None:
 
 def short(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
     return []
+
+
+STOP = "movie"
+
+
+def ends_with_stops(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+    """A reward that sees nothing after a stop string."""
+    assert all(text.endswith(STOP) for text in completions if STOP in text)
+    return [float(STOP in text) for text in completions]
+
+
+def test_stop_strings_end_completions_wherever_they_are_sampled() -> None:
+    """In training, evaluation and best-of-N; most completions of 20 tokens from 39 words are without."""
+    task = tiny.task(reward=ends_with_stops, stop_strings=[STOP], tokenizer=tiny.tokenizer(end=False))
+    plain = tiny.task(reward=tiny.counted(STOP), tokenizer=tiny.tokenizer(end=False))
+    config = WarpConfig(I=1, M=1, T=2, batch_size=16, max_new_tokens=20, warmup_steps=0)
+    cut, whole = (warp(config, one, progress=False).history for one in (task, plain))
+    assert (cut["reward"] > 0).all() and (cut["tokens"] < 20).all() and (whole["tokens"] == 20).all()
+    assert cut["sampling_gap"].max() < 1e-4
+    settings = {"sampling": task.sampling(20), "n_prompts": 40}
+    found = evaluate(task.policy, task.policy, task, **settings)
+    assert 0 < found.reward_policy.value < 1 and found.kl_policy_reference.value == 0
+    (best,) = best_of_n(task, ns=[4], **settings)
+    assert best.gain.value > 0
+
+
+def test_stop_strings_are_texts_and_belong_to_the_identity_of_a_run() -> None:
+    with pytest.raises(ValueError, match=r"^stop_strings is one text, 'film'; pass a list of texts"):
+        tiny.task(stop_strings="film")
+    with pytest.raises(ValueError, match=r"^stop_strings has an empty text, with which every completion would end"):
+        tiny.task(stop_strings=["film", ""])
+    assert "stop_strings" not in task_identity(tiny.task())
+    assert task_identity(tiny.task(stop_strings=("film",)))["stop_strings"] == ["film"]
 
 
 def test_describe_says_what_a_banner_needs() -> None:

@@ -15,7 +15,15 @@ from transformers import PreTrainedTokenizerFast
 
 from warp_nb.algorithm import objective
 from warp_nb.algorithm.objective import Sampling, completion_logits, token_log_probs
-from warp_nb.tasks.text import decode_completions, encode_prompts, end_ids, first_tokens, pad_id, prompt_ids
+from warp_nb.tasks.text import (
+    decode_completions,
+    encode_prompts,
+    end_at_stops,
+    end_ids,
+    first_tokens,
+    pad_id,
+    prompt_ids,
+)
 
 
 @pytest.mark.parametrize("special", [{"end": False}, {"begin": True}, {"pad": True}, {"begin": True, "pad": True}])
@@ -163,6 +171,49 @@ def test_prompt_and_completion_are_the_text_of_all_tokens(make: Callable[[], Any
     for prompt, text, row, keep in zip(prompts * 20, texts, found.ids, found.attention_mask, strict=True):
         assert prompt + text == words.decode(row[keep.bool()], skip_special_tokens=True)
     assert len(set(texts)) > 50 and any(text[0] != " " for text in texts if text) == (make is not tiny.tokenizer)
+
+
+STOPS = {"a word": ["film"], "with a space": [" of"], "two tokens": ["of the"], "the earlier": ["actor", "the film"]}
+
+
+@pytest.mark.parametrize("make", [metaspace, wordpiece, tiny.tokenizer], ids=["SentencePiece", "WordPiece", "words"])
+@pytest.mark.parametrize("stops", STOPS.values(), ids=STOPS)
+def test_a_completion_ends_with_the_token_that_completes_a_stop_string(
+    make: Callable[[], Any], stops: list[str]
+) -> None:
+    """Against a search from the first token on; tokens up to there, and their log-probabilities, are as they were."""
+    words, prompts = make(), ["the film", "it was of the actor", "we"] * 40
+    before = drawn(tiny.gpt2(len(words), spread=0.01), words, prompts, 12)
+    after = end_at_stops(words, before, stops, 5)
+    changed = 0
+    for row in range(len(prompts)):
+        total = int(before.completion_mask[row].sum())
+        prompt = before.ids[row][before.attention_mask[row].bool()][:-total].tolist()
+        tokens = before.tokens[row].tolist()
+        begun, ended = words.decode(prompt), total
+        for length in range(1, total + 1):
+            added = words.decode(prompt + tokens[:length]).removeprefix(begun)
+            if any(stop in added for stop in stops):
+                ended = length
+                break
+        changed += ended < total
+        assert after.completion_mask[row].tolist() == [place < ended for place in range(len(tokens))]
+        assert after.tokens[row].tolist() == tokens[:ended] + [5] * (len(tokens) - ended)
+    assert changed > 0
+    assert torch.equal(after.sampled_log_probs, before.sampled_log_probs * after.completion_mask)
+    width = before.tokens.shape[1]
+    assert torch.equal(after.attention_mask[:, -width:].bool(), after.completion_mask)
+    for name in ("ids", "attention_mask"):
+        assert torch.equal(getattr(after, name)[:, :-width], getattr(before, name)[:, :-width])
+
+
+def test_a_special_token_is_a_stop_string_and_an_ended_completion_stays() -> None:
+    words = tiny.tokenizer()
+    end, film = words.eos_token_id, words.convert_tokens_to_ids("film")
+    rollout = tiny.rollout([0], [[film, film, film], [end], [3, end]])
+    found = end_at_stops(words, rollout, [tiny.END], 0)
+    assert torch.equal(found.completion_mask, rollout.completion_mask) and torch.equal(found.ids, rollout.ids)
+    assert end_at_stops(words, rollout, ["film film"], 0).completion_mask.sum(1).tolist() == [2, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,8 @@ def completions(task: Task, prompts: list[str], sampling: Sampling, seed: int) -
     for start in range(0, len(prompts), size):
         chunk = prompts[start : start + size]
         seeds = [derive_seed(seed, block) for block in range(start, start + len(chunk), BLOCK)]
-        rollout = sample_by_seeds(task.policy, *task.encode(chunk, sampling, "eval_prompts"), sampling, seeds=seeds)
-        texts += task.decode(rollout)
+        given = task.encode(chunk, sampling, "eval_prompts")
+        texts += task.decode(task.finish(sample_by_seeds(task.policy, *given, sampling, seeds=seeds)))
     return texts
 
 

@@ -186,9 +186,11 @@ def evaluate(
     for start in range(0, n_prompts, size):
         chunk = prompts[start : start + size]
         seeds = [derive_seed(seed, block) for block in range(start, start + len(chunk), BLOCK)]
-        rollout, logits = reference_side.rollout(chunk, seeds)
+        drawn, logits = reference_side.rollout(chunk, seeds)
+        rollout = task.finish(drawn)  # its logits are those of the tokens before
         add_batch_(theirs, task, rollout, logits, others=completion_logits(policy, rollout), under=logits)
-        rollout = sample_by_seeds(policy, *task.encode(chunk, sampling, "eval_prompts"), sampling, seeds=seeds)
+        given = task.encode(chunk, sampling, "eval_prompts")
+        rollout = task.finish(sample_by_seeds(policy, *given, sampling, seeds=seeds))
         others = completion_logits(reference, rollout)
         add_batch_(mine, task, rollout, completion_logits(policy, rollout), others=others, under=others)
     for side, name in ((theirs, "reference"), (mine, "policy")):

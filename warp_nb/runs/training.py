@@ -148,7 +148,7 @@ class Training(Watch):
         ids, mask = self.task.encode(prompts, self.sampling, "train_prompts")
         sample = decoding.replay if self.replays else parts.sample
         with arithmetic(config.dtype, ids.device):
-            rollout = sample(policy, ids, mask, self.sampling, generator=self.noise)  # line 6
+            rollout = self.task.finish(sample(policy, ids, mask, self.sampling, generator=self.noise))  # line 6
         texts = self.task.decode(rollout)
         scores = self.task.score(prompts, texts, self.where())
         rewards = torch.tensor(scores, dtype=torch.float32, device=ids.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -22,6 +22,7 @@ from warp_nb.tasks.text import (
     context_length,
     decode_completions,
     encode_prompts,
+    end_at_stops,
     end_ids,
     pad_id,
     prompt_ids,
@@ -52,6 +53,8 @@ class Task:
             policy is ever trained on it, so runs do not depend on it.
         facts: for banners and result files, e.g. `perplexity_before` and `perplexity_after` the SFT, per word.
         rebuild: loads this task on a device, in a worker of an executor; a function of a module, or a partial of one.
+        stop_strings: texts that end a completion, beside the end tokens that tokenizer and policy declare (see
+            `finish`), e.g. ["\\n\\n", "User:"].
 
     Raises:
         ValueError: the prompts are no list of texts, a prompt is empty, beyond the vocabulary or in both lists, or the
@@ -68,6 +71,7 @@ class Task:
     judge: Reward | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     rebuild: Callable[[str], Task] | None = None
+    stop_strings: Sequence[str] = ()
     lengths: Mapping[str, list[int]] = field(init=False, repr=False)
     """Tokens of every prompt, by the name of its list."""
 
@@ -77,6 +81,10 @@ class Task:
         low = [f"{n} is {p.dtype}" for n, p in self.policy.named_parameters() if p.dtype.itemsize < 4]
         if low:
             raise ValueError(f"the policy must be float32, {low[0]}; call policy.float() (config.dtype sets bf16)")
+        stops = [] if self.stop_strings == () else texts_of(self.stop_strings, "stop_strings")
+        if "" in stops:
+            raise ValueError("stop_strings has an empty text, with which every completion would end; drop it")
+        object.__setattr__(self, "stop_strings", tuple(stops))
         rows = {}
         for name in PROMPTS:
             texts = texts_of(getattr(self, name), name)
@@ -121,7 +129,7 @@ class Task:
             column: the column of prompts in a dataset or a file.
             device: cpu, cuda, cuda:N or mps; the fastest one by default. A loaded model stays where it is.
             revision: branch, tag or commit of a hub id.
-            fields: other fields of `Task`, e.g. `name`, `judge` or `gate`.
+            fields: other fields of `Task`, e.g. `name`, `judge` or `stop_strings`.
 
         Raises:
             ValueError: an argument is refused, with the value, the rule and the remedy; and what `Task` raises.
@@ -159,6 +167,15 @@ class Task:
         width = max(self.lengths[among]) if among and self.policy.device.type == "cuda" else 0
         ids, mask = encode_prompts(self.tokenizer, prompts, limit, sampling.pad_id, width=width)
         return ids.to(self.policy.device), mask.to(self.policy.device)
+
+    def finish(self, rollout: Rollout) -> Rollout:
+        """End every completion of a rollout with its first stop string, which it keeps (see `end_at_stops`).
+
+        All that samples for this task calls it: training, evaluation and best-of-N.
+        """
+        if not self.stop_strings:
+            return rollout
+        return end_at_stops(self.tokenizer, rollout, self.stop_strings, pad_id(self.tokenizer, self.policy))
 
     def decode(self, rollout: Rollout) -> list[str]:
         """Decode the completions to the texts that the reward sees."""
