@@ -216,13 +216,37 @@ def test_stop_strings_end_completions_wherever_they_are_sampled() -> None:
     assert best.gain.value > 0
 
 
+def test_the_fewest_tokens_hold_in_training_and_evaluation() -> None:
+    """Of 39 equally likely tokens one ends a completion: without `min_new_tokens` some are short."""
+
+    def long_enough(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+        lengths = [len(text.split()) for text in completions]
+        assert min(lengths) >= 10
+        return list(map(float, lengths))
+
+    task = tiny.task(reward=long_enough, min_new_tokens=10)
+    config = WarpConfig(I=1, M=1, T=2, batch_size=32, max_new_tokens=20, warmup_steps=0)
+    history = warp(config, task, progress=False).history
+    assert history["sampling_gap"].max() < 1e-4 and history["tokens"].min() > 10
+    settings = {"sampling": task.sampling(20), "n_prompts": 40}
+    found = evaluate(task.policy, task.policy, task, **settings)
+    assert found.kl_policy_reference.value == 0 and found.reward_policy.value >= 10
+    assert best_of_n(task, ns=[2], **settings)[0].gain.value > 0
+    with pytest.raises(ValueError, match=r"^min_new_tokens = 10 of the task is more than max_new_tokens = 9; pass"):
+        warp(config.replace(max_new_tokens=9), task)
+    for wrong in (-1, 1.0, True):
+        with pytest.raises(ValueError, match=rf"^min_new_tokens must be a whole number, at least 0, got {wrong}"):
+            tiny.task(min_new_tokens=wrong)
+
+
 def test_stop_strings_are_texts_and_belong_to_the_identity_of_a_run() -> None:
     with pytest.raises(ValueError, match=r"^stop_strings is one text, 'film'; pass a list of texts"):
         tiny.task(stop_strings="film")
     with pytest.raises(ValueError, match=r"^stop_strings has an empty text, with which every completion would end"):
         tiny.task(stop_strings=["film", ""])
     assert "stop_strings" not in task_identity(tiny.task())
-    assert task_identity(tiny.task(stop_strings=("film",)))["stop_strings"] == ["film"]
+    identity = task_identity(tiny.task(stop_strings=("film",), min_new_tokens=2))
+    assert identity["stop_strings"] == ["film"] and identity["min_new_tokens"] == 2
 
 
 def test_describe_says_what_a_banner_needs() -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from brute import FOUR, drawn, scored
+from brute import FOUR, MODELS, drawn, scored
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from warp_nb.algorithm import objective
 from warp_nb.algorithm.objective import Sampling, completion_logits, token_log_probs
+from warp_nb.fast import decoding, scoring
+from warp_nb.fast.scoring import without_early_ends
 from warp_nb.tasks.text import (
     decode_completions,
     encode_prompts,
@@ -142,6 +144,43 @@ def test_sampling_stops_at_an_end_of_the_generation_config() -> None:
     rows = [row[keep].tolist() for row, keep in zip(rollout.tokens, rollout.completion_mask, strict=True)]
     ended = [row for row in rows if len(row) < 30]
     assert len(ended) > 40 and {row[-1] for row in ended} == {3, 4} and not any({3, 4} & {*row[:-1]} for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("sample", [objective.sample, decoding.sample], ids=["plain", "fast"])
+def test_no_completion_ends_before_the_fewest_tokens(kind: str, sample: Any) -> None:
+    """It is scored by the policy that drew it: one whose early places have no end token."""
+    words, count, fewest, ends = tiny.tokenizer(), 8, 5, (3, 17, 38)
+    policy = MODELS[kind](len(words), spread=0.05)
+    given = {"temperature": 0.7, "sample": sample, "ends": ends}
+    found, free = (drawn(policy, words, ["the film", "we"] * 60, count, fewest=few, **given) for few in (fewest, 0))
+    lengths = found.completion_mask.sum(1)
+    assert lengths.min() == fewest + 1 and lengths.max() == count and free.completion_mask.sum(1).min() == 1
+    assert not torch.isin(found.tokens[:, :fewest], torch.tensor(ends)).any()
+    sampling = Sampling(count, 0.7, ends, 0, fewest)
+    logits = without_early_ends(objective.completion_logits(policy, found), sampling)
+    for log_probs in (objective.token_log_probs, scoring.token_log_probs):
+        mine = log_probs(logits, found.tokens, found.completion_mask, 0.7)
+        torch.testing.assert_close(mine, found.sampled_log_probs, rtol=0, atol=1e-5)
+    kept = [token for token in range(len(words)) if token not in ends]
+    other = without_early_ends(objective.completion_logits(MODELS[kind](len(words), seed=1), found), sampling)
+    for token_kl in (objective.token_kl, scoring.token_kl):
+        whole = token_kl(logits, other, found.completion_mask, 0.7)[:, :fewest]
+        among = token_kl(logits[..., kept], other[..., kept], found.completion_mask, 0.7)[:, :fewest]
+        torch.testing.assert_close(whole, among, rtol=1e-5, atol=1e-6)
+
+
+def test_logits_without_early_ends_are_the_others_to_the_bit() -> None:
+    logits = torch.randn(2, 4, 6, requires_grad=True)
+    assert without_early_ends(logits, Sampling(4, 1.0, (1,))) is logits
+    assert without_early_ends(logits, Sampling(4, 1.0, (), 0, 3)) is logits
+    found = without_early_ends(logits, Sampling(9, 1.0, (1, 5), 0, 3))
+    barred = torch.zeros(2, 4, 6, dtype=torch.bool)
+    barred[:, :3, [1, 5]] = True
+    assert torch.equal(found[~barred], logits[~barred])
+    assert (found.softmax(-1)[barred] == 0).all()
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert torch.equal(gradient, (~barred).float())
 
 
 def metaspace() -> Any:

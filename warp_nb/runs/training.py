@@ -178,7 +178,8 @@ class Training(Watch):
         """Return the loss and the measurements of a step; nothing here waits for the device."""
         config, parts = self.config, self.parts
         scored = rollout.tokens, rollout.completion_mask, rollout.temperature
-        logits, anchor_logits = (completion_logits(model, rollout) for model in (policy, anchor))
+        both = (completion_logits(model, rollout) for model in (policy, anchor))
+        logits, anchor_logits = (scoring.without_early_ends(side, self.sampling) for side in both)
         log_probs, anchor_log_probs = (parts.token_log_probs(side, *scored) for side in (logits, anchor_logits))
         r_beta = parts.regularised_reward(rewards, log_probs, anchor_log_probs, config.beta)  # line 7
         advantage = r_beta - BASELINES[config.baseline](r_beta, config.samples_per_prompt)

@@ -37,7 +37,8 @@ def task_identity(task: Task) -> dict[str, Any]:
     found: dict[str, Any] = {"task_name": task.name, "prompts_sha256": sha256(json.dumps(task.train_prompts))}
     found |= policy_identity(task.policy) | {"tokenizer": tokenizer_identity(task.tokenizer)}
     found |= {"reward": reward_identity(task.reward), "versions": versions()}
-    found |= {"stop_strings": task.stop_strings} if task.stop_strings else {}
+    ends = {"stop_strings": task.stop_strings, "min_new_tokens": task.min_new_tokens}
+    found |= {name: value for name, value in ends.items() if value}
     return plain(found)
 
 

@@ -55,6 +55,8 @@ class Task:
         rebuild: loads this task on a device, in a worker of an executor; a function of a module, or a partial of one.
         stop_strings: texts that end a completion, beside the end tokens that tokenizer and policy declare (see
             `finish`), e.g. ["\\n\\n", "User:"].
+        min_new_tokens: fewest tokens before an end token, which has probability 0 until then, when completions are
+            drawn and when they are scored. Stop strings end a completion earlier.
 
     Raises:
         ValueError: the prompts are no list of texts, a prompt is empty, beyond the vocabulary or in both lists, or the
@@ -72,6 +74,7 @@ class Task:
     facts: Mapping[str, Any] = field(default_factory=dict)
     rebuild: Callable[[str], Task] | None = None
     stop_strings: Sequence[str] = ()
+    min_new_tokens: int = 0
     lengths: Mapping[str, list[int]] = field(init=False, repr=False)
     """Tokens of every prompt, by the name of its list."""
 
@@ -81,6 +84,8 @@ class Task:
         low = [f"{n} is {p.dtype}" for n, p in self.policy.named_parameters() if p.dtype.itemsize < 4]
         if low:
             raise ValueError(f"the policy must be float32, {low[0]}; call policy.float() (config.dtype sets bf16)")
+        if type(self.min_new_tokens) is not int or self.min_new_tokens < 0:
+            raise ValueError(f"min_new_tokens must be a whole number, at least 0, got {self.min_new_tokens!r}; pass 0")
         stops = [] if self.stop_strings == () else texts_of(self.stop_strings, "stop_strings")
         if "" in stops:
             raise ValueError("stop_strings has an empty text, with which every completion would end; drop it")
@@ -147,12 +152,16 @@ class Task:
 
     def sampling(self, max_new_tokens: int, temperature: float = 1.0) -> Sampling:
         """Return the settings of the sampler, with the ids of end and padding that tokenizer and policy declare."""
-        return Sampling(
-            max_new_tokens, temperature, end_ids(self.tokenizer, self.policy), pad_id(self.tokenizer, self.policy)
-        )
+        ends, pad = end_ids(self.tokenizer, self.policy), pad_id(self.tokenizer, self.policy)
+        return Sampling(max_new_tokens, temperature, ends, pad, self.min_new_tokens)
 
     def check_lengths(self, max_new_tokens: int) -> None:
         """Raise ValueError unless every prompt, also the held-out ones, leaves room for a completion."""
+        if self.min_new_tokens > max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens = {self.min_new_tokens} of the task is more than max_new_tokens = {max_new_tokens}; "
+                f"pass a larger max_new_tokens"
+            )
         for name, lengths in self.lengths.items():
             context = context_length(self.policy)
             check_lengths(lengths, getattr(self, name), name, context=context, max_new_tokens=max_new_tokens)
