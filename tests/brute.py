@@ -25,11 +25,12 @@ def encoded(words: Any, prompts: list[str], count: int) -> tuple[torch.Tensor, t
 
 def drawn(
     policy: Any, words: Any, prompts: list[str], count: int, *, temperature: float = 1.0, seed: int = 0,
-    sample: Callable[..., Rollout] = objective.sample,
+    sample: Callable[..., Rollout] = objective.sample, ends: tuple[int, ...] | None = None, fewest: int = 0,
 ) -> Rollout:  # fmt: skip
-    """Completions of up to `count` tokens."""
+    """Completions of up to `count` tokens, that end at `ends`, by default the tokenizer's, after `fewest` or more."""
     end = words.eos_token_id
-    sampling = Sampling(count, temperature, () if end is None else (end,), pad_id(words, policy))
+    ends = ends if ends is not None else () if end is None else (end,)
+    sampling = Sampling(count, temperature, ends, pad_id(words, policy), fewest)
     generator = torch.Generator().manual_seed(seed)
     return sample(policy, *encoded(words, prompts, count), sampling, generator=generator)
 

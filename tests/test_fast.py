@@ -33,9 +33,12 @@ def ema_case(update: Callable[..., Any], dtype: torch.dtype) -> list[torch.Tenso
 
 def sample_case(sample: Callable[..., Any], dtype: torch.dtype) -> list[torch.Tensor]:
     found = []
-    for kind, end in (("gpt2", True), ("llama", True), ("gpt2", False)):
+    several: dict[str, Any] = {"ends": (3, 17, 38)}
+    cases = [("gpt2", True, {}), ("llama", True, {}), ("gpt2", False, {})]
+    for kind, end, given in [*cases, ("gpt2", True, several), ("llama", True, several | {"fewest": 5})]:
         words = tiny.tokenizer(end=end)
-        rollout = drawn(MODELS[kind](len(words)).to(dtype), words, PROMPTS * 4, 8, temperature=0.8, sample=sample)
+        policy = MODELS[kind](len(words)).to(dtype)
+        rollout = drawn(policy, words, PROMPTS * 4, 8, temperature=0.8, sample=sample, **given)
         found += [rollout.ids, rollout.attention_mask, rollout.completion_mask, rollout.sampled_log_probs]
     return found
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import hub_miniature
 import pytest
+import tiny
 from huggingface_hub import constants
 
 from warp_nb.config import ExperimentConfig
 from warp_nb.studies.experiment import run_experiment
 from warp_nb.tasks import hub, imdb
 from warp_nb.tasks import reward_model as rm
+from warp_nb.tasks.identity import task_identity
 from warp_nb.tasks.prepared import load_task
 from warp_nb.tasks.task import Task
 
@@ -155,3 +157,30 @@ def test_an_experiment_runs_on_it(gpt2: Task) -> None:
     assert result.config.dtype == "float32" and len(result.history) == 4 and result.about["task"] == "gpt2"
     assert result.gate is not None and result.gate.n_pairs > 8, "the gate's pairs are the hub's reviews"
     assert result.gate.pair_accuracy > 0.8
+
+
+def test_a_policy_of_ones_own_is_a_hub_id_whose_pickles_nobody_asks_for(
+    folders: dict[str, Path], online: Any, monkeypatch: Patch
+) -> None:
+    """Its small files come first; a task that is refused by its prompts never asks for the weights."""
+    repo, given = hub.GPT2_IMDB.repo, {"reward": tiny.opinion, "device": "cpu"}
+    with hub_miniature.server(folders) as (address, asked):
+        online(address)
+        with pytest.raises(ValueError, match="no chat template"):
+            Task.from_pretrained(repo, prompts=[[{"role": "user", "content": "the"}]], **given)
+        assert not [path for path in asked if path.endswith((".safetensors", ".bin"))]
+        task = Task.from_pretrained(repo, prompts=tiny.prompts(16, seed=0), **given)
+        assert not [path for path in asked if path.endswith(".bin")]
+    assert task.facts["commit"] == hub_miniature.full_commit(hub.GPT2_IMDB) and task.facts["policy"] == repo
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert task.rebuild is not None and task_identity(task.rebuild("cpu")) == task_identity(task)
+
+
+def test_a_repository_with_a_pickle_only_is_refused(tmp_path: Path, online: Any) -> None:
+    folders = hub_miniature.write_all(tmp_path)
+    (folders[hub.GPT2_IMDB.repo] / "model.safetensors").unlink()
+    with hub_miniature.server(folders) as (address, asked):
+        online(address)
+        with pytest.raises(ValueError, match=r"^policy = 'lvwerra/gpt2-imdb' has its weights as a pickle only"):
+            Task.from_pretrained(hub.GPT2_IMDB.repo, reward=tiny.opinion, prompts=tiny.prompts(16, seed=0))
+    assert not [path for path in asked if path.endswith(".bin")]

@@ -520,7 +520,6 @@ def with_talk(**changes: Any) -> Task:
         (get_repetition_penalty_reward(1), [-0.5, -0.5]),
         ([accuracy_reward, think_format_reward, LengthPenalty(-0.25)], [1.5, -0.5]),
     ],
-    ids=str,
 )
 def test_trls_rewards_as_they_are_shipped(reward: Any, expected: list[float]) -> None:
     task = with_talk(reward=reward)
@@ -599,7 +598,6 @@ def classifier(seed: int = 0, label: str | None = None) -> SequenceClassifier:
         (classifier(0), classifier(1), "reward.model.policy_sha256: "),
         (classifier(0, "good"), classifier(0, "bad"), "reward.label: 'good' there, 'bad' here"),
     ],
-    ids=str,
 )
 def test_another_reward_is_another_run(mine: Any, other: Any, told: str) -> None:
     identities = [task_identity(tiny.task(reward=reward)) for reward in (mine, mine, other)]

@@ -17,6 +17,10 @@ import torch
 from transformers import MambaConfig
 
 from warp_nb.algorithm.objective import Sampling
+from warp_nb.config import WarpConfig
+from warp_nb.measure.best_of_n import best_of_n
+from warp_nb.measure.evaluation import evaluate
+from warp_nb.runs.warp import warp
 from warp_nb.tasks import hub, imdb, imdb_gate, reward_model
 from warp_nb.tasks.identity import task_identity
 from warp_nb.tasks.prepared import LOADERS, PROMPT_TOKENS, load_task, resolve
@@ -186,6 +190,63 @@ def test_a_task_scores_by_its_judge() -> None:
 
 def short(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
     return []
+
+
+STOP = "movie"
+
+
+def ends_with_stops(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+    """A reward that sees nothing after a stop string."""
+    assert all(text.endswith(STOP) for text in completions if STOP in text)
+    return [float(STOP in text) for text in completions]
+
+
+def test_stop_strings_end_completions_wherever_they_are_sampled() -> None:
+    """In training, evaluation and best-of-N; most completions of 20 tokens from 39 words are without."""
+    task = tiny.task(reward=ends_with_stops, stop_strings=[STOP], tokenizer=tiny.tokenizer(end=False))
+    plain = tiny.task(reward=tiny.counted(STOP), tokenizer=tiny.tokenizer(end=False))
+    config = WarpConfig(I=1, M=1, T=2, batch_size=16, max_new_tokens=20, warmup_steps=0)
+    cut, whole = (warp(config, one, progress=False).history for one in (task, plain))
+    assert (cut["reward"] > 0).all() and (cut["tokens"] < 20).all() and (whole["tokens"] == 20).all()
+    assert cut["sampling_gap"].max() < 1e-4
+    settings = {"sampling": task.sampling(20), "n_prompts": 40}
+    found = evaluate(task.policy, task.policy, task, **settings)
+    assert 0 < found.reward_policy.value < 1 and found.kl_policy_reference.value == 0
+    (best,) = best_of_n(task, ns=[4], **settings)
+    assert best.gain.value > 0
+
+
+def test_the_fewest_tokens_hold_in_training_and_evaluation() -> None:
+    """Of 39 equally likely tokens one ends a completion: without `min_new_tokens` some are short."""
+
+    def long_enough(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
+        lengths = [len(text.split()) for text in completions]
+        assert min(lengths) >= 10
+        return list(map(float, lengths))
+
+    task = tiny.task(reward=long_enough, min_new_tokens=10)
+    config = WarpConfig(I=1, M=1, T=2, batch_size=32, max_new_tokens=20, warmup_steps=0)
+    history = warp(config, task, progress=False).history
+    assert history["sampling_gap"].max() < 1e-4 and history["tokens"].min() > 10
+    settings = {"sampling": task.sampling(20), "n_prompts": 40}
+    found = evaluate(task.policy, task.policy, task, **settings)
+    assert found.kl_policy_reference.value == 0 and found.reward_policy.value >= 10
+    assert best_of_n(task, ns=[2], **settings)[0].gain.value > 0
+    with pytest.raises(ValueError, match=r"^min_new_tokens = 10 of the task is more than max_new_tokens = 9; pass"):
+        warp(config.replace(max_new_tokens=9), task)
+    for wrong in (-1, 1.0, True):
+        with pytest.raises(ValueError, match=rf"^min_new_tokens must be a whole number, at least 0, got {wrong}"):
+            tiny.task(min_new_tokens=wrong)
+
+
+def test_stop_strings_are_texts_and_belong_to_the_identity_of_a_run() -> None:
+    with pytest.raises(ValueError, match=r"^stop_strings is one text, 'film'; pass a list of texts"):
+        tiny.task(stop_strings="film")
+    with pytest.raises(ValueError, match=r"^stop_strings has an empty text, with which every completion would end"):
+        tiny.task(stop_strings=["film", ""])
+    assert "stop_strings" not in task_identity(tiny.task())
+    identity = task_identity(tiny.task(stop_strings=("film",), min_new_tokens=2))
+    assert identity["stop_strings"] == ["film"] and identity["min_new_tokens"] == 2
 
 
 def test_describe_says_what_a_banner_needs() -> None:

@@ -9,13 +9,23 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from brute import FOUR, drawn, scored
+from brute import FOUR, MODELS, drawn, scored
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from warp_nb.algorithm import objective
 from warp_nb.algorithm.objective import Sampling, completion_logits, token_log_probs
-from warp_nb.tasks.text import decode_completions, encode_prompts, end_ids, first_tokens, pad_id, prompt_ids
+from warp_nb.fast import decoding, scoring
+from warp_nb.fast.scoring import without_early_ends
+from warp_nb.tasks.text import (
+    decode_completions,
+    encode_prompts,
+    end_at_stops,
+    end_ids,
+    first_tokens,
+    pad_id,
+    prompt_ids,
+)
 
 
 @pytest.mark.parametrize("special", [{"end": False}, {"begin": True}, {"pad": True}, {"begin": True, "pad": True}])
@@ -136,6 +146,43 @@ def test_sampling_stops_at_an_end_of_the_generation_config() -> None:
     assert len(ended) > 40 and {row[-1] for row in ended} == {3, 4} and not any({3, 4} & {*row[:-1]} for row in rows)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("sample", [objective.sample, decoding.sample], ids=["plain", "fast"])
+def test_no_completion_ends_before_the_fewest_tokens(kind: str, sample: Any) -> None:
+    """It is scored by the policy that drew it: one whose early places have no end token."""
+    words, count, fewest, ends = tiny.tokenizer(), 8, 5, (3, 17, 38)
+    policy = MODELS[kind](len(words), spread=0.05)
+    given = {"temperature": 0.7, "sample": sample, "ends": ends}
+    found, free = (drawn(policy, words, ["the film", "we"] * 60, count, fewest=few, **given) for few in (fewest, 0))
+    lengths = found.completion_mask.sum(1)
+    assert lengths.min() == fewest + 1 and lengths.max() == count and free.completion_mask.sum(1).min() == 1
+    assert not torch.isin(found.tokens[:, :fewest], torch.tensor(ends)).any()
+    sampling = Sampling(count, 0.7, ends, 0, fewest)
+    logits = without_early_ends(objective.completion_logits(policy, found), sampling)
+    for log_probs in (objective.token_log_probs, scoring.token_log_probs):
+        mine = log_probs(logits, found.tokens, found.completion_mask, 0.7)
+        torch.testing.assert_close(mine, found.sampled_log_probs, rtol=0, atol=1e-5)
+    kept = [token for token in range(len(words)) if token not in ends]
+    other = without_early_ends(objective.completion_logits(MODELS[kind](len(words), seed=1), found), sampling)
+    for token_kl in (objective.token_kl, scoring.token_kl):
+        whole = token_kl(logits, other, found.completion_mask, 0.7)[:, :fewest]
+        among = token_kl(logits[..., kept], other[..., kept], found.completion_mask, 0.7)[:, :fewest]
+        torch.testing.assert_close(whole, among, rtol=1e-5, atol=1e-6)
+
+
+def test_logits_without_early_ends_are_the_others_to_the_bit() -> None:
+    logits = torch.randn(2, 4, 6, requires_grad=True)
+    assert without_early_ends(logits, Sampling(4, 1.0, (1,))) is logits
+    assert without_early_ends(logits, Sampling(4, 1.0, (), 0, 3)) is logits
+    found = without_early_ends(logits, Sampling(9, 1.0, (1, 5), 0, 3))
+    barred = torch.zeros(2, 4, 6, dtype=torch.bool)
+    barred[:, :3, [1, 5]] = True
+    assert torch.equal(found[~barred], logits[~barred])
+    assert (found.softmax(-1)[barred] == 0).all()
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert torch.equal(gradient, (~barred).float())
+
+
 def metaspace() -> Any:
     """SentencePiece's way: a space is part of the word after it, and the decoder drops the first."""
     pieces = [f"▁{word}" for word in tiny.PLAIN] + ["ly", "s", "."]
@@ -163,6 +210,49 @@ def test_prompt_and_completion_are_the_text_of_all_tokens(make: Callable[[], Any
     for prompt, text, row, keep in zip(prompts * 20, texts, found.ids, found.attention_mask, strict=True):
         assert prompt + text == words.decode(row[keep.bool()], skip_special_tokens=True)
     assert len(set(texts)) > 50 and any(text[0] != " " for text in texts if text) == (make is not tiny.tokenizer)
+
+
+STOPS = {"a word": ["film"], "with a space": [" of"], "two tokens": ["of the"], "the earlier": ["actor", "the film"]}
+
+
+@pytest.mark.parametrize("make", [metaspace, wordpiece, tiny.tokenizer], ids=["SentencePiece", "WordPiece", "words"])
+@pytest.mark.parametrize("stops", STOPS.values(), ids=STOPS)
+def test_a_completion_ends_with_the_token_that_completes_a_stop_string(
+    make: Callable[[], Any], stops: list[str]
+) -> None:
+    """Against a search from the first token on; tokens up to there, and their log-probabilities, are as they were."""
+    words, prompts = make(), ["the film", "it was of the actor", "we"] * 40
+    before = drawn(tiny.gpt2(len(words), spread=0.01), words, prompts, 12)
+    after = end_at_stops(words, before, stops, 5)
+    changed = 0
+    for row in range(len(prompts)):
+        total = int(before.completion_mask[row].sum())
+        prompt = before.ids[row][before.attention_mask[row].bool()][:-total].tolist()
+        tokens = before.tokens[row].tolist()
+        begun, ended = words.decode(prompt), total
+        for length in range(1, total + 1):
+            added = words.decode(prompt + tokens[:length]).removeprefix(begun)
+            if any(stop in added for stop in stops):
+                ended = length
+                break
+        changed += ended < total
+        assert after.completion_mask[row].tolist() == [place < ended for place in range(len(tokens))]
+        assert after.tokens[row].tolist() == tokens[:ended] + [5] * (len(tokens) - ended)
+    assert changed > 0
+    assert torch.equal(after.sampled_log_probs, before.sampled_log_probs * after.completion_mask)
+    width = before.tokens.shape[1]
+    assert torch.equal(after.attention_mask[:, -width:].bool(), after.completion_mask)
+    for name in ("ids", "attention_mask"):
+        assert torch.equal(getattr(after, name)[:, :-width], getattr(before, name)[:, :-width])
+
+
+def test_a_special_token_is_a_stop_string_and_an_ended_completion_stays() -> None:
+    words = tiny.tokenizer()
+    end, film = words.eos_token_id, words.convert_tokens_to_ids("film")
+    rollout = tiny.rollout([0], [[film, film, film], [end], [3, end]])
+    found = end_at_stops(words, rollout, [tiny.END], 0)
+    assert torch.equal(found.completion_mask, rollout.completion_mask) and torch.equal(found.ids, rollout.ids)
+    assert end_at_stops(words, rollout, ["film film"], 0).completion_mask.sum(1).tolist() == [2, 1, 2]
 
 
 @pytest.mark.parametrize(

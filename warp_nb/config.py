@@ -117,7 +117,10 @@ class WarpConfig(BaseModel):
 class ExperimentConfig(WarpConfig):
     """A `WarpConfig` with the parameters that an experiment adds: task, device, seeds, evaluation, folder."""
 
-    task: str = Field("auto", min_length=1, description="auto, small, smollm or gpt2")
+    task: str = Field("auto", min_length=1, description="auto, small, smollm, gpt2, or module:function of your own")
+    policy: str = Field("", description="folder or hub id of a policy of your own; empty: the task's")
+    reward: str = Field("", description="module:function in TRL's convention, for a policy of your own")
+    prompts: str = Field("", description="file of prompts, for a policy of your own")
     device: str = Field("", description="cpu, cuda, mps; empty: the fastest one here")
     n_seeds: Int = Field(1, ge=1, le=1_000, description="repetitions of the whole training")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(  # type: ignore[assignment]
@@ -125,6 +128,26 @@ class ExperimentConfig(WarpConfig):
     )
     n_eval_prompts: Int = Field(256, ge=8, description="held-out prompts of the evaluation")
     out_dir: str = Field("", description="folder of a resumable run; empty: nothing is saved")
+
+    @property
+    def own(self) -> bool:
+        """Whether the task is a user's: made of `policy`, `reward` and `prompts`, or by a `module:function`."""
+        return bool(self.policy) or ":" in self.task
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        """Policy, reward and prompts go together, and stand in the place of a task."""
+        parts = {name: getattr(self, name) for name in ("policy", "reward", "prompts")}
+        given = [f"{name} = {shortened(value)}" for name, value in parts.items() if value]
+        lacking = [name for name, value in parts.items() if not value]
+        if given and lacking:
+            raise ValueError(
+                f"{given[0]} needs {' and '.join(lacking)} too; pass -p policy DIR -p reward module:function "
+                f"-p prompts FILE, or -p task module:function"
+            )
+        if given and self.task != "auto":
+            raise ValueError(f"task = {shortened(self.task)} and {given[0]} are two tasks; pass -p task auto")
+        return self
 
     @field_validator("out_dir")
     @classmethod

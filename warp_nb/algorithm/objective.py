@@ -12,12 +12,13 @@ from warp_nb.algorithm.merge import wide
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of the sampler: largest number of new tokens, temperature, ids of the end tokens, id of the padding."""
+    """Settings of the sampler: most new tokens, temperature, ids of end tokens and padding, fewest before an end."""
 
     max_new_tokens: int
     temperature: float = 1.0
     end_ids: tuple[int, ...] = ()
     pad_id: int = 0
+    min_new_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ def sample(
 ) -> Rollout:  # fmt: skip
     """Sample y ~ pi(. | x) for left-padded prompts, int64 [B, P], from the whole vocabulary (line 6)."""
     next_logits = decoder(policy, len(ids), ids.shape[1] + sampling.max_new_tokens)
-    masks: list[Tensor] = []
-    log_probs: list[Tensor] = []
+    masks, log_probs = list[Tensor](), list[Tensor]()
     ends, alive = ids.new_tensor(sampling.end_ids), ids.new_ones(len(ids), dtype=torch.bool)
     while len(masks) < sampling.max_new_tokens and alive.any():
-        scores = (wide(next_logits(ids, mask)) / sampling.temperature).log_softmax(-1)
+        early = ends if len(masks) < sampling.min_new_tokens else ends[:0]  # have probability 0
+        scores = (wide(next_logits(ids, mask)) / sampling.temperature).index_fill(1, early, -torch.inf).log_softmax(-1)
         token = torch.where(alive, draw(scores, generator), sampling.pad_id)
         masks.append(alive)
         log_probs.append(scores.gather(1, token[:, None])[:, 0] * alive)

@@ -94,8 +94,11 @@ class Sampler:
 
     def add(self, logits: torch.Tensor) -> None:
         """Draw a token from its logits [B, V], and move on by one slot."""
-        scores = (wide(logits) / self.sampling.temperature).log_softmax(-1)
-        at = self.place - (self.width - 1)
+        at, logits = self.place - (self.width - 1), wide(logits) / self.sampling.temperature
+        if self.sampling.min_new_tokens:
+            early = logits.index_fill(1, self.ends, -torch.inf)
+            logits = torch.where(at < self.sampling.min_new_tokens, early, logits)
+        scores = logits.log_softmax(-1)
         token = torch.where(self.alive, self.draw(scores), self.sampling.pad_id)
         self.kept.index_copy_(1, at, self.alive[:, None])
         chosen = scores.gather(1, token[:, None]) * self.alive[:, None]

@@ -13,13 +13,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from warp_nb.algorithm.merge import wide
-from warp_nb.algorithm.objective import Rollout, inputs
+from warp_nb.algorithm.objective import Rollout, Sampling, inputs
 from warp_nb.fast.agreement import mask_dtype, visibility
 
 SLICE = {"cpu": 1 << 20}
 """Number of logits in fp32 at a time, by kind of device: 4 MB on the CPU."""
 LARGE_SLICE = 1 << 26
 """The same elsewhere: 268 MB."""
+NEVER = -1e9
+"""Logit of a token that is not drawn: its probability is 0, and unlike that of -inf its share of a KL is 0, not NaN."""
 
 
 def masked_logits(policy: Any, rollout: Rollout) -> torch.Tensor:
@@ -33,6 +35,21 @@ def masked_logits(policy: Any, rollout: Rollout) -> torch.Tensor:
     before["attention_mask"] = visibility(mask).to(mask_dtype(policy))
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         return policy(**before, use_cache=False, logits_to_keep=width).logits[:, -width:]
+
+
+def without_early_ends(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Bar the end tokens from the first `min_new_tokens` places of a completion, as the sampler does: [B, C, V].
+
+    So that a completion is scored by the policy that drew it. The ids are not looked up in a tensor, which the host
+    would have to send to a GPU amid a capture.
+    """
+    count = min(sampling.min_new_tokens, logits.shape[1])
+    if not (count and sampling.end_ids):
+        return logits
+    early = logits[:, :count].clone()
+    for end in sampling.end_ids:
+        early[..., end] = NEVER
+    return torch.cat([early, logits[:, count:]], 1)
 
 
 def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor, temperature: float) -> torch.Tensor:

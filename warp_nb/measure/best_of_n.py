@@ -93,7 +93,8 @@ def completions(task: Task, prompts: list[str], sampling: Sampling, seed: int) -
     for start in range(0, len(prompts), size):
         chunk = prompts[start : start + size]
         seeds = [derive_seed(seed, block) for block in range(start, start + len(chunk), BLOCK)]
-        rollout = sample_by_seeds(task.policy, *task.encode(chunk, sampling, "eval_prompts"), sampling, seeds=seeds)
+        given = task.encode(chunk, sampling, "eval_prompts")
+        rollout = task.finish(sample_by_seeds(task.policy, *given, sampling, seeds=seeds))
         texts += task.decode(rollout)
         ids += completion_tokens(rollout)
     return texts, ids

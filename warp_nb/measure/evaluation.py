@@ -18,7 +18,7 @@ from warp_nb.algorithm.objective import Rollout, Sampling, completion_logits
 from warp_nb.fast.agreement import vocabulary_size
 from warp_nb.fast.capture import why_eager
 from warp_nb.fast.decoding import BLOCK, sample_by_seeds
-from warp_nb.fast.scoring import token_kl, token_log_probs
+from warp_nb.fast.scoring import token_kl, token_log_probs, without_early_ends
 from warp_nb.measure.estimates import NO_ESTIMATE, Estimate, exponential, geometric, mean_interval, non_negative
 from warp_nb.measure.reference_cache import ReferenceSide
 from warp_nb.runs.training import derive_seed
@@ -187,16 +187,23 @@ def evaluate(
     for start in range(0, n_prompts, size):
         chunk = prompts[start : start + size]
         seeds = [derive_seed(seed, block) for block in range(start, start + len(chunk), BLOCK)]
-        rollout, logits = reference_side.rollout(chunk, seeds)
-        add_batch_(theirs, task, rollout, logits, others=completion_logits(policy, rollout), under=logits)
-        rollout = sample_by_seeds(policy, *task.encode(chunk, sampling, "eval_prompts"), sampling, seeds=seeds)
-        others = completion_logits(reference, rollout)
-        add_batch_(mine, task, rollout, completion_logits(policy, rollout), others=others, under=others)
+        drawn, logits = reference_side.rollout(chunk, seeds)
+        rollout, logits = task.finish(drawn), without_early_ends(logits, sampling)
+        add_batch_(theirs, task, rollout, logits, others=scored(policy, rollout, sampling), under=logits)
+        given = task.encode(chunk, sampling, "eval_prompts")
+        rollout = task.finish(sample_by_seeds(policy, *given, sampling, seeds=seeds))
+        others = scored(reference, rollout, sampling)
+        add_batch_(mine, task, rollout, scored(policy, rollout, sampling), others=others, under=others)
     for side, name in ((theirs, "reference"), (mine, "policy")):
         side.rewards = task.score(prompts, side.texts, f"evaluation of the {name}", ids=side.tokens)
         if task.judge is not None:
             side.judges = task.score_judge(prompts, side.texts, f"evaluation of the {name}", ids=side.tokens)
     return compared(prompts, theirs, mine, n_samples=n_samples)
+
+
+def scored(model: PreTrainedModel, rollout: Rollout, sampling: Sampling) -> torch.Tensor:
+    """Return the logits of completions by the model that the sampler's settings make of it, [B, C, V]."""
+    return without_early_ends(completion_logits(model, rollout), sampling)
 
 
 def held_out(task: Task, count: int, seed: int) -> list[str]:

@@ -32,21 +32,28 @@ def banner(config: ExperimentConfig, task: Task, steps: int = 0) -> HTML:
         eager = why_eager(task.policy)
     facts = {
         "about": describe(task),
-        "why": reason(config, task) if task.name in LOADERS else "",
+        "why": reason(config, task),
         "device": task.policy.device,
         "machine": machine(),
         "dtype": dtype,
         "eager": eager,
         "config": config,
         "steps": steps,
-        "time": time_elsewhere(config, task.name, steps),
+        "time": None if config.own else time_elsewhere(config, task.name, steps),
     }
     rows = {name: filled(value, facts) for name, value in TABLE_WORDS["banner"].items()}
     return table([{"Что": name, "Значение": value} for name, value in rows.items() if value])
 
 
 def reason(config: ExperimentConfig, task: Task) -> str:
-    """Return why `config` has this prepared task (see `resolve`); `other` if it was loaded by another name."""
+    """Return why `config` has this task: `policy` or `function` for a user's, for a prepared one see `resolve`.
+
+    Of a prepared one that was loaded by another name it is `other`, of a task that was made without `config` empty.
+    """
+    if config.own:
+        return "policy" if config.policy else "function"
+    if task.name not in LOADERS:
+        return ""
     name, _, why = resolve(config.task, config.device)
     return why if name == task.name else "other"
 

@@ -25,6 +25,8 @@ INSTEAD = {
     "result_file": "pass --out, the folder of the reports",
 }
 """Parameters that the command sets itself -> what to do instead of giving them with -p."""
+OWN = ("policy", "reward", "prompts")
+"""Parameters of a task of one's own, which has no report: its folder would be that of a prepared task."""
 
 
 def task_of(chosen: Namespace) -> tuple[str, str]:
@@ -98,7 +100,7 @@ def read_values(pairs: list[list[str]]) -> dict[str, Any]:
     """Read the values of -p as papermill's command line does.
 
     Raises:
-        ValueError: a parameter is given twice, or the command sets it itself.
+        ValueError: a parameter is given twice, the command sets it itself, or it is of a task of one's own.
     """
     from papermill.cli import _resolve_type
 
@@ -106,6 +108,11 @@ def read_values(pairs: list[list[str]]) -> dict[str, Any]:
     for name, value in pairs:
         if name in INSTEAD:
             raise ValueError(f"-p {name} {value} refused: the command sets {name} itself; {INSTEAD[name]}")
+        if name in OWN:
+            raise ValueError(
+                f"-p {name} {value} refused: a report is of a prepared task; for your own run "
+                f"papermill notebooks/exp.ipynb out.ipynb -p policy DIR -p reward module:function -p prompts FILE"
+            )
         if name in given:
             raise ValueError(f"-p {name} is given twice, {given[name]} and {value}; pass it once")
         given[name] = _resolve_type(value)

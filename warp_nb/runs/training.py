@@ -150,7 +150,7 @@ class Training(Watch):
         ids, mask = self.task.encode(prompts, self.sampling, "train_prompts")
         sample = decoding.replay if self.replays else parts.sample
         with arithmetic(config.dtype, ids.device):
-            rollout = sample(policy, ids, mask, self.sampling, generator=self.noise)  # line 6
+            rollout = self.task.finish(sample(policy, ids, mask, self.sampling, generator=self.noise))  # line 6
         texts = self.task.decode(rollout)
         tokens = completion_tokens(rollout)
         scores = self.task.score(prompts, texts, self.where(), ids=tokens, state=self.state(), run=self.place["run"])
@@ -181,7 +181,8 @@ class Training(Watch):
         """Return the loss and the measurements of a step; nothing here waits for the device."""
         config, parts = self.config, self.parts
         scored = rollout.tokens, rollout.completion_mask, rollout.temperature
-        logits, anchor_logits = (completion_logits(model, rollout) for model in (policy, anchor))
+        both = (completion_logits(model, rollout) for model in (policy, anchor))
+        logits, anchor_logits = (scoring.without_early_ends(side, self.sampling) for side in both)
         log_probs, anchor_log_probs = (parts.token_log_probs(side, *scored) for side in (logits, anchor_logits))
         r_beta = parts.regularised_reward(rewards, log_probs, anchor_log_probs, config.beta)  # line 7
         advantage = r_beta - BASELINES[config.baseline](r_beta, config.samples_per_prompt)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from warp_nb.algorithm.merge import weights_of
 from warp_nb.config import ExperimentConfig
-from warp_nb.fast.devices import training_dtype
 from warp_nb.files import json_values, replacing
 from warp_nb.measure.best_of_n import BestOfN
 from warp_nb.measure.checks import Check, reads_like_reference, run_checks
@@ -41,7 +40,7 @@ from warp_nb.studies.equal_kl import (
     summary,
 )
 from warp_nb.studies.evaluation_store import EvaluationStore, evaluation_identity
-from warp_nb.studies.experiment import TABLES, check_loaded, evaluation_settings, stacked
+from warp_nb.studies.experiment import TABLES, check_loaded, evaluation_settings, resolved, stacked
 from warp_nb.tasks.gate import RewardGate
 from warp_nb.tasks.task import Task, describe
 
@@ -260,7 +259,7 @@ def run_comparison(config: ExperimentConfig, task: Task, *, progress: bool = Tru
     started = time.perf_counter()
     check_loaded(config, task)
     total = total_steps(config)
-    config = config.replace(dtype=training_dtype(config.dtype, task.policy))
+    config = resolved(config, task)
     check_eval_prompts(config.n_eval_prompts, task, config.max_new_tokens)
     for arm in ARMS:
         task.check_runs(arm_config(config, arm).M)

@@ -33,7 +33,7 @@ class ExperimentResult:
     """Result of an experiment. The notebooks show it, and reports are made from its JSON.
 
     Args:
-        config: parameters, with `dtype` resolved.
+        config: parameters, with `dtype` and `n_eval_prompts` resolved.
         about: facts about the task.
         evaluations: one per training.
         summary: each measure with its interval: over prompts (n_seeds = 1) or over trainings (t interval).
@@ -95,12 +95,12 @@ def run_experiment(
         parts: the functions that a run calls (see `warp`).
 
     Raises:
-        ValueError: another prepared task is loaded than `config` asks for; the task has fewer than `n_eval_prompts`
+        ValueError: another task is loaded than `config` asks for; the task has fewer than `n_eval_prompts`
             held-out prompts; and what `warp` raises.
     """
     started = time.perf_counter()
     check_loaded(config, task)
-    config = config.replace(dtype=training_dtype(config.dtype, task.policy))
+    config = resolved(config, task)
     check_eval_prompts(config.n_eval_prompts, task, config.max_new_tokens)
     gate = task.gate(task.of_texts(task.reward)) if task.gate else None
     results: list[WarpResult] = []
@@ -129,12 +129,24 @@ def run_experiment(
     )
 
 
+def resolved(config: ExperimentConfig, task: Task) -> ExperimentConfig:
+    """Return the parameters that a task leaves open: `dtype`, and as many held-out prompts as a user's file allows."""
+    count = min(config.n_eval_prompts, len(task.eval_prompts)) if config.policy else config.n_eval_prompts
+    return config.replace(dtype=training_dtype(config.dtype, task.policy), n_eval_prompts=count)
+
+
 def check_loaded(config: ExperimentConfig, task: Task) -> None:
-    """Raise ValueError if a prepared task is not the one that `config` asks for, or lies on another kind of device."""
-    if task.name not in LOADERS:
-        return
-    asked = {"task": config.task.replace("auto", ""), "device": config.device.partition(":")[0]}
-    loaded = {"task": task.name, "device": task.policy.device.type}
+    """Raise ValueError if a task is not the one that `config` asks for, or lies on another kind of device.
+
+    Of a task that was made without `config`, nothing is known.
+    """
+    asked = {"policy": config.policy, "prompts": config.prompts, "device": config.device.partition(":")[0]}
+    loaded = {"policy": task.facts.get("policy"), "prompts": task.facts.get("prompts")}
+    loaded |= {"device": task.policy.device.type}
+    if not config.own:
+        if task.name not in LOADERS:
+            return
+        asked["task"], loaded["task"] = config.task.replace("auto", ""), task.name
     for name, value in asked.items():
         if value and value != loaded[name]:
             raise ValueError(f"the loaded task has {name} = {loaded[name]!r}, got {value!r} in config; load it again")

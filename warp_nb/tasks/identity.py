@@ -40,6 +40,8 @@ def task_identity(task: Task) -> dict[str, Any]:
     found: dict[str, Any] = {"task_name": task.name, "prompts_sha256": sha256(json.dumps(task.train_prompts))}
     found |= policy_identity(task.policy) | {"tokenizer": tokenizer_identity(task.tokenizer)}
     found |= {"reward": reward_identity(task.reward), "versions": versions()}
+    ends = {"stop_strings": task.stop_strings, "min_new_tokens": task.min_new_tokens}
+    found |= {name: value for name, value in ends.items() if value}
     if task.run_rewards:
         found["run_rewards"] = numbered(map(reward_identity, task.run_rewards))
     return plain(found | seen_identity(task, task.train_prompts))

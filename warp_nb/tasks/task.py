@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +14,9 @@ import torch
 from warp_nb.algorithm.objective import Rollout, Sampling
 from warp_nb.fast.agreement import vocabulary_size
 from warp_nb.tasks.columns import GIVEN, Rows, columns_by_prompt, columns_for
+from warp_nb.tasks.own import own_fields
 from warp_nb.tasks.policy_check import PROBE_TOKENS, check_policy
+from warp_nb.tasks.prompt_sources import COLUMN
 from warp_nb.tasks.prompts import check_ids, check_lengths, texts_of
 from warp_nb.tasks.reward_interface import (
     Reward,
@@ -29,6 +33,7 @@ from warp_nb.tasks.text import (
     context_length,
     decode_completions,
     encode_prompts,
+    end_at_stops,
     end_ids,
     pad_id,
     prompt_ids,
@@ -66,6 +71,10 @@ class Task:
         train_columns, eval_columns: further columns of the prompts, by name, a value for every prompt, which rewards
             get as keywords. Both have the same names.
         conversations: for prompts that a chat template rendered, text -> messages; rewards get messages, as in TRL.
+        stop_strings: texts that end a completion, beside the end tokens that tokenizer and policy declare (see
+            `finish`), e.g. ["\\n\\n", "User:"].
+        min_new_tokens: fewest tokens before an end token, which has probability 0 until then, when completions are
+            drawn and when they are scored. Stop strings end a completion earlier.
 
     Raises:
         ValueError: the prompts are no list of texts, a prompt is empty, beyond the vocabulary or in both lists, or the
@@ -87,6 +96,8 @@ class Task:
     train_columns: Mapping[str, Sequence[Any]] = field(default_factory=dict, repr=False)
     eval_columns: Mapping[str, Sequence[Any]] = field(default_factory=dict, repr=False)
     conversations: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
+    stop_strings: Sequence[str] = ()
+    min_new_tokens: int = 0
     lengths: Mapping[str, list[int]] = field(init=False, repr=False)
     """Tokens of every prompt, by the name of its list."""
     rows: Rows = field(init=False, repr=False)
@@ -98,6 +109,12 @@ class Task:
         low = [f"{n} is {p.dtype}" for n, p in self.policy.named_parameters() if p.dtype.itemsize < 4]
         if low:
             raise ValueError(f"the policy must be float32, {low[0]}; call policy.float() (config.dtype sets bf16)")
+        if type(self.min_new_tokens) is not int or self.min_new_tokens < 0:
+            raise ValueError(f"min_new_tokens must be a whole number, at least 0, got {self.min_new_tokens!r}; pass 0")
+        stops = [] if self.stop_strings == () else texts_of(self.stop_strings, "stop_strings")
+        if "" in stops:
+            raise ValueError("stop_strings has an empty text, with which every completion would end; drop it")
+        object.__setattr__(self, "stop_strings", tuple(stops))
         rows = {}
         for name in PROMPTS:
             texts = texts_of(getattr(self, name), name)
@@ -133,14 +150,64 @@ class Task:
                 f"conversations lacks prompt {silent[0][:60]!r}; pass the messages of all prompts, or none"
             )
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        policy: str | PathLike[str] | PreTrainedModel,
+        *,
+        reward: Reward | str,
+        prompts: Any,
+        tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
+        held_out: Any = None,
+        column: str = COLUMN,
+        device: str | None = None,
+        revision: str | None = None,
+        **fields: Any,
+    ) -> Task:
+        """Make a task of a model, a reward and prompts of your own; the weights are loaded last.
+
+        Args:
+            policy: a folder of transformers or a hub id, loaded in fp32 and eval mode, from safetensors and without
+                code of its own; or a loaded model.
+            reward: any reward that `Task` takes; `module:function` is looked for in the current folder first.
+            prompts: texts or conversations (lists of messages) as a list, a column, a dataset, a data frame, or a file:
+                `.txt` with a prompt a line, or `.jsonl`, `.csv`, `.parquet`. Conversations become text by the
+                tokenizer's chat template, and rewards get the messages. Further columns reach the rewards by name.
+                Duplicates are dropped; `facts["duplicates"]` is their number.
+            tokenizer: a tokenizer, or a folder or hub id; by default the policy's own.
+            held_out: the part of the prompts that the evaluation holds out, a share or a number, or prompts as above;
+                by default a fifth, at least 8. The sha256 of a prompt decides, so no seed or order changes the split.
+            column: the column of prompts in a dataset or a file.
+            device: cpu, cuda, cuda:N or mps; the fastest one by default. A loaded model stays where it is.
+            revision: branch, tag or commit of a hub id.
+            fields: other fields of `Task`, e.g. `name`, `judge` or `stop_strings`.
+
+        Raises:
+            ValueError: an argument is refused, with the value, the rule and the remedy; and what `Task` raises.
+
+        Example:
+            task = Task.from_pretrained("my-model", reward="rewards:brevity", prompts="prompts.jsonl")
+            result = warp(WarpConfig(T=50, lr=1e-5), task)
+        """
+        given = {"reward": reward, "prompts": prompts, "tokenizer": tokenizer, "held_out": held_out, "column": column}
+        made = own_fields(policy, **given, device=device, revision=revision)
+        if isinstance(policy, str | PathLike):
+            given |= {"revision": made["facts"].get("commit")}
+            fields = {"rebuild": partial(on_device, policy=policy, **given, **fields)} | fields
+        return cls(**made | fields)
+
     def sampling(self, max_new_tokens: int, temperature: float = 1.0) -> Sampling:
         """Return the settings of the sampler, with the ids of end and padding that tokenizer and policy declare."""
-        return Sampling(
-            max_new_tokens, temperature, end_ids(self.tokenizer, self.policy), pad_id(self.tokenizer, self.policy)
-        )
+        ends, pad = end_ids(self.tokenizer, self.policy), pad_id(self.tokenizer, self.policy)
+        return Sampling(max_new_tokens, temperature, ends, pad, self.min_new_tokens)
 
     def check_lengths(self, max_new_tokens: int) -> None:
         """Raise ValueError unless every prompt, also the held-out ones, leaves room for a completion."""
+        if self.min_new_tokens > max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens = {self.min_new_tokens} of the task is more than max_new_tokens = {max_new_tokens}; "
+                f"pass a larger max_new_tokens"
+            )
         for name, lengths in self.lengths.items():
             context = context_length(self.policy)
             check_lengths(lengths, getattr(self, name), name, context=context, max_new_tokens=max_new_tokens)
@@ -161,6 +228,15 @@ class Task:
         width = max(self.lengths[among]) if among and self.policy.device.type == "cuda" else 0
         ids, mask = encode_prompts(self.tokenizer, prompts, limit, sampling.pad_id, width=width)
         return ids.to(self.policy.device), mask.to(self.policy.device)
+
+    def finish(self, rollout: Rollout) -> Rollout:
+        """End every completion of a rollout with its first stop string, which it keeps (see `end_at_stops`).
+
+        All that samples for this task calls it: training, evaluation and best-of-N.
+        """
+        if not self.stop_strings:
+            return rollout
+        return end_at_stops(self.tokenizer, rollout, self.stop_strings, pad_id(self.tokenizer, self.policy))
 
     def decode(self, rollout: Rollout) -> list[str]:
         """Decode the completions to the texts that the reward sees."""
@@ -222,6 +298,11 @@ class Task:
         """Measure the reward, and the judge if there is one, with the task's gate: by `reward` and `judge`."""
         scored = {"reward": self.reward} | ({} if self.judge is None else {"judge": self.judge})
         return {name: self.gate(self.of_texts(reward)) for name, reward in scored.items()} if self.gate else {}
+
+
+def on_device(device: str, policy: str | PathLike[str], **given: Any) -> Task:
+    """Make a task by `Task.from_pretrained` on a device, in a worker of an executor."""
+    return Task.from_pretrained(policy, device=device, **given)
 
 
 def describe(task: Task) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import replace
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +84,14 @@ def decode_completions(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> 
     ids, kept = rollout.ids.tolist(), rollout.attention_mask.bool().tolist()
     rows = [[token for token, keep in zip(*row, strict=True) if keep] for row in zip(ids, kept, strict=True)]
     prompts = [row[: len(row) - sum(keep[-width:])] for row, keep in zip(rows, kept, strict=True)]
-    whole, begun = (tokenizer.batch_decode(side, skip_special_tokens=True) for side in (rows, prompts))
+    return _added(tokenizer, rows, prompts, plain=True)
+
+
+def _added(
+    tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], prompts: list[list[int]], *, plain: bool
+) -> list[str]:
+    """Return what rows of tokens add to the texts of the prompts that they begin with; `plain` skips special tokens."""
+    whole, begun = (tokenizer.batch_decode(side, skip_special_tokens=plain) for side in (rows, prompts))
     starts = map(commonprefix, zip(whole, begun, strict=True))
     return [text.removeprefix(start) for text, start in zip(whole, starts, strict=True)]
 
@@ -90,6 +100,40 @@ def completion_tokens(rollout: Rollout) -> list[list[int]]:
     """Return the tokens of each completion, without padding."""
     rows = zip(rollout.tokens.cpu(), rollout.completion_mask.cpu(), strict=True)  # one copy, not one a row
     return [row[keep].tolist() for row, keep in rows]
+
+
+def end_at_stops(tokenizer: PreTrainedTokenizerBase, rollout: Rollout, stops: Sequence[str], pad: int) -> Rollout:
+    """End every completion with the token that completes a stop string; those after it become padding, `pad`.
+
+    Later tokens have no influence on earlier ones, so these are the completions of a sampler that stops there. A stop
+    string is looked for in what the completion adds to the prompt's text, special tokens included.
+    """
+    width = rollout.tokens.shape[1]
+    rows = zip(rollout.ids.tolist(), rollout.attention_mask.tolist(), rollout.completion_mask.sum(1), strict=True)
+    ends = []
+    for ids, seen, length in rows:
+        prompt = [token for token, keep in zip(ids[:-width], seen, strict=False) if keep]
+        ends.append(_stopped_length(tokenizer, prompt, ids[-width:][: int(length)], stops))
+    places = torch.arange(width, device=rollout.ids.device)
+    kept = places < torch.tensor(ends, device=rollout.ids.device)[:, None]
+    ids, mask = rollout.ids.clone(), rollout.attention_mask.clone()
+    ids[:, -width:], mask[:, -width:] = rollout.tokens.where(kept, pad), kept.long()
+    return replace(
+        rollout, ids=ids, attention_mask=mask, completion_mask=kept, sampled_log_probs=rollout.sampled_log_probs * kept
+    )
+
+
+def _stopped_length(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[int], tokens: list[int], stops: Sequence[str]
+) -> int:
+    """Return how many of the tokens there are up to the one that completes a stop string; all without any."""
+
+    def stopped(length: int) -> bool:
+        (added,) = _added(tokenizer, [prompt + tokens[:length]], [prompt], plain=False)
+        return any(stop in added for stop in stops)
+
+    total = len(tokens)
+    return bisect_left(range(total), True, key=stopped) if stopped(total) else total
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], count: int) -> list[str]:
