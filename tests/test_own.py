@@ -22,6 +22,7 @@ from warp_nb.tasks.identity import task_identity
 from warp_nb.tasks.own import split_off
 from warp_nb.tasks.prompt_sources import prompt_texts, read_prompts
 from warp_nb.tasks.task import Task
+from warp_nb.tasks.text import prompt_ids
 
 PROMPTS = tiny.prompts(40, seed=0)
 TALKS = [[{"role": "user", "content": text}] for text in PROMPTS]
@@ -314,18 +315,25 @@ def test_a_folder_of_a_classifier_is_a_reward(folder: Path, tmp_path: Path) -> N
     ]
 
 
+def test_an_empty_text_still_gets_its_begin() -> None:
+    words = talking(begin=True)
+    assert prompt_ids(words, ["", f"{tiny.END} the"]) == [[words.bos_token_id], words(f"{tiny.END} the")["input_ids"]]
+
+
 def test_an_answer_that_was_begun_is_continued() -> None:
     talk = [{"role": "user", "content": "the film"}, {"role": "assistant", "content": "we saw"}]
     assert prompt_texts(talking(), [talk], "prompts") == ["the film we saw"]
 
 
-def test_the_policy_sees_the_ids_of_the_template() -> None:
-    words = talking("{{ bos_token }} " + TEMPLATE, begin=True)
+@pytest.mark.parametrize("opened", ["{{ bos_token }}", "{{ eos_token }}"], ids=["begin", "another special token"])
+def test_the_policy_sees_the_ids_of_the_template(opened: str) -> None:
+    words = talking(f"{opened} {TEMPLATE}", begin=True)
     task = made(tiny.gpt2(len(words)), tokenizer=words, prompts=TALKS)
     for talk, text in zip(TALKS, prompt_texts(words, TALKS, "prompts"), strict=True):
         wanted = words.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)["input_ids"]
         ids, mask = task.encode([text], task.sampling(4))
-        assert ids[0].tolist() == wanted and wanted.count(words.bos_token_id) == 1 and mask.all()
+        assert ids[0].tolist() == wanted and mask.all()
+        assert wanted.count(words.bos_token_id) == ("bos" in opened)
 
 
 def test_what_arrow_adds_to_messages_is_not_rendered() -> None:

@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[list[int]]:
-    """Encode prompts, each with the begin of a text in front exactly once: a chat template writes its own."""
+    """Encode prompts, each with the begin of a text in front exactly once: a chat template writes its own.
+
+    A prompt that begins with a special token was opened by a template, also if that token is no begin token.
+    """
     begin = begin_ids(tokenizer)
+    added = tokenizer.added_tokens_decoder.items()
+    opening = {token for token, about in added if about.special} - {tokenizer.unk_token_id}
     ids_only = {"return_attention_mask": False, "return_token_type_ids": False}
     rows = tokenizer(prompts, add_special_tokens=False, **ids_only)["input_ids"]
-    return [row if row[: len(begin)] == begin else begin + row for row in rows]
+    return [row if row[: len(begin)] == begin or set(row[:1]) & opening else begin + row for row in rows]
 
 
 def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
