@@ -22,7 +22,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 """Configuration and tokenizer, in a repository of the hub."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-TOKENIZER_PARTS = (
+VOCABULARY_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
     "tekken.json",
 )  # fmt: skip
@@ -158,9 +158,9 @@ def load_tokenizer(found: Pretrained, what: str) -> Any:
     from transformers import AutoTokenizer
 
     named = f"{what} = {found.source!r}"
-    if not found.files.intersection(TOKENIZER_PARTS):
+    if not found.files.intersection(VOCABULARY_FILES):
         raise ValueError(
-            f"{named} has no tokenizer ({', '.join(TOKENIZER_PARTS[:3])}, …); pass tokenizer=, or save it there: "
+            f"{named} has no tokenizer ({', '.join(VOCABULARY_FILES[:3])}, …); pass tokenizer=, or save it there: "
             f"tokenizer.save_pretrained(folder)"
         )
     try:
