@@ -111,6 +111,9 @@ def test_an_evaluation_gives_tokens_and_columns_to_reward_and_judge(measure: str
         assert call["turned"] == [prompt[::-1] for prompt in call["prompts"]]
         words = [task.tokenizer.decode(ids, skip_special_tokens=True) for ids in call["completion_ids"]]
         assert [text.strip() for text in call["completions"]] == words
+    for seen in (reward, judge):
+        ends = [ids[-1] for call in seen.calls for ids in call["completion_ids"]]
+        assert task.tokenizer.eos_token_id in ends, "tokens as they were sampled, not those of the text"
 
 
 @pytest.mark.parametrize(
