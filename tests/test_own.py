@@ -203,8 +203,7 @@ def test_a_reward_is_imported_from_the_current_folder(folder: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("named", "told"),
     [
-        ("rewards", "must be module:function, e.g. my_module:my_function for a file my_module.py in the current"),
-        ("a/b.py:f", "must be module:function"),
+        ("a/b.py:f", "must be module:function, e.g. my_module:my_function for a file my_module.py in the current"),
         ("no_such_module:f", r"the module no_such_module does not import \(ModuleNotFoundError: No module named"),
         ("tiny:opinions", "tiny has no function opinions; pass one that it has: .*opinion"),
         ("tiny:END", "tiny has no function END; pass one that it has"),
@@ -307,9 +306,11 @@ def test_a_prompt_with_two_rows_is_refused(folder: Path) -> None:
         made(folder, prompts=rows)
 
 
-def test_a_folder_of_a_classifier_is_a_reward(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_of_a_classifier_is_a_reward(folder: Path) -> None:
     with pytest.raises(ValueError, match="^reward = .*model.* is GPT2LMHeadModel, no sequence classifier"):
         made(folder, reward=str(folder))
+    with pytest.raises(ValueError, match="^reward = 'rewards' is neither .*; a function is named module:function"):
+        made(folder, reward="rewards")
     assert made(folder, reward=[tiny.opinion, tiny.opinion]).reward(["the"], [" best"]) == [
         2 * tiny.opinion(["the"], [" best"])[0]
     ]

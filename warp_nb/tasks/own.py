@@ -13,7 +13,7 @@ from warp_nb.tasks.columns import columns_by_prompt
 from warp_nb.tasks.imported import imported
 from warp_nb.tasks.pretrained import check_pretrained, load_model, load_tokenizer, pretrained_at
 from warp_nb.tasks.prompt_sources import is_talk, prompt_texts, read_prompts
-from warp_nb.tasks.rewards import NAMED, as_reward
+from warp_nb.tasks.rewards import as_reward, names_function
 
 HELD_OUT_SHARE, HELD_OUT_LEAST = 0.2, 8
 """Held-out part by default: a fifth of the prompts, and at least as many as an experiment evaluates on."""
@@ -25,9 +25,9 @@ def own_fields(
 ) -> dict[str, Any]:  # fmt: skip
     """Return the fields of a `Task` (see `Task.from_pretrained`, which passes all of its arguments).
 
-    What is cheap to check comes first: reward, files of the policy, tokenizer, prompts; the weights are loaded last.
+    What is cheap to check comes first: a reward's name, files of the policy, tokenizer, prompts; weights are loaded last.
     """
-    reward = imported(reward, "reward") if isinstance(reward, str) and NAMED.fullmatch(reward) else reward
+    reward = imported(reward, "reward") if names_function(reward) else reward
     named = isinstance(policy, str | PathLike)
     if not named and (device is not None or revision is not None):
         raise ValueError(

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from warp_nb.paths import expanded
 from warp_nb.tasks.imported import imported
 from warp_nb.tasks.reward_interface import Reward, WeightedSum
-
-NAMED = re.compile(r"[A-Za-z_][\w.]*:\w+")
-"""module:function."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +54,15 @@ def as_reward(given: Any, device: str = "cpu") -> Reward:
     Raises:
         ValueError: it is none of these, or does not import or load.
     """
-    if isinstance(given, str) and NAMED.fullmatch(given):
+    if names_function(given):
         return as_reward(imported(given, "reward"), device)
     if isinstance(given, str | Path):
         from warp_nb.tasks.classifier import SequenceClassifier
 
-        return SequenceClassifier.load(given, device)
+        try:
+            return SequenceClassifier.load(given, device)
+        except ValueError as error:
+            raise ValueError(f"{error}; a function is named module:function") from error
     if isinstance(given, list | tuple):
         return as_reward(WeightedSum(given), device)
     if isinstance(given, WeightedSum):
@@ -76,3 +76,8 @@ def as_reward(given: Any, device: str = "cpu") -> Reward:
             f"them, module:function, or the folder or model id of a sequence classifier"
         )
     return given
+
+
+def names_function(given: Any) -> bool:
+    """Return whether a reward is given as `module:function`; a folder may have a colon in its path."""
+    return isinstance(given, str) and ":" in given and not expanded(given).is_dir()
