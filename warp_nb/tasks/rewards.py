@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from warp_nb.paths import expanded
 from warp_nb.tasks.imported import imported
 from warp_nb.tasks.reward_interface import Reward, WeightedSum
 
@@ -62,7 +63,12 @@ def as_reward(given: Any, device: str = "cpu") -> Reward:
     if isinstance(given, str | Path):
         from warp_nb.tasks.classifier import SequenceClassifier
 
-        return SequenceClassifier.load(given, device)
+        try:
+            return SequenceClassifier.load(given, device)
+        except ValueError as error:
+            if expanded(given).exists():
+                raise
+            raise ValueError(f"{error}; a function is named module:function") from error
     if isinstance(given, list | tuple):
         return as_reward(WeightedSum(given), device)
     if isinstance(given, WeightedSum):
