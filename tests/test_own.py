@@ -302,14 +302,14 @@ def test_the_reward_gets_the_columns_and_messages_of_its_prompts(folder: Path) -
 
 def test_a_prompt_with_two_rows_is_refused(folder: Path) -> None:
     rows = [{"prompt": text, "answer": place} for place, text in enumerate([*PROMPTS, PROMPTS[0]])]
-    with pytest.raises(ValueError, match="twice, with .*'answer': 0.* and .*'answer': 40.* drop one"):
+    with pytest.raises(ValueError, match=r"twice, with .*'answer': 0.* and .*'answer': 40.* drop one"):
         made(folder, prompts=rows)
 
 
 def test_a_folder_of_a_classifier_is_a_reward(folder: Path) -> None:
-    with pytest.raises(ValueError, match="^reward = .*model.* is GPT2LMHeadModel, no sequence classifier"):
+    with pytest.raises(ValueError, match=r"^reward = .*model.* is GPT2LMHeadModel, no sequence classifier"):
         made(folder, reward=str(folder))
-    with pytest.raises(ValueError, match="^reward = 'rewards' is neither .*; a function is named module:function"):
+    with pytest.raises(ValueError, match=r"^reward = 'rewards' is neither .*; a function is named module:function"):
         made(folder, reward="rewards")
     assert made(folder, reward=[tiny.opinion, tiny.opinion]).reward(["the"], [" best"]) == [
         2 * tiny.opinion(["the"], [" best"])[0]

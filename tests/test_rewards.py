@@ -452,7 +452,7 @@ def without_tokenizer(folder: Path) -> str:
         ),
         (
             lambda folder: "somebody/reward",
-            "reward = 'somebody/reward' is neither a folder here nor a model that the hub gives",
+            r"reward = 'somebody/reward' is neither a folder here nor a model .*; a function is named module:function$",
         ),
         (without_safetensors, "does not load .*safetensors.*; pass .* config, tokenizer and safetensors"),
         (language_model, "is GPT2LMHeadModel, no sequence classifier; pass one, or a function module:function"),

@@ -25,7 +25,7 @@ def own_fields(
 ) -> dict[str, Any]:  # fmt: skip
     """Return the fields of a `Task` (see `Task.from_pretrained`, which passes all of its arguments).
 
-    What is cheap to check comes first: a reward's name, files of the policy, tokenizer, prompts; weights are loaded last.
+    What is cheap to check comes first: a reward's name, files of the policy, tokenizer, prompts; weights come last.
     """
     reward = imported(reward, "reward") if names_function(reward) else reward
     named = isinstance(policy, str | PathLike)

@@ -62,6 +62,8 @@ def as_reward(given: Any, device: str = "cpu") -> Reward:
         try:
             return SequenceClassifier.load(given, device)
         except ValueError as error:
+            if expanded(given).exists():
+                raise
             raise ValueError(f"{error}; a function is named module:function") from error
     if isinstance(given, list | tuple):
         return as_reward(WeightedSum(given), device)
