@@ -12,7 +12,8 @@ import pytest
 import tiny
 import torch
 from faulty import CONFIG, FOUR_RUNS, flip, quick, stopped
-from huggingface_hub import ModelCard
+from hub_stand_in import hub
+from huggingface_hub import ModelCard, constants
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from warp_nb.algorithm.merge import liti, weights_of
@@ -265,3 +266,29 @@ def test_a_resumed_run_has_each_step_once(save_every: int, tmp_path: Path) -> No
         file.write('{"step": 4}\n{"st')
     quick(CONFIG.replace(save_every=save_every), out_dir=tmp_path)
     assert steps_in(path) == [1, 2, 3, 4]
+
+
+# the hub
+
+
+def test_a_policy_is_pushed_as_one_commit_of_the_files_that_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = trained().at(0.7)
+    with hub() as there:
+        monkeypatch.setattr(constants, "ENDPOINT", there.address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        url = point.push_to_hub("me/policy", private=True, token="hf_of_this_test", commit_message="Mine")
+    assert url.startswith(f"{there.address}/me/policy/commit/")
+    assert there.created["name"] == "policy" and there.created["organization"] == "me"
+    assert there.created.get("visibility") == "private" or there.created.get("private") is True
+    assert [commit["summary"] for commit in there.commits] == ["Mine"]
+    assert there.tokens == {"Bearer hf_of_this_test"}
+    saved = {path.name: path.read_bytes() for path in point.save(tmp_path / "policy").iterdir()}
+    assert there.files == saved
+
+
+def test_a_name_that_no_repository_has_is_refused_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainedPolicy, "save", lambda *_: pytest.fail("saved"))
+    with pytest.raises(ValueError, match="Repo id must"):
+        trained().at().push_to_hub("not a name/")

@@ -102,9 +102,14 @@ class TrainedPolicy:
             repo_id: name of the repository, which is made if it does not exist, e.g. "me/warp".
             private: whether a new repository is private; None: as the account or organisation has it.
             settings: keywords of `huggingface_hub.upload_folder`, e.g. token, revision, create_pr, commit_message.
+
+        Raises:
+            ValueError: the hub allows no such name.
         """
         from huggingface_hub import HfApi
+        from huggingface_hub.utils import validate_repo_id
 
+        validate_repo_id(repo_id)
         with tempfile.TemporaryDirectory() as scratch:
             folder = self.save(Path(scratch) / "policy")
             api = HfApi(token=settings.pop("token", None))
