@@ -36,7 +36,7 @@ def test_it_is_drawn_once_a_second_and_takes_little_time(
     monkeypatch.setattr(live_plot, "display", shown)
 
     def slow(*args: Any) -> Any:
-        now[0] += drawing / len(live_plot.SHOWN)
+        now[0] += drawing / len(live_plot.LIVE_COLUMNS)
         return curves(*args)
 
     curves = live_plot.training_curves

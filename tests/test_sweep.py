@@ -11,7 +11,7 @@ from synthetic import result
 from warp_nb.config import ExperimentConfig
 from warp_nb.files import write_json
 from warp_nb.report import sweep as module
-from warp_nb.report.sweep import label_of, sweep
+from warp_nb.report.sweep import label_of, run_sweep
 from warp_nb.studies.result_files import result_path
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -40,13 +40,13 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_every_combination_is_run_once_and_finished_ones_are_kept(tmp_path: Path, ran: list[dict[str, Any]]) -> None:
-    files = sweep(GRID, FIXED, tmp_path / "sweep", notebooks=NOTEBOOKS)
+    files = run_sweep(GRID, FIXED, tmp_path / "sweep", notebooks=NOTEBOOKS)
     assert files == [tmp_path / "sweep" / label / "exp.result.json" for label in LABELS]
     assert ran == [FIXED | {"lr": lr, "M": m} for lr in GRID["lr"] for m in GRID["M"]]
     files[1].write_text("{")
-    sweep(GRID | {"M": [1, 2, 3]}, FIXED, tmp_path / "sweep", notebooks=NOTEBOOKS)
+    run_sweep(GRID | {"M": [1, 2, 3]}, FIXED, tmp_path / "sweep", notebooks=NOTEBOOKS)
     assert [(row["lr"], row["M"]) for row in ran[4:]] == [(1e-4, 2), (1e-4, 3), ("1e-3", 3)]
-    sweep(GRID, FIXED | {"T": 3}, tmp_path / "sweep", notebooks=NOTEBOOKS)
+    run_sweep(GRID, FIXED | {"T": 3}, tmp_path / "sweep", notebooks=NOTEBOOKS)
     assert len(ran) == 7 + 4, "of other settings"
 
 
@@ -68,17 +68,17 @@ def test_bad_values_stop_a_sweep_before_anything_runs(
     grid: dict[str, Any], fixed: dict[str, Any], said: str, tmp_path: Path, ran: list[dict[str, Any]]
 ) -> None:
     with pytest.raises(ValueError, match=said):
-        sweep(grid, fixed, tmp_path / "sweep", notebooks=NOTEBOOKS)
+        run_sweep(grid, fixed, tmp_path / "sweep", notebooks=NOTEBOOKS)
     assert ran == [] and not list(tmp_path.iterdir())
 
 
 def test_a_failed_experiment_is_named_after_the_others_were_run(tmp_path: Path, ran: list[dict[str, Any]]) -> None:
     told = r"1 of 2 experiments failed: beta=0\.5: Kernel died"
     with pytest.raises(RuntimeError, match=told):
-        sweep({"beta": [0.5, 0.1]}, FIXED, tmp_path, notebooks=NOTEBOOKS)
+        run_sweep({"beta": [0.5, 0.1]}, FIXED, tmp_path, notebooks=NOTEBOOKS)
     assert [row["beta"] for row in ran] == [0.5, 0.1]
     with pytest.raises(RuntimeError, match=told):
-        sweep({"beta": [0.5, 0.1]}, FIXED, tmp_path, notebooks=NOTEBOOKS)
+        run_sweep({"beta": [0.5, 0.1]}, FIXED, tmp_path, notebooks=NOTEBOOKS)
     assert [row["beta"] for row in ran[2:]] == [0.5]
 
 

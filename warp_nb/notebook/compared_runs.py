@@ -22,7 +22,7 @@ FIXED = {"file", "task", "scored_by", "n_seeds", "failed"}
 """Columns of a table that are neither settings nor measures."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ComparedRuns:
     """Result files that were read; a notebook shows the table.
 
@@ -38,11 +38,14 @@ class ComparedRuns:
         measures = {f"{name}{end}" for name in MEASURED for end in ("", "_low", "_high")}
         varied = [name for name in self.table if name not in FIXED | measures]
         rows = self.table.to_dict("records")
-        said = ["; ".join(f"{name} = {shown(row[name])}" for name in varied) for row in rows]
+        said = ["; ".join(f"{name} = {setting_text(row[name])}" for name in varied) for row in rows]
         return [
             name if name and said.count(name) == 1 else f"{name} ({row['file']})".strip()
             for name, row in zip(said, rows, strict=True)
         ]
+
+    def __repr__(self) -> str:
+        return f"ComparedRuns({self.names})"
 
     def _repr_html_(self) -> str:
         rows = [
@@ -51,7 +54,7 @@ class ComparedRuns:
                 "row": row,
                 "failed": [WORDS[one].title for one in row["failed"].split(", ") if one in WORDS],
             }
-            | {measure: estimate_of(row, measure) for measure in MEASURED}
+            | {measure: interval_of(row, measure) for measure in MEASURED}
             for name, row in zip(self.names, self.table.to_dict("records"), strict=True)
         ]
         tasks = self.table["task"].nunique() > 1
@@ -71,7 +74,7 @@ class ComparedRuns:
         lines = -(-len(self.table) // 2)
         with panels(1, 3.8 + 0.2 * lines) as (figure, axes):
             for name, row, (color, _, marker) in zip(self.names, self.table.to_dict("records"), styles(), strict=False):
-                kl, reward = estimate_of(row, "kl"), estimate_of(row, "reward")
+                kl, reward = interval_of(row, "kl"), interval_of(row, "reward")
                 settings: dict[str, Any] = {"fmt": marker, "color": color, "capsize": 3, "label": name}
                 axes[0].errorbar(
                     [kl.value], [reward.value], xerr=error_arms([kl]), yerr=error_arms([reward]), **settings
@@ -95,11 +98,11 @@ def compare(files: Sequence[str | Path]) -> ComparedRuns:
     return ComparedRuns(run_table(files))
 
 
-def shown(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """Return a setting's value as Russian text."""
     return format_number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
-def estimate_of(row: dict[str, Any], measure: str) -> Estimate:
+def interval_of(row: dict[str, Any], measure: str) -> Estimate:
     """Return a measure of a row with its interval."""
     return Estimate(row[measure], row[f"{measure}_low"], row[f"{measure}_high"])

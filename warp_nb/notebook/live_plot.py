@@ -14,9 +14,9 @@ from warp_nb.runs.facts import Row
 
 LEAST_SECONDS = 1.0
 """Shortest time between two drawings."""
-SHARE = 0.05
+DRAWING_SHARE = 0.05
 """Largest share of the training's time that drawing takes."""
-SHOWN = ("objective", "kl")
+LIVE_COLUMNS = ("objective", "kl")
 
 
 class LivePlot:
@@ -53,12 +53,12 @@ class LivePlot:
         """Draw all steps so far; the first drawing makes the output, the others replace it."""
         started = self._clock()
         history = pd.DataFrame(self.rows)
-        with panels(len(SHOWN), 5.6, sharex=False) as (figure, axes):
-            for ax, column in zip(axes, SHOWN, strict=True):
+        with panels(len(LIVE_COLUMNS), 5.6, sharex=False) as (figure, axes):
+            for ax, column in zip(axes, LIVE_COLUMNS, strict=True):
                 training_curves(ax, history, column)
             if self._handle is None:
                 self._handle = display(figure, display_id=True)
             else:
                 self._handle.update(figure)
         ended = self._clock()
-        self._drawn, self._due = len(self.rows), ended + max(LEAST_SECONDS, (ended - started) / SHARE)
+        self._drawn, self._due = len(self.rows), ended + max(LEAST_SECONDS, (ended - started) / DRAWING_SHARE)

@@ -21,7 +21,7 @@ SET_HERE = INSTEAD.keys() & {"out_dir", "result_file"}
 """Parameters that a sweep sets itself."""
 
 
-def sweep(
+def run_sweep(
     grid: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any], folder: str | Path, *, notebooks: Path | None = None
 ) -> list[Path]:
     """Run an experiment for every combination of values, and return their result files, the last name varying fastest.

@@ -18,7 +18,7 @@ from warp_nb.tasks.task import Task, describe
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
-TAGS = ["warp", "rlhf", "weight-averaging", "arxiv:2406.16768"]
+CARD_TAGS = ["warp", "rlhf", "weight-averaging", "arxiv:2406.16768"]
 MEASURE_TITLES = {
     "reward_reference": "reward of θ_sft",
     "reward_policy": "reward of this policy",
@@ -40,7 +40,7 @@ SIGNS = re.compile(r"([\\`*_{}\[\]()<>#+!|~$&])")
 """What Markdown or HTML would read as its own."""
 
 
-class Measured(Protocol):
+class MeanWithInterval(Protocol):
     """A mean with a 95 % interval, as `Estimate` is; `low` and `high` are NaN where it is unknown."""
 
     @property
@@ -58,7 +58,7 @@ class Evaluated(Protocol):
 
     @property
     def rewards_policy(self) -> list[float]: ...
-    def measures(self) -> Mapping[str, Measured]: ...
+    def measures(self) -> Mapping[str, MeanWithInterval]: ...
 
 
 class Checked(Protocol):
@@ -97,7 +97,7 @@ def model_card(
 
     base = base_model(task)
     data = ModelCardData(
-        library_name="transformers", pipeline_tag="text-generation", tags=TAGS, base_model=base or None
+        library_name="transformers", pipeline_tag="text-generation", tags=CARD_TAGS, base_model=base or None
     )
     parts = [
         f"# WARP policy of task {escaped(task.name)}",
@@ -147,7 +147,7 @@ def figures_table(evaluation: Evaluated | None, *, judged: bool) -> str:
     return "\n".join([head, "|---|---|", *rows])
 
 
-def figure(found: Measured) -> str:
+def figure(found: MeanWithInterval) -> str:
     """Return a mean and its interval with three significant digits; an unknown interval is said so."""
     ends = f"[{found.low:.3g}, {found.high:.3g}]" if found.known else "[interval unknown]"
     return f"{found.value:.3g} {ends}"
