@@ -74,5 +74,6 @@ def cut(path: Path, place: float = 0.7) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but the lock."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
+    """Every file but the lock and the lines of steps, which grow while a run goes on."""
+    paths = [path for path in sorted(folder.iterdir()) if path.name != ".lock" and path.suffix != ".jsonl"]
+    return {path.name: path.read_bytes() for path in paths}

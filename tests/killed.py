@@ -90,15 +90,23 @@ def whole(folder: Path, deadly: Deadly, save_every: int) -> dict[str, Any]:
 def files(folder: Path) -> dict[str, str]:
     """Name of every file -> a digest of what it holds, times and the share that was loaded left out."""
     found = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix != ".safetensors":
-            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-            continue
-        tensors, record = unseal(path)
-        rows = [*record["history"], record["facts"]] if isinstance(record, dict) else []
-        rows = [{k: v for k, v in row.items() if k not in ("seconds", "loaded")} for row in rows]
-        found[path.name] = fingerprint(tensors) + json.dumps(rows, sort_keys=True)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.parent == folder and path.suffix == ".safetensors":
+            tensors, record = unseal(path)
+            rows = [*record["history"], record["facts"]] if isinstance(record, dict) else []
+            found[name] = fingerprint(tensors) + timeless(rows)
+        elif path.suffix == ".jsonl":
+            found[name] = timeless([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
+        else:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def timeless(rows: list[dict[str, Any]]) -> str:
+    """Rows of figures as JSON, without times and the share that was loaded."""
+    kept = [{k: v for k, v in row.items() if k not in ("seconds", "loaded")} for row in rows]
+    return json.dumps(kept, sort_keys=True)
 
 
 def in_a_child(folder: Path, point: tuple[str, int, str], save_every: int) -> tuple[int, dict[str, Any]]:

@@ -14,7 +14,7 @@ import tiny
 from warp_nb.algorithm.merge import weights_of
 from warp_nb.config import ExperimentConfig
 from warp_nb.measure.best_of_n import best_of_n
-from warp_nb.measure.evaluation import pareto_front
+from warp_nb.measure.front import pareto_front
 from warp_nb.runs.warp import warp
 from warp_nb.studies import evaluation_store
 from warp_nb.studies.comparison import (

@@ -54,9 +54,8 @@ def test_finished_runs_are_loaded_and_not_repeated(tmp_path: Path) -> None:
     assert everything(first) == everything(again) == whole(FOUR_RUNS)
     assert first.runs.loaded.eq(0).all() and again.runs.loaded.eq(1).all()
     assert first.runs.seconds.equals(again.runs.seconds) and len(rows) == len(again.history)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".lock", "config.json", *(f"run_{i}_{m}.safetensors" for i in (1, 2) for m in (1, 2))
-    ]  # fmt: skip
+    runs = [f"run_{i}_{m}{end}" for i in (1, 2) for m in (1, 2) for end in (".safetensors", ".steps.jsonl")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json", "final", "merged", *runs]
 
 
 def test_a_missing_run_and_one_of_another_start_are_made_again_to_the_bit(tmp_path: Path) -> None:
@@ -89,7 +88,9 @@ def test_a_stopped_run_goes_on_at_its_next_step(tmp_path: Path) -> None:
     again = quick(task=tiny.task(reward=calls), out_dir=tmp_path, progress=rows.append)
     assert calls.calls == 1 and again.runs.loaded.tolist() == [0.75]
     assert everything(again) == whole() and [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json", RESULT]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock", "config.json", "final", "merged", RESULT, "run_1_1.steps.jsonl"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
@@ -465,15 +466,16 @@ def test_no_file_that_is_not_ours_is_deleted(tmp_path: Path) -> None:
         f".config.json.{hexes[:-1]}.new", f".config.json.{hexes.upper()}.new", f".index.html.{hexes}.new",
     ]  # fmt: skip
     kinds = ("state", "state-before", "at-10", "at-anchor")
-    names = ["config.json", "owner.json", "init_12.safetensors", "run_1_2.safetensors"]
+    names = ["config.json", "owner.json", "init_12.safetensors", "run_1_2.safetensors", "run_1_2.steps.jsonl"]
     ours = [f".{name}.{hexes}.new" for name in [*names, *(f"run_1_2.{kind}.safetensors" for kind in kinds)]]
     for name in theirs + ours:
         (tmp_path / name).write_text(name)
     (tmp_path / f".run_1_3.safetensors.{hexes}.new").mkdir()
+    (tmp_path / f".final-{hexes}").mkdir()
     quick(CONFIG.replace(T=1), out_dir=tmp_path)
     left = {path.name: path for path in tmp_path.iterdir()}
     assert all(left[name].read_text() == name for name in theirs) and not left.keys() & set(ours)
-    assert f".run_1_3.safetensors.{hexes}.new" in left, "a folder is not ours"
+    assert f".run_1_3.safetensors.{hexes}.new" in left and f".final-{hexes}" not in left
 
 
 @pytest.mark.parametrize("name", [".lock", "owner.json", "config.json", "run_1_1.safetensors", "init_1.safetensors"])

@@ -25,10 +25,10 @@ from warp_nb.measure.evaluation import (
     distinct_share,
     evaluate,
     over_trainings,
-    pareto_front,
     token_nll,
     trajectory,
 )
+from warp_nb.measure.front import pareto_front
 from warp_nb.runs.warp import warp
 from warp_nb.tasks.task import Task
 from warp_nb.tasks.text import completion_tokens

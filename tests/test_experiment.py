@@ -156,3 +156,19 @@ def test_a_second_experiment_loads_the_first_ones_runs(monkeypatch: pytest.Monke
     assert wider.runs.loaded.tolist() == [1, 1, 0, 0]
     with pytest.raises(ValueError, match=r"eta: 0\.3 there, 0\.4 here"):
         run(sound, out_dir=str(tmp_path), eta=0.4)
+
+
+def test_the_policies_in_its_folder_state_what_was_measured_and_rows_have_their_seed(tmp_path: Path) -> None:
+    rows: list[Any] = []
+    settings = {"n_seeds": 2, "seed": 3, "out_dir": str(tmp_path)}
+    result = run_experiment(CONFIG.replace(**settings), tiny.task(), progress=rows.append)
+    assert [(row["seed"], row["run"], row["step"]) for row in rows] == [
+        (row.seed, row.run, row.step) for row in result.history.itertuples(index=False)
+    ]
+    for seed, found in zip((3, 4), result.evaluations, strict=True):
+        card = (tmp_path / f"seed_{seed}" / "final" / "README.md").read_text(encoding="utf-8")
+        kl = found.kl_policy_reference
+        assert f"| {kl.value:.3g} [{kl.low:.3g}, {kl.high:.3g}] |" in card and f"seed={seed}" in card
+        assert "Checks were not run" not in card
+        merged = (tmp_path / f"seed_{seed}" / "merged" / "README.md").read_text(encoding="utf-8")
+        assert "were not measured" in merged

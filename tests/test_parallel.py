@@ -99,6 +99,9 @@ def test_a_folder_begun_in_a_loop_is_continued_by_an_executor(tmp_path: Path, se
         result = run(CONFIG, remote.opinion("cpu"), tmp_path, executor=executor)
     assert result.runs.loaded.tolist() == [1, 0, 0, 1] and len(executor.sent) == 2
     assert everything(result) == everything(serial)
+    for (i, m), rows in result.history.groupby(["iteration", "run"]):
+        lines = (tmp_path / f"run_{i}_{m}.steps.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == rows.to_dict("records"), "also those of a worker"
 
 
 @pytest.mark.parametrize("folder", [[], ["runs"]], ids=["own", "given"])

@@ -267,7 +267,8 @@ def test_a_signal_between_two_runs_unwinds_the_call(number: signal.Signals, tmp_
     with pytest.raises(SystemExit) as stopped:
         quick(CONFIG.replace(T=1), out_dir=tmp_path, parts=replace(FAST, merge=merge))
     assert stopped.value.code == 128 + number and signal.getsignal(number) is before
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "config.json", "run_1_1.safetensors"}
+    kept = {".lock", "config.json", "run_1_1.safetensors", "run_1_1.steps.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -101,6 +101,26 @@ def json_values(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@contextmanager
+def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside `target`, which becomes `target` when the block ends and is deleted if it raises.
+
+    Raises:
+        OSError: `target` holds files, and `replace` is False.
+    """
+    temporary = target.with_name(f".{target.name}-{uuid4().hex}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if replace and target.exists():
+            shutil.rmtree(target)
+        elif target.is_dir():
+            target.rmdir()
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 # Reading
 
 
@@ -253,14 +273,14 @@ def verify(folder: Path, known: Mapping[str, str] | None = None) -> None:
         DamagedFile: a file is missing or has changed.
     """
     try:
-        compare(folder, read_record(folder / MANIFEST) if known is None else known)
+        compare_sha256(folder, read_record(folder / MANIFEST) if known is None else known)
     except FileNotFoundError:
         return
     except DamagedFile as error:
         raise DamagedFile(f"{error}; delete the folder {folder}, it is made again") from error
 
 
-def compare(folder: Path, wanted: Mapping[str, str]) -> None:
+def compare_sha256(folder: Path, wanted: Mapping[str, str]) -> None:
     """Raise DamagedFile unless the files of `wanted`, path in `folder` -> sha256, are there and unchanged."""
     for name, sha256 in wanted.items():
         path = folder / name

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from warp_nb.config import WarpConfig
     from warp_nb.measure.evaluation import Evaluation
+    from warp_nb.runs.warp import WarpResult
     from warp_nb.tasks.gate import RewardGate
 
 PAIR_ACCURACY = 0.7
@@ -117,6 +118,19 @@ def run_checks(
         check_sampling(runs, config),
         check_end(runs),
     ]
+
+
+def check_result(result: WarpResult, evaluations: Sequence[Evaluation], gate: RewardGate | None = None) -> list[Check]:
+    """Run all checks on one training: its tables, evaluations of its policy, and the reward's gate if it was measured.
+
+    Example:
+        found = evaluate(result.policy, task.policy, task, sampling=task.sampling(24))
+        result.save("policy", evaluation=found, checks=check_result(result, [found]))
+    """
+    history, runs, merges = (
+        table.assign(seed=result.config.seed) for table in (result.history, result.runs, result.merges)
+    )
+    return run_checks(gate, history, runs, merges, evaluations=evaluations, config=result.config)
 
 
 def check_reward(gate: RewardGate | None) -> list[Check]:

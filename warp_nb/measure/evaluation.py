@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from warp_nb.algorithm.merge import Weights, front, load_, weights_of
+from warp_nb.algorithm.merge import Weights, load_
 from warp_nb.algorithm.objective import Rollout, Sampling, completion_logits
 from warp_nb.fast.agreement import vocabulary_size
 from warp_nb.fast.capture import why_eager
@@ -270,27 +270,6 @@ def sample_of(prompts: list[str], theirs: Side, mine: Side, index: int) -> dict[
     sample: dict[str, Any] = {"prompt": prompts[index]} | {name: side.texts[index] for name, side in sides.items()}
     sample |= {f"reward_{name}": side.rewards[index] for name, side in sides.items()}
     return sample | {f"judge_{name}": side.judges[index] for name, side in sides.items() if side.judges}
-
-
-def pareto_front(
-    sft: PreTrainedModel, merged: Weights, etas: Sequence[float], task: Task, **settings: Any
-) -> list[dict[str, Any]]:
-    """Evaluate the front {(1 - eta) θ_sft + eta θ_slerp^I}: one row per eta.
-
-    Args:
-        sft: θ_sft.
-        merged: θ_slerp of the last iteration, `WarpResult.merged`.
-        etas: points of the front, in [0, 1]; up to 2 extrapolates (figure 10b).
-        task, settings: as for `evaluate`.
-
-    Returns:
-        Rows of eta, reward and kl (Estimates of the policy's held-out reward and of KL(policy || sft)), evaluation.
-    """
-    rows = []
-    for eta, weights in zip(etas, front(weights_of(sft), merged, etas), strict=True):
-        found = evaluate_weights(weights, sft, task, **settings)
-        rows.append({"eta": eta, "reward": found.reward_policy, "kl": found.kl_policy_reference, "evaluation": found})
-    return rows
 
 
 def trajectory(

@@ -6,8 +6,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "check_words": ["headline"],
+        "compared_runs": ["compare"],
         "experiment_banner": ["banner"],
         "experiment_page": ["conclusion", "curves", "facts", "limits", "outcome", "save"],
+        "live_plot": ["LivePlot"],
         "tables": ["checks_table", "geometry_table", "results_table", "samples_table", "table"],
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,15 +16,21 @@ from filelock import Timeout
 
 from warp_nb.config import WarpConfig
 from warp_nb.files import DamagedFile, locked, read_record, unseal, unusable, write_json
+from warp_nb.runs.trained_policy import RECORD
 from warp_nb.tasks.identity import task_identity
 from warp_nb.tasks.task import Task
 
 FREE = {"save_every"}
 """Parameters that change no bit of a result, so they may differ when a folder is used again."""
 OWNER, CONFIG, LOCK = "owner.json", "config.json", ".lock"
+FINAL, MERGED = "final", "merged"
+"""Folders with the results of a call: a saved policy each."""
 TENSORS = r"(?:init_\d+|run_\d+_\d+(?:\.state|\.state-before|\.at-(?:\d+|anchor))?)\.safetensors"
-TEMPORARY = re.compile(rf"\.(?:{TENSORS}|owner\.json|config\.json)\.[0-9a-f]{{32}}\.new")
+STEPS = r"run_\d+_\d+\.steps\.jsonl"
+TEMPORARY = re.compile(rf"\.(?:{TENSORS}|{STEPS}|owner\.json|config\.json)\.[0-9a-f]{{32}}\.new")
 """Names of the temporary files that a killed process of this package may leave in a folder of runs."""
+TEMPORARY_FOLDER = re.compile(rf"\.(?:{FINAL}|{MERGED})-[0-9a-f]{{32}}")
+"""Names of such folders."""
 ANOTHER_FOLDER = "pass another out_dir"
 
 
@@ -109,15 +116,22 @@ def refuse_foreign(folder: Path) -> None:
                     unseal(path)
                 except DamagedFile as error:
                     wrong = str(error)
+            elif re.fullmatch(STEPS, path.name):
+                wrong = f"{folder / CONFIG} is missing and {path.name} is there"
+    for path in (folder / FINAL, folder / MERGED):
+        if path.exists() and not (path / RECORD).is_file():
+            wrong = f"{path} is no policy that was saved here"
     if wrong:
         raise ValueError(f"{wrong}, so it is not of a run in this folder; move it, or {ANOTHER_FOLDER}")
 
 
 def delete_temporaries(folder: Path) -> None:
-    """Delete the temporary files that a killed process of this package left, and no other file."""
+    """Delete the temporary files and folders that a killed process of this package left, and nothing else."""
     for path in folder.iterdir():
         if TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
+        elif TEMPORARY_FOLDER.fullmatch(path.name) and path.is_dir():
+            shutil.rmtree(path)
 
 
 def agree(path: Path, mine: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """A run (i, m) as a job in a folder: in this process, in a pool of processes, on Dask, or as a command.
 
 A job reads `config.json` and θ_init from the folder and writes one file, `run_{i}_{m}.safetensors`: weights, history
-and facts, with a sha256 of all of them. Weights never pass through the executor: both sides use the folder. A job
-whose result exists returns at once, and two workers on one job leave one complete result, so it may be submitted
-again at any time.
+and facts, with a sha256 of all of them; `run_{i}_{m}.steps.jsonl` has its steps while it goes on. Weights never pass
+through the executor: both sides use the folder. A job whose result exists returns at once, and two workers on one job
+leave one complete result, so it may be submitted again at any time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from multiprocessing import current_process, get_context
@@ -30,8 +30,10 @@ from warp_nb.config import WarpConfig
 from warp_nb.files import DamagedFile, fingerprint, json_values, seal, unseal
 from warp_nb.paths import expanded
 from warp_nb.runs.checkpoint import Checkpoints
+from warp_nb.runs.facts import Row
 from warp_nb.runs.folder import differences, read_agreed
 from warp_nb.runs.layout import check_facts, check_history, check_record, check_tensors, read_from
+from warp_nb.runs.step_log import StepLog
 from warp_nb.runs.training import FAST, OnStep, Parts, RunResult, train
 from warp_nb.tasks.identity import task_identity
 from warp_nb.tasks.prepared import LOADERS, load_task
@@ -69,6 +71,11 @@ class Job:
     def checkpoints(self) -> Checkpoints:
         """The checkpoints of the run."""
         return Checkpoints(self.result.with_suffix(".state.safetensors"), self.start)
+
+    @property
+    def steps(self) -> Path:
+        """The file with a line for every step."""
+        return self.result.with_suffix(".steps.jsonl")
 
 
 def start_file(folder: Path, i: int) -> Path:
@@ -109,18 +116,24 @@ def finished(job: Job, init: Weights, steps: int) -> RunResult | None:
 def make(
     job: Job, init: Weights, config: WarpConfig, task: Task, *, parts: Parts = FAST, on_step: OnStep = lambda row: None
 ) -> RunResult:
-    """Train the run from its last checkpoint, or from θ_init, and write its result."""
+    """Train the run from its last checkpoint, or from θ_init, and write its steps and its result."""
+    log = StepLog(job.steps)
+
+    def step(row: Row) -> None:
+        log(row)
+        on_step(row)
 
     def keep(at: int | str, weights: Weights) -> None:
         seal(SnapshotFiles.path(Path(job.folder), (job.i, job.m, at)), weights, at)
 
     def finish(result: RunResult) -> None:
+        log.finish(result.history)
         record = {"start": job.start, "history": result.history, "facts": result.facts}
         seal(job.result, result.weights, json_values(record))
 
     checkpoints = job.checkpoints
-    with torch_threads(config.threads):
-        settings = {"parts": parts, "on_step": on_step, "checkpoints": checkpoints, "keep": keep, "finish": finish}
+    with torch_threads(config.threads), closing(log):
+        settings = {"parts": parts, "on_step": step, "checkpoints": checkpoints, "keep": keep, "finish": finish}
         result = train(config, task, init, i=job.i, m=job.m, **settings)
     checkpoints.clear()
     return result

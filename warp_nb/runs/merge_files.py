@@ -12,20 +12,18 @@ from __future__ import annotations
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from torch import Tensor
 
 from warp_nb.algorithm.merge import LERP, blocks, in_turn, liti, wide
-from warp_nb.files import file_sha256, write_json
+from warp_nb.files import file_sha256, new_folder, write_json
 from warp_nb.runs.adapters import Adapter
 from warp_nb.runs.merge_inputs import COPIED
 from warp_nb.runs.weight_files import INDEX, Checkpoint, header_of, spans
@@ -148,20 +146,6 @@ def angle_row(block: str, products: Tensor, a: int, b: int) -> dict[str, float |
     row: dict[str, Tensor] = {"cosine": found, "omega": found.acos().rad2deg()}
     row |= {"norm_a": products[a, a].sqrt(), "norm_b": products[b, b].sqrt()}
     return {"run_a": a + 1, "run_b": b + 1, "block": block, **{name: value.item() for name, value in row.items()}}
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target`, which becomes `target` when the block ends and is deleted if it raises."""
-    temporary = target.with_name(f".{target.name}-{uuid4().hex}")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if target.is_dir():
-            target.rmdir()  # an error unless it is empty
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sha256_of_weights(one: Checkpoint | Adapter) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from warp_nb.algorithm.merge import Weights
 from warp_nb.files import DamagedFile, fingerprint, read_record, write_json
 from warp_nb.measure.best_of_n import BestOfN, best_of_n
 from warp_nb.measure.estimates import Estimate
-from warp_nb.measure.evaluation import Evaluation, evaluate_weights, pareto_front
+from warp_nb.measure.evaluation import Evaluation, evaluate_weights
+from warp_nb.measure.front import pareto_front
 from warp_nb.tasks.identity import plain, reward_identity, seen_identity, sha256, task_identity
 from warp_nb.tasks.task import Task
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from warp_nb.config import ExperimentConfig
 from warp_nb.fast.devices import training_dtype
 from warp_nb.files import json_values
-from warp_nb.measure.checks import Check, run_checks
+from warp_nb.measure.checks import Check, check_result, run_checks
 from warp_nb.measure.estimates import Estimate
 from warp_nb.measure.evaluation import MEASURES, Evaluation, check_eval_prompts, evaluate, over_trainings
 from warp_nb.measure.machine import machine, peak_rss_mb
-from warp_nb.runs.training import FAST, Parts, derive_seed
+from warp_nb.runs.facts import Row
+from warp_nb.runs.folder import FINAL
+from warp_nb.runs.training import FAST, OnStep, Parts, derive_seed
 from warp_nb.runs.warp import WarpResult, reporting, warp
 from warp_nb.tasks.gate import RewardGate
 from warp_nb.tasks.prepared import LOADERS
@@ -81,7 +84,7 @@ class ExperimentResult:
 
 
 def run_experiment(
-    config: ExperimentConfig, task: Task, *, progress: bool = True, parts: Parts = FAST
+    config: ExperimentConfig, task: Task, *, progress: bool | OnStep = True, parts: Parts = FAST
 ) -> ExperimentResult:
     """Train `n_seeds` times with independent seeds, evaluate each training, and run all checks.
 
@@ -89,9 +92,10 @@ def run_experiment(
     between prompts.
 
     Args:
-        config: the parameters; with `out_dir` runs are durable, as in `warp`.
+        config: the parameters; with `out_dir` runs are durable, as in `warp`, in a folder `seed_<seed>` for each
+            training, and the model card of its policy states the evaluation and the checks.
         task: policy, tokenizer, reward and prompts.
-        progress: whether to show a bar.
+        progress: True (a bar), False, or a function that is called with every history row and its `seed`.
         parts: the functions that a run calls (see `warp`).
 
     Raises:
@@ -108,12 +112,21 @@ def run_experiment(
     seeds = [config.seed + index for index in range(config.n_seeds)]
     with reporting(progress, config.n_seeds * config.I * config.M * config.T) as on_step:
         for seed in seeds:
-            folder = Path(config.out_dir) / f"seed_{seed}" if config.out_dir else None
-            result = warp(config.replace(seed=seed), task, folder, progress=on_step, parts=parts)
+            result = warp(
+                config.replace(seed=seed),
+                task,
+                folder_of(config, seed),
+                progress=partial(with_seed, on_step, seed),
+                parts=parts,
+            )
             results.append(result)
             settings = evaluation_settings(config.replace(seed=seed), task)
             evaluations.append(evaluate(result.policy, task.policy, task, **settings))
     tables = stacked(results, seeds)
+    for seed, result, evaluation in zip(seeds, results, evaluations, strict=True):
+        if folder := folder_of(config, seed):
+            checks = check_result(result, [evaluation], gate)
+            result.at(evaluation=evaluation, checks=checks).keep_card(folder / FINAL)
     return ExperimentResult(
         config=config,
         about=describe(task),
@@ -133,6 +146,16 @@ def resolved(config: ExperimentConfig, task: Task) -> ExperimentConfig:
     """Return the parameters that a task leaves open: `dtype`, and as many held-out prompts as a user's file allows."""
     count = min(config.n_eval_prompts, len(task.eval_prompts)) if config.policy else config.n_eval_prompts
     return config.replace(dtype=training_dtype(config.dtype, task.policy), n_eval_prompts=count)
+
+
+def with_seed(on_step: OnStep, seed: int, row: Row) -> None:
+    """Call `on_step` with a row of the history of one training and its seed."""
+    on_step({"seed": seed} | row)
+
+
+def folder_of(config: ExperimentConfig, seed: int) -> Path | None:
+    """Return the folder of a training's runs; None if nothing is saved."""
+    return Path(config.out_dir) / f"seed_{seed}" if config.out_dir else None
 
 
 def check_loaded(config: ExperimentConfig, task: Task) -> None:
