@@ -37,6 +37,7 @@ def task_identity(task: Task) -> dict[str, Any]:
     found: dict[str, Any] = {"task_name": task.name, "prompts_sha256": sha256(json.dumps(task.train_prompts))}
     found |= policy_identity(task.policy) | {"tokenizer": tokenizer_identity(task.tokenizer)}
     found |= {"reward": reward_identity(task.reward), "versions": versions()}
+    found |= {"lora": task.lora.identity()} if task.lora is not None else {}
     return plain(found)
 
 

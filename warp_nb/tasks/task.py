@@ -11,6 +11,7 @@ import torch
 
 from warp_nb.algorithm.objective import Rollout, Sampling
 from warp_nb.fast.agreement import vocabulary_size
+from warp_nb.tasks.lora import Lora, holds_adapters, take_apart
 from warp_nb.tasks.policy_check import PROBE_TOKENS, check_policy
 from warp_nb.tasks.prompts import check_ids, check_lengths, texts_of
 from warp_nb.tasks.reward_interface import Reward, call_reward, describe_reward, reward_name
@@ -37,7 +38,8 @@ class Task:
 
     Args:
         policy: θ_sft, a causal language model of transformers in fp32 and eval mode (see `check_policy`). It is never
-            changed; weights with `requires_grad = False` are not trained.
+            changed; weights with `requires_grad = False` are not trained. A PEFT policy trains its adapter only: this
+            field becomes a plain model with the adapter merged (see `take_apart`), and `lora` the factors to train.
         tokenizer: the policy's tokenizer.
         reward: a function of TRL's convention, `reward(prompts, completions, **kwargs) -> list[float]`.
         train_prompts: texts that the policy completes in training, a list or a column (see `texts_of`).
@@ -48,10 +50,12 @@ class Task:
             policy is ever trained on it, so runs do not depend on it.
         facts: for banners and result files, e.g. `perplexity_before` and `perplexity_after` the SFT, per word.
         rebuild: loads this task on a device, in a worker of an executor; a function of a module, or a partial of one.
+        lora: set from a PEFT policy.
 
     Raises:
         ValueError: the prompts are no list of texts, a prompt is empty, beyond the vocabulary or in both lists, or the
-            policy is in training mode (with dropout), below fp32, frozen as a whole, or no causal language model.
+            policy is in training mode (with dropout), below fp32, frozen as a whole, no causal language model, or a
+            PEFT policy that is not plain LoRA.
     """
 
     policy: PreTrainedModel = field(repr=False)
@@ -64,12 +68,16 @@ class Task:
     judge: Reward | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     rebuild: Callable[[str], Task] | None = None
+    lora: Lora | None = field(default=None, repr=False)
     lengths: Mapping[str, list[int]] = field(init=False, repr=False)
     """Tokens of every prompt, by the name of its list."""
 
     def __post_init__(self) -> None:
         if self.policy.training:
             raise ValueError("the policy is in training mode, so dropout would change its output; call policy.eval()")
+        if holds_adapters(self.policy):
+            for name, value in zip(("policy", "lora"), take_apart(self.policy), strict=True):
+                object.__setattr__(self, name, value)
         low = [f"{n} is {p.dtype}" for n, p in self.policy.named_parameters() if p.dtype.itemsize < 4]
         if low:
             raise ValueError(f"the policy must be float32, {low[0]}; call policy.float() (config.dtype sets bf16)")
@@ -139,6 +147,7 @@ def describe(task: Task) -> dict[str, Any]:
         "reward": reward_name(task.reward),
         "reward_model": describe_reward(task.reward),
         **({} if task.judge is None else {"judge": describe_reward(task.judge)}),
+        **({} if task.lora is None else {"trained_by_lora": task.lora.trained}),
         "train_prompts": len(task.train_prompts),
         "eval_prompts": len(task.eval_prompts),
         **task.facts,
