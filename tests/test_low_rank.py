@@ -100,7 +100,7 @@ def test_fast_sampling_is_plain_sampling_also_after_the_factors_moved(kind: str)
 
 
 def test_factors_below_fp32_are_decoded_by_the_models_own_forward() -> None:
-    _, policy, anchor = pair("llama")
+    _, policy, _ = pair("llama")
     assert Layout.fits(policy)
     with torch.autocast("cpu", torch.bfloat16):
         assert not Layout.fits(policy)

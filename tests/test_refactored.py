@@ -147,7 +147,7 @@ def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
 
 def test_a_base_of_another_name_is_warned_of(tmp_path: Path) -> None:
     base = tiny.gpt2(V)
-    base.config._name_or_path = "models/ours"
+    base.__dict__["name_or_path"] = "models/ours"  # as from_pretrained sets it
     peft.get_peft_model(base, peft.LoraConfig(r=2, **TARGETS["gpt2"])).save_pretrained(tmp_path)
     other = tiny.gpt2(V, seed=1)
     other.config._name_or_path = "hub/theirs"

@@ -45,7 +45,8 @@ class AnchorProbe:
     @staticmethod
     def read(module: torch.nn.Module) -> torch.Tensor:
         """Return the probed weights, float64 [n], on their device if it has float64."""
-        found = torch.cat([value.detach().reshape(-1)[:PROBED] for _, value in plain_parameters(module)])
+        few = (value.detach().reshape(-1)[:PROBED].clone() for _, value in plain_parameters(module))  # no views: a sum
+        found = torch.cat(list(few))  # of W and a product is made for this alone, and goes before the next one
         return (found.cpu() if found.device.type == "mps" else found).double()
 
     def follow(self, policy: torch.nn.Module, mu: float) -> None:
