@@ -13,12 +13,12 @@ from typing import Any
 from benchmarks.sides import ROOT, Turns, once
 
 PAGE = ROOT / "docs" / "lora.md"
-LARGE = {
+LARGE: dict[str, Any] = {
     "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
     "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,
 }  # fmt: skip
 """A Llama of the shape of Llama 3.2 1B."""
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 2000, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6,
     "num_attention_heads": 8, "num_key_value_heads": 8, "tie_word_embeddings": True, "max_position_embeddings": 64,
     "bos_token_id": None, "eos_token_id": None,
@@ -93,7 +93,7 @@ def side(turns: Turns, *, settings: dict[str, Any] | None) -> None:
     from warp_nb.tasks.task import Task
 
     torch.manual_seed(0)
-    words = [f"w{number}" for number in range(int(SMALL["vocab_size"]))]  # type: ignore[call-overload]
+    words = [f"w{number}" for number in range(SMALL["vocab_size"])]
     inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[0]))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     policy: Any = LlamaForCausalLM(LlamaConfig(**SMALL)).eval()
