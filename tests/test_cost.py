@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from adapted import peft_policy
 from tiny import gpt2, llama
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DistilBertConfig, DistilBertForSequenceClassification, GPT2Config
 
-from benchmarks import cost, gpu, gpu_table
+from benchmarks import cost, gpu, gpu_table, lora
 from benchmarks.cost import GPT2, Sizes, evaluation_work, host_memory, seconds, sizes_of, step_memory, step_work
+from warp_nb.algorithm.merge import weights_of
 from warp_nb.config import WarpConfig
-from warp_nb.runs.training import FAST
+from warp_nb.runs.training import FAST, train
 from warp_nb.runs.warp import warp
 from warp_nb.tasks.task import Task
 
@@ -96,6 +98,53 @@ def test_the_computers_memory_is_that_of_real_weights(M: int) -> None:
     warp(config, task, progress=False, parts=replace(FAST, merge=merge))
     sizes = sizes_of(task.policy)
     assert max(alive) * 4 * sizes.parameters == host_memory(sizes, M)
+
+
+@pytest.mark.parametrize("way", [None, {"r": 2}, {"r": 3, "target_modules": ["q_proj", "up_proj"]}])
+@pytest.mark.parametrize("moved", [False, True], ids=["first iteration", "later"])
+def test_weights_of_a_step_are_real_tensors_with_and_without_lora(way: dict[str, Any] | None, moved: bool) -> None:
+    policy = llama(39) if way is None else peft_policy("llama", **way)
+    whole, adapted, factors = lora.counts(policy)
+    task, runs, found = tiny.task(policy=policy), [], {}
+
+    def train_run(*args: Any, watch: Any, **settings: Any) -> Any:
+        runs.append(watch)
+        return FAST.train_run(*args, watch=watch, **settings)
+
+    def learning_rate(lr: float, warmup_steps: int, step: int) -> float:
+        """Called after the backward pass; at the second step there are moments."""
+        found.clear()
+        run = runs[0].run
+        moments = [value for state in run.optimizer.state.values() for value in state.values() if value.ndim]
+        gradients = [value.grad for value in run.policy.parameters() if value.grad is not None]
+        for value in [
+            *task.policy.parameters(),
+            *run.policy.parameters(),
+            *run.anchor.parameters(),
+            *moments,
+            *gradients,
+        ]:
+            found[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return lr
+
+    init = weights_of(task.policy)
+    if moved:
+        for name, value in task.policy.named_parameters():
+            init[name] += float(value.requires_grad)
+    config = WarpConfig(T=2, batch_size=2, max_new_tokens=2, threads=1)
+    train(config, task, init, i=1, m=1, parts=replace(FAST, train_run=train_run, learning_rate=learning_rate))
+    counted = lora.step_weights(whole, adapted, factors)
+    if way is not None and not moved:
+        counted["θ_init, or the policy"] = 0  # shared with theta_sft
+    counted["factors"] //= 3  # the template and the task hold two thirds of them
+    assert sum(found.values()) == sum(counted.values())
+
+
+def test_the_page_of_lora_holds_the_count() -> None:
+    text = (PAGE.parent / "lora.md").read_text(encoding="utf-8")
+    assert text.split("<!-- counted -->\n")[1].split("\n<!-- /counted -->")[0] == lora.counted_table()
+    sizes = lora.counts(lora.large(None))
+    assert sizes == (1_235_814_400, 0, 0)  # Llama 3.2 1B's
 
 
 def task_of_one_width() -> Task:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import peft
 import pytest
 import tiny
 import torch
@@ -97,17 +96,6 @@ def test_a_fault_of_the_cache_alone_is_seen() -> None:
 @pytest.mark.parametrize("tokens", [[5], [5, 7, 3, 9, 4, 8, 6, 11, 12, 13]])
 def test_short_contexts_and_prompts_are_enough(context: int, tokens: list[int]) -> None:
     check_policy(tiny.gpt2(V), tokens, context)
-
-
-def test_adapters_are_refused_by_name() -> None:
-    adapted = peft.get_peft_model(tiny.gpt2(V), peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
-    injected = tiny.gpt2(V)
-    injected.add_adapter(peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
-    for policy in (adapted.eval(), injected.eval()):
-        with pytest.raises(
-            ValueError, match=rf"the policy \({type(policy).__name__}\) holds PEFT adapters.*merge_and_un"
-        ):
-            tiny.task(policy=policy)
 
 
 def test_a_policy_that_is_frozen_as_a_whole_is_refused() -> None:

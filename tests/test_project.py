@@ -71,12 +71,15 @@ def test_environment_installs_what_pyproject_says() -> None:
     assert environment["channels"] == ["conda-forge"]
 
 
-def test_every_import_of_the_package_is_required() -> None:
-    known = {canonicalize_name(r.name) for r in REQUIRED} | {"warp-nb"}
+@pytest.mark.parametrize(("indent", "extras"), [("", []), (r"\s+", ["lora"])], ids=["of a module", "of a function"])
+def test_every_import_of_the_package_is_required(indent: str, extras: list[str]) -> None:
+    """What an extra brings is imported inside the functions that need it."""
+    optional = [Requirement(line) for extra in extras for line in PROJECT["optional-dependencies"][extra]]
+    known = {canonicalize_name(r.name) for r in REQUIRED + optional} | {"warp-nb"}
     names = {"bs4": "beautifulsoup4", "IPython": "ipykernel", "zmq": "pyzmq"}
     found = set()
     for path in (ROOT / "warp_nb").rglob("*.py"):
-        found |= set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+        found |= set(re.findall(rf"^{indent}(?:from|import) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
     outside = {
         canonicalize_name(names.get(name, name))
         for name in found - set(sys.stdlib_module_names)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from warp_nb.fast.agreement import agrees, computed_dtype, is_altered
+from warp_nb.fast.low_rank import LowRank, turned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,9 +35,14 @@ class Layout:
     def fits(policy: PreTrainedModel) -> bool:
         """Return whether `policy` is a plain fp32 Llama or GPT-2, and the layout has its logits (see `agrees`).
 
-        Adapters, hooks, a replaced forward or attention lead to the model's own forward.
+        PEFT's adapters, hooks, a replaced forward or attention lead to the model's own forward, and so do factors below
+        fp32: there the sum of a weight and a small product would round to the weight.
         """
         if reader_of(policy) is None or policy.config._attn_implementation not in ATTENTIONS or is_altered(policy):
+            return False
+        if computed_dtype(policy.device).itemsize < 4 and any(
+            isinstance(module, LowRank) for module in policy.modules()
+        ):
             return False
         modules = [module for module in policy.modules() if next(module.parameters(recurse=False), None) is not None]
         weights = all(p.device.type in ("cpu", "cuda") and p.dtype == torch.float32 for p in policy.parameters())
@@ -125,21 +131,24 @@ class Product:
     """
 
     def __init__(self, modules: Sequence[Any], dtype: torch.dtype, rows: int) -> None:
-        plain = [isinstance(module, torch.nn.Linear) for module in modules]
-        self.weights = [m.weight if linear else m.weight.t() for m, linear in zip(modules, plain, strict=True)]
+        self.modules = modules
         self.biases = [module.bias for module in modules if module.bias is not None]
         self.dtype, self.rows = dtype, rows
         self.weight: Any = None
         self.bias: Any = None
         self.packed: Any = None
 
+    def weights(self) -> list[torch.Tensor]:
+        """Return the modules' weights [out, in], that of a `LowRank` with its product."""
+        return [turned(module, module.weight) for module in self.modules]
+
     def refresh(self) -> None:
         if self.weight is None or self.weight.device.type == "cpu":
-            self.weight, self.bias = self._stacked(self.weights), self._stacked(self.biases)
+            self.weight, self.bias = self._stacked(self.weights()), self._stacked(self.biases)
             if can_pack(self.dtype) and self.weight.device.type == "cpu":
                 self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), self.rows)
             return
-        for whole, parts in ((self.weight, self.weights), (self.bias, self.biases)):
+        for whole, parts in ((self.weight, self.weights()), (self.bias, self.biases)):
             if whole is not None:
                 torch._foreach_copy_(list(whole.split([len(part) for part in parts])), [p.detach() for p in parts])
 
@@ -271,7 +280,7 @@ def read_gpt2(policy: Any, product: Callable[..., Product]) -> Model:
 
 
 READERS = {"LlamaForCausalLM": read_llama, "GPT2LMHeadModel": read_gpt2}
-LAID_OUT = {"Linear", "Embedding", "LayerNorm", "LlamaRMSNorm", "Conv1D"}
+LAID_OUT = {"Linear", "Embedding", "LayerNorm", "LlamaRMSNorm", "Conv1D", "LowRank"}
 """Classes of the modules with weights that the layout computes."""
 
 

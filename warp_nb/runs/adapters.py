@@ -15,17 +15,12 @@ from torch import Tensor
 from warp_nb.algorithm.merge import wide
 from warp_nb.files import read_record
 from warp_nb.runs.weight_files import INDEX, Checkpoint, Stored, existing_folder, header_of
+from warp_nb.tasks.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, lora_faults
 
-ADAPTER_CONFIG = "adapter_config.json"
 LORA_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-BEYOND_LORA = (
-    "use_dora", "modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters", "lora_bias",
-    "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "alora_invocation_tokens",
-)  # fmt: skip
-"""Settings of PEFT that make a task vector something else than scale * B @ A."""
-PLAIN_INIT = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Initialisations of PEFT that leave BASE's own weights as they are; pissa, olora, loftq and others move them."""
-UNLOAD = "merge it into its base with PEFT's merge_and_unload(), save that with save_pretrained, and pass that folder"
+MERGE_FIRST = (
+    "merge it into its base with PEFT's merge_and_unload(), save that with save_pretrained, and pass that folder"
+)
 
 
 class Adapter:
@@ -34,11 +29,9 @@ class Adapter:
     def __init__(self, folder: Path, base: Checkpoint) -> None:
         self.folder, self.config = existing_folder(folder), read_record(folder / ADAPTER_CONFIG)
         check_lora(folder, self.config)
-        path = folder / "adapter_model.safetensors"
+        path = folder / ADAPTER_WEIGHTS
         if not path.is_file():
-            raise ValueError(
-                f"{folder} holds no adapter_model.safetensors (pickles are not read); save it again by PEFT"
-            )
+            raise ValueError(f"{folder} holds no {ADAPTER_WEIGHTS} (pickles are not read); save it again by PEFT")
         self.paths, self.tensors = [path], header_of(path)[1]
         modules = self.modules
         strange = sorted(f"{name}.weight" for name in modules if f"{name}.weight" not in base.names)
@@ -59,7 +52,9 @@ class Adapter:
         for name, stored in self.tensors.items():
             factor = LORA_FACTOR.fullmatch(name)
             if factor is None or len(stored.shape) != 2 or stored.dtype == torch.uint8:
-                raise ValueError(f"{self.folder} holds {name} {stored.shape}, no factor of a linear layer; {UNLOAD}")
+                raise ValueError(
+                    f"{self.folder} holds {name} {stored.shape}, no factor of a linear layer; {MERGE_FIRST}"
+                )
             found.setdefault(factor[1], {})[factor[2]] = stored
         bad = [name for name, pair in found.items() if len(pair) < 2 or pair["A"].shape[0] != pair["B"].shape[1]]
         if bad or not found:
@@ -106,7 +101,7 @@ class Adapter:
         if square and set(found.values()) != {given}:
             raise ValueError(
                 f"{self.folder} says fan_in_fan_out: {str(given).lower()}, which not all of its modules follow, so "
-                f"that nobody can tell how the square {square[0]} is stored; {UNLOAD}"
+                f"that nobody can tell how the square {square[0]} is stored; {MERGE_FIRST}"
             )
         return found
 
@@ -130,13 +125,9 @@ class Adapter:
 
 def check_lora(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the setting, unless an adapter's task vector is scale * B @ A of BASE's own modules."""
-    faults = [f"{name}: {config[name]}" for name in BEYOND_LORA if config.get(name)]
-    faults += [f"peft_type: {config.get('peft_type')}"] if config.get("peft_type") != "LORA" else []
-    faults += [f"bias: {config['bias']}"] if config.get("bias", "none") != "none" else []
-    init = config.get("init_lora_weights", True)
-    faults += [f"init_lora_weights: {init}"] if init not in PLAIN_INIT else []
+    faults = lora_faults(config)
     if faults:
-        raise ValueError(f"{folder} is no plain LoRA adapter ({'; '.join(faults)}); {UNLOAD}")
+        raise ValueError(f"{folder} is no plain LoRA adapter ({'; '.join(faults)}); {MERGE_FIRST}")
 
 
 def open_run(folder: Path, base: Checkpoint) -> Checkpoint | Adapter:

@@ -8,6 +8,7 @@ import torch
 
 from warp_nb.algorithm.merge import Weights
 from warp_nb.algorithm.objective import Rollout
+from warp_nb.fast.low_rank import plain_parameters
 
 Row = dict[str, float]
 PROBED = 64
@@ -44,7 +45,8 @@ class AnchorProbe:
     @staticmethod
     def read(module: torch.nn.Module) -> torch.Tensor:
         """Return the probed weights, float64 [n], on their device if it has float64."""
-        found = torch.cat([value.detach().reshape(-1)[:PROBED] for value in module.parameters()])
+        few = (value.detach().reshape(-1)[:PROBED].clone() for _, value in plain_parameters(module))  # no views: a sum
+        found = torch.cat(list(few))  # of W and a product is made for this alone, and goes before the next one
         return (found.cpu() if found.device.type == "mps" else found).double()
 
     def follow(self, policy: torch.nn.Module, mu: float) -> None:

@@ -22,6 +22,7 @@ from warp_nb.config import WarpConfig
 from warp_nb.fast import averages, decoding, scoring
 from warp_nb.fast.capture import CapturedStep, why_eager
 from warp_nb.fast.devices import arithmetic, prepare_attention
+from warp_nb.fast.low_rank import Shared, follow_, low_rank_pair, plain_parameters, sharing
 from warp_nb.fast.optimizers import MOMENTS, optimizer_of
 from warp_nb.runs.checkpoint import Checkpoints
 from warp_nb.runs.facts import AnchorProbe, Row, displacement, tokens_after_end
@@ -251,7 +252,7 @@ class Training(Watch):
         """Pass the weights to `keep` if a snapshot is due."""
         every = self.config.snapshot_every
         if every and run.step and run.step % every == 0:
-            self.keep(run.step, weights_of(run.policy))
+            self.keep(run.step, plain_weights(run.policy, weights_of(run.policy)))
 
     # Saving and resuming
 
@@ -269,11 +270,14 @@ class Training(Watch):
             self.checkpoints.save_after(error, self)
 
     def state_dict(self) -> Weights:
-        """Return all tensors that the next step depends on: weights, anchor, optimizer moments, noise, the probe."""
+        """Return all tensors that the next step depends on: weights, anchor, optimizer moments, noise, the probe.
+
+        Weights that a run by LoRA shares with theta_init are not among them.
+        """
         assert self.run is not None
-        found = {f"policy.{name}": value.detach() for name, value in self.run.policy.named_parameters()}
+        found = {f"policy.{name}": value.detach() for name, value in own_parameters(self.run.policy).items()}
         if self.config.anchor == "ema":
-            found |= {f"anchor.{name}": value for name, value in self.run.anchor.named_parameters()}
+            found |= {f"anchor.{name}": value for name, value in own_parameters(self.run.anchor).items()}
             found |= {f"probe.{name}": value for name, value in self.probe.state_dict().items()}
         for index, moments in self.run.optimizer.state_dict()["state"].items():
             found |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
@@ -296,9 +300,9 @@ class Training(Watch):
             else:
                 parts.setdefault(part, {})[rest] = value
         self.check_state(state, moments, history)
-        load_(self.run.policy, parts["policy"])
+        load_(self.run.policy, dict(self.run.policy.named_parameters()) | parts["policy"])
         if self.config.anchor == "ema":
-            load_(self.run.anchor, parts["anchor"])
+            load_(self.run.anchor, dict(self.run.anchor.named_parameters()) | parts["anchor"])
             self.probe.load_state_dict(parts["probe"])
         self.run.optimizer.load_state_dict(self.run.optimizer.state_dict() | {"state": moments})
         self.noise.set_state(parts["noise"][""].cpu())
@@ -324,13 +328,40 @@ class Training(Watch):
         assert self.run is not None
         columns = {name: [row[name] for row in self.history] for name in self.history[0]}
         facts: Row = self.place | {"run_seed": self.seed, "loaded": self.restored / self.config.T}
-        trained = [name for name, value in self.run.policy.named_parameters() if value.requires_grad]
+        trained = [name for name, value in self.task.policy.named_parameters() if value.requires_grad]
         facts |= displacement({name: init[name] for name in trained}, weights) | self.probe.compare(self.run.anchor)
         facts |= {"scored_after_end": sum(columns["after_end"]), "empty_completions": fmean(columns["empty"])}
         facts |= {"sampling_gap": median(columns["sampling_gap"]), "seconds": sum(columns["seconds"])}
         if self.config.keep_anchors:
             self.keep("anchor", weights_of(self.run.anchor))
         return RunResult(weights, self.history, facts)
+
+
+def own_parameters(model: torch.nn.Module) -> Weights:
+    """Return the parameters of a model that it does not share with its copies."""
+    return {name: value for name, value in model.named_parameters() if not isinstance(value, Shared)}
+
+
+def plain_weights(policy: torch.nn.Module, weights: Weights) -> Weights:
+    """Return weights of a policy by the names of the plain model, products of factors added to what they adapt."""
+    return dict(plain_parameters(policy, weights))
+
+
+def beginning(
+    config: WarpConfig, task: Task, init: Weights, ema_update_: Callable[[Any, Any, float], None]
+) -> tuple[Weights, Any, Any, Callable[[Any, Any, float], None]]:
+    """Return what `train_run` begins with: θ_init, the model, the anchor (None: a copy of θ_init), and line 9.
+
+    A run by LoRA trains factors beside frozen θ_init. Its anchor is a plain model, because a mean of products has not
+    their rank. Policy and anchor share all weights that do not move.
+    """
+    fixed = None if config.anchor == "ema" else task.policy
+    if task.lora is None:
+        return init, task.policy, fixed, ema_update_
+    model, anchor = low_rank_pair(task.policy, init, task.lora.factors)
+    if fixed is not None:
+        anchor = sharing(fixed, dict(fixed.named_parameters()))
+    return dict(model.named_parameters()), model, anchor, partial(follow_, ema_update_=ema_update_)
 
 
 def train(config: WarpConfig, task: Task, init: Weights, *, i: int, m: int, **settings: Any) -> RunResult:
@@ -346,18 +377,21 @@ def train(config: WarpConfig, task: Task, init: Weights, *, i: int, m: int, **se
     training = Training(config, task, i, m, **settings)
     with interrupts_wait() as training.interrupted:
         try:
+            start, model, anchor, update = beginning(config, task, init, training.parts.ema_update_)
             weights = training.parts.train_run(
-                init,
-                task.policy,
+                start,
+                model,
                 training.loss_of,
                 config.T,
                 lr=config.lr,
                 mu=config.mu if config.anchor == "ema" else 0.0,
-                anchor=None if config.anchor == "ema" else task.policy,
+                anchor=anchor,
                 optimizer=optimizer_of(config.optimizer, task.policy.device),
-                ema_update_=training.parts.ema_update_,
+                ema_update_=update,
                 watch=training,
             )
+            assert training.run is not None
+            weights = plain_weights(training.run.policy, weights)
             training.finish(result := training.result(init, weights))
         except BaseException as error:
             training.failed(error)

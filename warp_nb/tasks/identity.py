@@ -44,6 +44,8 @@ def task_identity(task: Task) -> dict[str, Any]:
     found |= {name: value for name, value in ends.items() if value}
     if task.run_rewards:
         found["run_rewards"] = numbered(map(reward_identity, task.run_rewards))
+    if task.lora is not None:
+        found["lora"] = task.lora.identity()
     return plain(found | seen_identity(task, task.train_prompts))
 
 

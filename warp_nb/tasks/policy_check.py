@@ -26,16 +26,10 @@ def check_policy(policy: Any, tokens: list[int], context: int) -> None:
         context: longest sequence that the policy takes, tokens.
 
     Raises:
-        ValueError: the policy holds PEFT adapters, nothing of it is trained, it is an encoder-decoder or no language
-            model, or its log-probabilities depend on padding, on later tokens or on the cache. The message names its
-            class.
+        ValueError: nothing of the policy is trained, it is an encoder-decoder or no language model, or its
+            log-probabilities depend on padding, on later tokens or on the cache. The message names its class.
     """
     name = type(policy).__name__
-    if any(type(module).__module__.partition(".")[0] == "peft" for module in policy.modules()):
-        raise ValueError(
-            f"the policy ({name}) holds PEFT adapters, whose factors must not be averaged apart; "
-            f"pass policy.merge_and_unload()"
-        )
     if not any(value.requires_grad for value in policy.parameters()):
         raise ValueError(f"every weight of the policy ({name}) is frozen; call policy.requires_grad_(True)")
     if getattr(policy.config, "is_encoder_decoder", False):

@@ -14,6 +14,7 @@ import torch
 from warp_nb.algorithm.objective import Rollout, Sampling
 from warp_nb.fast.agreement import vocabulary_size
 from warp_nb.tasks.columns import GIVEN, Rows, columns_by_prompt, columns_for
+from warp_nb.tasks.lora import Lora, holds_adapters, take_apart
 from warp_nb.tasks.own import own_fields
 from warp_nb.tasks.policy_check import PROBE_TOKENS, check_policy
 from warp_nb.tasks.prompt_sources import COLUMN
@@ -53,7 +54,8 @@ class Task:
 
     Args:
         policy: θ_sft, a causal language model of transformers in fp32 and eval mode (see `check_policy`). It is never
-            changed; weights with `requires_grad = False` are not trained.
+            changed; weights with `requires_grad = False` are not trained. A PEFT policy trains its adapter only: this
+            field becomes a plain model with the adapter merged (see `take_apart`), and `lora` the factors to train.
         tokenizer: the policy's tokenizer.
         reward: a function of TRL's convention, `reward(prompts, completions, **kwargs) -> list[float]`; a list of
             rewards, which is their sum, or a `WeightedSum`; the folder or hub id of a sequence classifier; or
@@ -75,11 +77,13 @@ class Task:
             `finish`), e.g. ["\\n\\n", "User:"].
         min_new_tokens: fewest tokens before an end token, which has probability 0 until then, when completions are
             drawn and when they are scored. Stop strings end a completion earlier.
+        lora: set from a PEFT policy.
 
     Raises:
         ValueError: the prompts are no list of texts, a prompt is empty, beyond the vocabulary or in both lists, or the
-            policy is in training mode (with dropout), below fp32, frozen as a whole, or no causal language model; a
-            reward does not load, or needs a keyword that no column gives; columns do not fit the prompts.
+            policy is in training mode (with dropout), below fp32, frozen as a whole, no causal language model, or a
+            PEFT policy that is not plain LoRA; a reward does not load, or needs a keyword that no column gives; columns
+            do not fit the prompts.
     """
 
     policy: PreTrainedModel = field(repr=False)
@@ -98,6 +102,7 @@ class Task:
     conversations: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
     stop_strings: Sequence[str] = ()
     min_new_tokens: int = 0
+    lora: Lora | None = field(default=None, repr=False)
     lengths: Mapping[str, list[int]] = field(init=False, repr=False)
     """Tokens of every prompt, by the name of its list."""
     rows: Rows = field(init=False, repr=False)
@@ -106,6 +111,9 @@ class Task:
     def __post_init__(self) -> None:
         if self.policy.training:
             raise ValueError("the policy is in training mode, so dropout would change its output; call policy.eval()")
+        if holds_adapters(self.policy):
+            for name, value in zip(("policy", "lora"), take_apart(self.policy), strict=True):
+                object.__setattr__(self, name, value)
         low = [f"{n} is {p.dtype}" for n, p in self.policy.named_parameters() if p.dtype.itemsize < 4]
         if low:
             raise ValueError(f"the policy must be float32, {low[0]}; call policy.float() (config.dtype sets bf16)")
@@ -314,6 +322,7 @@ def describe(task: Task) -> dict[str, Any]:
         "reward_model": describe_reward(task.reward),
         **({} if task.judge is None else {"judge": describe_reward(task.judge)}),
         **({"run_rewards": [describe_reward(one) for one in task.run_rewards]} if task.run_rewards else {}),
+        **({} if task.lora is None else {"trained_by_lora": task.lora.trained}),
         "train_prompts": len(task.train_prompts),
         "eval_prompts": len(task.eval_prompts),
         **task.facts,
