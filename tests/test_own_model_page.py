@@ -58,6 +58,6 @@ def test_the_blocks_of_the_page_run_in_their_order(folder: Path) -> None:
 @NOT_YET
 def test_the_command_of_the_page_trains_the_model_in_the_notebook(folder: Path) -> None:
     (command,) = COMMANDS
-    run(sys.executable, "-m", *shlex.split(command), "-p", "I", "1", "-p", "T", "2", folder=folder)
+    run(sys.executable, "-m", *shlex.split(command.replace("\\\n", " ")), "-p", "I", "1", "-p", "T", "2", folder=folder)
     shown = nbformat.read(folder / "out.ipynb", as_version=4)
     assert "my-model" in str([cell.outputs for cell in shown.cells if cell.cell_type == "code"])

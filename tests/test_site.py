@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -19,6 +21,8 @@ from warp_nb.config import ExperimentConfig, WarpConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 Pages = dict[Path, BeautifulSoup]
+DEFAULT = re.compile(r"`(\w+)` \(([\d.e-]+)\)")
+"""A parameter and its default, if that is a number."""
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,20 @@ def test_links_that_leave_the_folder_lead_into_the_repository(
     monkeypatch.setenv("REPO", repo)
     text = "See [`merge`](../warp_nb/algorithm/merge.py#L51) and [merging](merge.md#memory-and-time)."
     assert on_page_markdown(text) == shown
+
+
+def test_the_defaults_on_the_page_from_trl_are_those_of_the_classes() -> None:
+    from trl import GRPOConfig, RLOOConfig
+
+    text = (ROOT / "docs" / "from-trl.md").read_text(encoding="utf-8").partition("## Names")[2].partition("\n## ")[0]
+    rows = [row.split(" | ")[:2] for row in text.splitlines() if row.startswith("| `")]
+    theirs, ours = ([found for cell in cells for found in DEFAULT.findall(cell)] for cells in zip(*rows, strict=True))
+    grpo, rloo = ({one.name: one.default for one in fields(config)} for config in (GRPOConfig, RLOOConfig))
+    assert len(theirs) >= 6 and len(ours) >= 7
+    assert [name for name, value in theirs if not grpo[name] == rloo[name] == float(value)] == []
+    assert [name for name, value in ours if WarpConfig.model_fields[name].default != float(value)] == []
+    assert f"`num_generations` ({grpo['num_generations']}, RLOO {rloo['num_generations']})" in text
+    assert f"`beta` (GRPO {grpo['beta']}, RLOO {rloo['beta']})" in text
 
 
 # Docstrings
