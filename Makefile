@@ -8,7 +8,7 @@ NBVAL = $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reports exp5 diagnosis notebooks test quick notebooks-test test-slow browser gpu lint bench bench-gpu lab readme badges clean
+.PHONY: help setup reports exp5 diagnosis notebooks test quick notebooks-test test-slow browser gpu lint bench bench-gpu lab docs readme badges clean
 
 help: ## print this
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -78,11 +78,14 @@ gpu: $(VENV)/.ready-dev ## on one CUDA card, in 8 minutes: gpu tests, bench-gpu,
 lab: $(VENV)/.ready ## JupyterLab at the first page of the notebooks
 	$(BIN)/python -m jupyter lab notebooks/index.ipynb
 
+docs: $(VENV)/.ready-dev ## guides and API reference -> site/index.html; with REPO=owner/name links to code lead there
+	NO_MKDOCS_2_WARNING=1 REPO='$(REPO)' $(BIN)/python -m mkdocs build --strict
+
 readme: $(VENV)/.ready ## the tables of README.md from *.result.json of both tasks
 	$(BIN)/python -m warp_nb.report --readme
 
 badges: ## Colab badges and the install address: make badges REPO=owner/name
 	$(PYTHON) scripts/badges.py '$(REPO)'
 
-clean: ## remove the environment and tool caches; reports stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage *.egg-info build
+clean: ## remove the environment, the site and tool caches; reports stay
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .coverage *.egg-info build

@@ -148,6 +148,17 @@ def test_links_of_the_reports_index_lead_to_the_notebooks(place: str) -> None:
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_a_notebook_says_in_two_english_sentences_what_it_is(path: Path) -> None:
+    """Below its title."""
+    cell = nbformat.read(path, as_version=4).cells[0].source
+    _, english, *_ = cell[cell.index("# ") :].split("\n\n")  # a badge may stand above the title
+    words = english.removeprefix("**In English.** ")
+    assert words != english
+    assert len(re.findall(r"[.?](?= |$)", words)) == 2 and words.endswith(".") and len(words) > 100
+    assert not re.search("[а-яё]", words, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_links_of_a_notebook_lead_to_files_and_headings(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", said(path)):
         if re.match(r"https?:|attachment:", target):

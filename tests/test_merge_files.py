@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import peft
 import pytest
 import tiny
 import torch
+import yaml
 from faulty import cut
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -280,6 +282,30 @@ def test_by_tensor_it_is_mergekits_nuslerp(tmp_path: Path) -> None:
     run_merge(MergeConfiguration.model_validate(recipe), str(tmp_path / "theirs"), options)
     ours, theirs = (stored(tmp_path / name) for name in ("ours", "theirs"))
     assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.allclose(value, theirs[name], rtol=1e-5, atol=1e-6), name
+
+
+FROM_MERGEKIT = (Path(__file__).parents[1] / "docs" / "from-mergekit.md").read_text(encoding="utf-8")
+PAIRS = re.findall(r"```yaml\n(.*?)```\n\n```bash\nwarp-nb (.*?)\n```", FROM_MERGEKIT, re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore:numpy.core:DeprecationWarning")
+@pytest.mark.parametrize(("recipe", "command"), PAIRS, ids=lambda text: text.split()[1])
+def test_the_pairs_of_the_page_from_mergekit_are_equal(
+    recipe: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path, family(count=3))
+    cli.main(shlex.split(command))
+    options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
+    run_merge(MergeConfiguration.model_validate(yaml.safe_load(recipe)), "theirs", options)
+    ours, theirs = (stored(tmp_path / name) for name in ("merged", "theirs"))
+    assert len(PAIRS) == 3 and ours.keys() == theirs.keys()
     for name, value in ours.items():
         assert torch.allclose(value, theirs[name], rtol=1e-5, atol=1e-6), name
 

@@ -26,7 +26,8 @@ from warp_nb.runs.training import PLAIN
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REQUIRED = [Requirement(line) for line in PROJECT["dependencies"]]
-DEVELOPERS = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+DEVELOPERS = [Requirement(line) for line in EXTRAS["docs"] + EXTRAS["dev"] if line != "warp-nb[docs]"]
 MODULES = {
     path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
     for path in sorted((ROOT / "warp_nb").rglob("*.py"))
