@@ -20,7 +20,6 @@ PAGE = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
 FILES = re.findall(r'```python title="(\S+)"\n(.*?)```', PAGE, re.DOTALL)
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
-NOT_YET = pytest.mark.xfail(strict=True, reason="Task.from_pretrained, Front.best and -p policy are on their way")
 
 
 @pytest.fixture
@@ -44,7 +43,6 @@ def run(*command: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@NOT_YET
 def test_the_blocks_of_the_page_run_in_their_order(folder: Path) -> None:
     (folder / "page.py").write_text("\n".join(BLOCKS), encoding="utf-8")
     run(sys.executable, "page.py", folder=folder)
@@ -55,7 +53,6 @@ def test_the_blocks_of_the_page_run_in_their_order(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@NOT_YET
 def test_the_command_of_the_page_trains_the_model_in_the_notebook(folder: Path) -> None:
     (command,) = COMMANDS
     run(sys.executable, "-m", *shlex.split(command.replace("\\\n", " ")), "-p", "I", "1", "-p", "T", "2", folder=folder)
