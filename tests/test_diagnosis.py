@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -63,7 +64,9 @@ def test_names_are_unique_and_tell_everything() -> None:
     told = (
         "184 cells: 12 trainings of a reward model, 160 of `small` (48 of them are single runs, 10 have one step a run)"
     )
-    assert kinds == {"reward": 12, "small": 160, "smollm": 12} and told in " ".join(str(diagnosis.__doc__).split())
+    assert kinds == {"reward": 12, "small": 160, "smollm": 12} and told in " ".join(
+        str(sys.modules[Cell.__module__].__doc__).split()
+    )
     assert sum("baseline=" in name for name in names) == 48 and sum(" T=1 " in name for name in names) == 10
     assert Cell(2, "constant", ("greedy",), (("lr", 1e-3), ("M", 1)), 2).name == (
         "small exp2 constant greedy lr=0.001 M=1 seed=2"

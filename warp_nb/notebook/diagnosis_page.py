@@ -49,7 +49,7 @@ DRIFTS = [(reward, baseline) for reward in ("sound", "constant") for baseline in
 
 def told(verdict: Verdict) -> dict[str, Any]:
     """Put a verdict into words: name, english, prediction, measured, verdict, verdict_english, and its outcomes."""
-    facts, said = vars(readings) | verdict.figures, VERDICT_WORDS[verdict.hypothesis]
+    facts, said = vars(readings) | {"DRIFT_LR": DRIFT_LR} | verdict.figures, VERDICT_WORDS[verdict.hypothesis]
     if verdict.verdict == NOT_MEASURED:
         said = said | {"measured": ""}
     found = {key: filled(text.replace("\n", " "), facts) for key, text in said.items()}
