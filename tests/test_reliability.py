@@ -422,7 +422,7 @@ def unsafe_names(source: str) -> set[str]:
             found |= PICKLING & {module.partition(".")[0] for module in modules}
         elif isinstance(node, ast.Attribute):
             found |= UNSAFE & {node.attr, ast.unparse(node)}
-        elif isinstance(node, ast.keyword):
+        elif isinstance(node, ast.keyword) and ast.unparse(node) != "trust_remote_code=False":
             found |= UNSAFE & {node.arg}
     return found
 

@@ -13,6 +13,7 @@ from warp_nb import __version__
 from warp_nb.config import WarpConfig
 from warp_nb.tasks.identity import task_identity
 from warp_nb.tasks.prepared import LOADERS
+from warp_nb.tasks.pretrained import HUB_ID
 from warp_nb.tasks.task import Task, describe
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ MEASURE_TITLES = {
     "distinct_policy": "share of distinct bigrams in a completion of this policy",
 }
 """Measures of an evaluation, in the order of the card's table."""
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
-"""A name that the hub would know."""
 SIGNS = re.compile(r"([\\`*_{}\[\]()<>#+!|~$&])")
 """What Markdown or HTML would read as its own."""
 

@@ -390,8 +390,9 @@ def train(config: WarpConfig, task: Task, init: Weights, *, i: int, m: int, **se
                 ema_update_=update,
                 watch=training,
             )
-            assert training.run is not None
-            weights = plain_weights(training.run.policy, weights)
+            if task.lora is not None:
+                assert training.run is not None
+                weights = plain_weights(training.run.policy, weights)
             training.finish(result := training.result(init, weights))
         except BaseException as error:
             training.failed(error)

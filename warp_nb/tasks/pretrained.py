@@ -19,6 +19,7 @@ from warp_nb.tasks.hub import first_line
 from warp_nb.tasks.isolation import quiet
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+"""A name that the hub would know."""
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 """Configuration and tokenizer, in a repository of the hub."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
