@@ -139,7 +139,7 @@ def test_no_cell_takes_the_name_of_a_parameter(path: Path) -> None:
 @pytest.mark.parametrize("name", ["exp", "exp5", "diagnosis"])
 def test_every_cell_can_be_run_twice_and_the_first_ones_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the tiny task; a changed parameter then counts."""
-    monkeypatch.setattr(warp_nb, "chosen_task", lambda *_, **__: tiny.task())
+    monkeypatch.setattr(warp_nb, "load_task", lambda *_, **__: tiny.task())
     shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}))
     small = {"I": 1, "T": 2, "batch_size": 4, "max_new_tokens": 4, "n_eval_prompts": 8}
     sources = [cell.source for cell in cells(name)]
@@ -295,4 +295,4 @@ def test_bad_parameters_stop_before_any_model_is_loaded(tmp_path: Path, argument
     assert done.returncode != 0
     assert said in done.stderr
     ran = [c for c in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells if c.get("execution_count")]
-    assert "chosen_task" not in "".join(cell.source for cell in ran)
+    assert "load_task" not in "".join(cell.source for cell in ran)

@@ -11,7 +11,6 @@ from .runs.warp import WarpResult as WarpResult
 from .runs.warp import warp as warp
 from .studies.experiment import ExperimentResult as ExperimentResult
 from .studies.experiment import run_experiment as run_experiment
-from .tasks.chosen import chosen_task as chosen_task
 from .tasks.classifier import SequenceClassifier as SequenceClassifier
 from .tasks.prepared import load_task as load_task
 from .tasks.reward_interface import WeightedSum as WeightedSum

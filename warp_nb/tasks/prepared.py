@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from warp_nb.config import ExperimentConfig
 from warp_nb.fast.devices import choose_device
 from warp_nb.files import loading
 from warp_nb.tasks import hub, imdb, text
 from warp_nb.tasks.identity import tokenizer_identity, versions
+from warp_nb.tasks.imported import imported
 from warp_nb.tasks.remembered import code_of, remembered
 from warp_nb.tasks.task import Task
 
@@ -39,20 +41,29 @@ def resolve(name: str, device: str = "") -> tuple[str, str, str]:
     return ("gpt2", device, "gpu") if hub.at_hand() else ("smollm", device, "no-hub")
 
 
-def load_task(name: str, device: str | None = None, judge: bool = False) -> Task:
-    """Load a prepared task; its parts are fetched and trained at first use, then cached.
+def load_task(name: str | ExperimentConfig, device: str | None = None, judge: bool = False) -> Task:
+    """Load a prepared task, or the task of an experiment; parts are fetched and trained at first use, then cached.
 
     Args:
         name: `small`, `smollm`, `gpt2`, or `auto`: `small` without a GPU; with one `gpt2`, or `smollm` where the hub
-            does not answer.
-        device: cpu, cuda, cuda:N or mps; the fastest one by default.
-        judge: whether the task has a judge, a second reward model from other reviews (see `load_judge`); the fact
-            `judge_correlation` is the correlation of its scores of held-out reviews with the reward's.
+            does not answer. Or the parameters of an experiment: their `policy`, `reward` and `prompts` make a task (see
+            `Task.from_pretrained`); otherwise their `task` is a name as above, or a `module:function` that is called
+            without arguments and returns a `Task`.
+        device: cpu, cuda, cuda:N or mps; the fastest one by default, and that of the parameters.
+        judge: whether a prepared task has a judge, a second reward model from other reviews (see `load_judge`); the
+            fact `judge_correlation` is the correlation of its scores of held-out reviews with the reward's. A task of
+            your own has the one that it was made with.
 
     Raises:
-        ValueError: the name is unknown, or this machine lacks the device.
+        ValueError: the name is unknown, this machine lacks the device, or what the parameters name is not sound.
         RuntimeError: a part cannot be fetched.
     """
+    if isinstance(name, ExperimentConfig):
+        config, device = name, device or name.device
+        if config.policy:
+            given = {"reward": config.reward, "prompts": config.prompts}
+            return Task.from_pretrained(config.policy, **given, device=device or None)
+        return made_task(config.task) if config.own else load_task(config.task, device, judge)
     from warp_nb.tasks.imdb_gate import imdb_gate, judge_correlation
     from warp_nb.tasks.isolation import quiet
     from warp_nb.tasks.reward_model import load_judge, load_reward
@@ -78,6 +89,18 @@ def load_task(name: str, device: str | None = None, judge: bool = False) -> Task
         facts=facts,
         rebuild=partial(load_task, name),
     )
+
+
+def made_task(named: str) -> Task:
+    """Call a user's `module:function`, which returns a task.
+
+    Raises:
+        ValueError: it does not import, or returns something else.
+    """
+    task = imported(named, "task")()
+    if not isinstance(task, Task):
+        raise ValueError(f"task = {named!r} returned a {type(task).__name__}; it must return a warp_nb.Task")
+    return task
 
 
 def beginnings(tokenizer: Any, part: imdb.Part, source: imdb.Source, count: int | None = None) -> list[str]:

@@ -16,8 +16,8 @@ from warp_nb.config import ExperimentConfig
 from warp_nb.notebook.experiment_banner import banner
 from warp_nb.report import command
 from warp_nb.studies.experiment import check_loaded, resolved, run_experiment
-from warp_nb.tasks import chosen
-from warp_nb.tasks.chosen import chosen_task
+from warp_nb.tasks import prepared
+from warp_nb.tasks.prepared import load_task
 from warp_nb.tasks.task import Task
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "exp.ipynb"
@@ -49,7 +49,7 @@ def shown(config: ExperimentConfig, task: Task) -> str:
 
 def test_policy_reward_and_prompts_make_a_task(folder: Path) -> None:
     config = ExperimentConfig(**OWN, **RUN)
-    task = chosen_task(config)
+    task = load_task(config)
     assert task.score(["the"], ["film"], "here") == [-4.0]
     assert (len(task.train_prompts), len(task.eval_prompts)) == (32, 8)
     assert task.facts == {"policy": "model", "prompts": "prompts.jsonl", "duplicates": 2}
@@ -63,22 +63,31 @@ def test_policy_reward_and_prompts_make_a_task(folder: Path) -> None:
 
 def test_a_function_makes_a_task_whatever_its_name(folder: Path) -> None:
     config = ExperimentConfig(task="users_tasks:make_task")
-    task = chosen_task(config)
+    task = load_task(config)
     assert task.name == "small"
     assert "small (своя: её возвращает users_tasks:make_task)" in shown(config, task)
     check_loaded(config, task)
     assert resolved(config, task).n_eval_prompts == 256, "only a file of a user's decides"
     with pytest.raises(ValueError, match=r"^task = 'users_tasks:wrong' returned a int; it must return a warp_nb\.Task"):
-        chosen_task(ExperimentConfig(task="users_tasks:wrong"))
+        load_task(ExperimentConfig(task="users_tasks:wrong"))
     with pytest.raises(
         ValueError, match=r"^task = 'users_tasks:gone': users_tasks has no function gone; pass one that"
     ):
-        chosen_task(ExperimentConfig(task="users_tasks:gone"))
+        load_task(ExperimentConfig(task="users_tasks:gone"))
 
 
 def test_a_prepared_task_is_loaded_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chosen, "load_task", lambda *given: given)
-    assert chosen_task(ExperimentConfig(task="smollm", device="cpu"), judge=True) == ("smollm", "cpu", True)
+    asked = []
+
+    def resolve(*given: str) -> tuple[str, str, str]:
+        asked.append(given)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(prepared, "resolve", resolve)
+    for device, wanted in ((None, "cpu"), ("cuda", "cuda")):
+        with pytest.raises(ValueError, match="far enough"):
+            load_task(ExperimentConfig(task="smollm", device="cpu"), device)
+        assert asked.pop() == ("smollm", wanted)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +109,7 @@ def test_parameters_that_do_not_go_together_are_refused(values: dict[str, Any], 
 
 
 def test_another_task_than_the_parameters_name_is_not_trained(folder: Path) -> None:
-    task = chosen_task(ExperimentConfig(**OWN))
+    task = load_task(ExperimentConfig(**OWN))
     for changes in ({"policy": "other"}, {"prompts": "other.txt"}, {"device": "mps"}):
         (name,) = changes
         with pytest.raises(ValueError, match=rf"^the loaded task has {name} = .*, got .* in config; load it again"):
