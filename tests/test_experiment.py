@@ -140,6 +140,10 @@ class Guarded:
     def __init__(self, refused: int = 0) -> None:
         self.refused = refused
 
+    def describe(self) -> dict[str, Any]:
+        """It counts as the same reward whatever it refuses."""
+        return {}
+
     def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
         assert len(completions) != self.refused, "a run was trained again"
         return tiny.opinion(prompts, completions)

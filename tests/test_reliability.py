@@ -60,6 +60,11 @@ def killed(folder: Path, points: list[Any]) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+SAVED = ("README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+         "tokenizer_config.json", "warp.json")  # fmt: skip
+"""Files of a saved policy."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("save_every", [0, 1])
 def test_killed_anywhere_it_resumes_to_the_same_bits(save_every: int, tmp_path: Path) -> None:
@@ -70,7 +75,10 @@ def test_killed_anywhere_it_resumes_to_the_same_bits(save_every: int, tmp_path: 
     ((ended, whole),) = killed(tmp_path / "runs", [["", 0, "", save_every]])
     runs = [f"run_{i}_{m}" for i in (1, 2) for m in (1, 2)]
     finished = [f"{run}{at}.safetensors" for run in runs for at in ("", ".at-1", ".at-2", ".at-anchor")]
-    assert ended == 0 and set(whole["files"]) == {".lock", "config.json", "policy", "merged", *finished}
+    steps = [f"{run}.steps.jsonl" for run in runs]
+    saved = [f"{folder}/{name}" for folder in ("final", "merged") for name in SAVED]
+    assert ended == 0
+    assert set(whole["files"]) == {".lock", "config.json", "policy", "merged", *finished, *steps, *saved}
     assert min(whole["calls"].values()) > 0 and len(whole["states"]) == 4
     points = [
         [name, number, when, save_every]

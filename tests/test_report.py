@@ -326,7 +326,11 @@ def test_wrong_arguments_are_refused_before_anything_runs(
 @pytest.mark.parametrize(
     ("name", "given", "said"),
     [
-        ("exp4", ["learnig_rate", "1"], "unknown parameter learnig_rate; pass one of task, lr"),
+        (
+            "exp4",
+            ["learnig_rate", "1"],
+            "unknown parameter learnig_rate; pass one of task, policy, reward, prompts, lr",
+        ),
         ("exp4", ["Lr", "1e-4"], "unknown parameter Lr (did you mean lr?)"),
         ("exp4", ["T=1;print(1)", "1"], "unknown parameter T=1;print(1)"),
         ("exp4", ["table_file", "x"], "unknown parameter table_file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -132,7 +133,11 @@ def test_papermill_runs_a_task_of_the_current_folder(task: dict[str, str], folde
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     words = [word for name, value in given.items() for word in ("-p", name, str(value))]
     command = [sys.executable, "-m", "papermill", str(NOTEBOOK), "out.ipynb", *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
+    places = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}  # a user's module imports tiny
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((folder / "r.json").read_text())
     assert found["status"] == "ok" and found["config"]["policy"] == task.get("policy", "")
