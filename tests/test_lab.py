@@ -22,6 +22,7 @@ import nbformat
 import pytest
 from chromium import CHROMIUM
 from filling import filled
+from nbformat.reader import NotJSONError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -174,8 +175,15 @@ class Lab:
             self.ask(f"api/sessions/{session['id']}", "DELETE")
 
     def saved(self, path: str) -> list[nbformat.NotebookNode]:
-        """Code cells of the file as the lab saved it."""
-        notebook = nbformat.read(self.notebooks / path, as_version=4)
+        """Code cells of the file as the lab saved it; for a moment the server leaves the file cut off."""
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                notebook = nbformat.read(self.notebooks / path, as_version=4)
+                break
+            except NotJSONError:
+                assert time.monotonic() < deadline, path
+                time.sleep(0.1)
         return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
     def close(self) -> None:
