@@ -34,7 +34,7 @@ class ComparedRuns:
 
     @property
     def names(self) -> list[str]:
-        """What tells the rows apart, for labels: the differing settings, and the file where they are equal."""
+        """Labels that tell the rows apart: the differing settings, and the file where they are equal."""
         measures = {f"{name}{end}" for name in MEASURED for end in ("", "_low", "_high")}
         varied = [name for name in self.table if name not in FIXED | measures]
         rows = self.table.to_dict("records")

@@ -53,7 +53,7 @@ class MeanWithInterval(Protocol):
 
 
 class Evaluated(Protocol):
-    """What a card takes from an `Evaluation`."""
+    """The part of an `Evaluation` that a card takes."""
 
     @property
     def rewards_policy(self) -> list[float]: ...
@@ -61,7 +61,7 @@ class Evaluated(Protocol):
 
 
 class Checked(Protocol):
-    """What a card takes from a `Check`."""
+    """The part of a `Check` that a card takes."""
 
     @property
     def name(self) -> str: ...

@@ -252,7 +252,7 @@ class Training(Watch):
         """Pass the weights to `keep` if a snapshot is due."""
         every = self.config.snapshot_every
         if every and run.step and run.step % every == 0:
-            self.keep(run.step, plain_weights(run.policy, weights_of(run.policy)))
+            self.keep(run.step, dict(plain_parameters(run.policy, weights_of(run.policy))))
 
     # Saving and resuming
 
@@ -342,11 +342,6 @@ def own_parameters(model: torch.nn.Module) -> Weights:
     return {name: value for name, value in model.named_parameters() if not isinstance(value, Shared)}
 
 
-def plain_weights(policy: torch.nn.Module, weights: Weights) -> Weights:
-    """Return weights of a policy by the names of the plain model, products of factors added to what they adapt."""
-    return dict(plain_parameters(policy, weights))
-
-
 def beginning(
     config: WarpConfig, task: Task, init: Weights, ema_update_: Callable[[Any, Any, float], None]
 ) -> tuple[Weights, Any, Any, Callable[[Any, Any, float], None]]:
@@ -392,7 +387,7 @@ def train(config: WarpConfig, task: Task, init: Weights, *, i: int, m: int, **se
             )
             if task.lora is not None:
                 assert training.run is not None
-                weights = plain_weights(training.run.policy, weights)
+                weights = dict(plain_parameters(training.run.policy, weights))
             training.finish(result := training.result(init, weights))
         except BaseException as error:
             training.failed(error)

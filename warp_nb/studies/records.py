@@ -127,7 +127,7 @@ class Declared(Taken):
 
 
 class EqualKl(Taken):
-    """What `summary` of equal_kl.py returns."""
+    """The record that `summary` of equal_kl.py returns."""
 
     grid: list[float]
     declared_kl: float

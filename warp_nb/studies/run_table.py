@@ -25,7 +25,7 @@ class TaskAbout(Taken):
 
 
 class RunRecord(Taken):
-    """What a table takes of a result file of an experiment."""
+    """The part of an experiment's result file that a table takes."""
 
     task: TaskAbout
     config: dict[str, Any]
