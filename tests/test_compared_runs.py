@@ -75,7 +75,9 @@ def test_what_is_no_result_of_an_experiment_is_refused_by_its_name(tmp_path: Pat
     write_json(tmp_path / "diagnosis.json", diagnosis_record())
     (tmp_path / "cut.json").write_text("{")
     write_json(tmp_path / "failed.json", {"status": "failed", "error": "Kernel died"})
-    for name, said in (("diagnosis", "no result of an experiment"), ("cut", "damaged"), ("failed", "Kernel died")):
+    write_json(tmp_path / "exp5.json", {"status": "ok", "equal_kl": {}})
+    faults = {"diagnosis": "no result of an experiment", "cut": "damaged", "failed": "Kernel died", "exp5": "own page"}
+    for name, said in faults.items():
         with pytest.raises(ValueError, match=rf"{name}\.json .*{said}"):
             compare([tmp_path / f"{name}.json"])
     with pytest.raises(ValueError, match=r"missing\.json holds no finished result \(it is not there\)"):

@@ -62,6 +62,11 @@ def read_run(path: Path) -> dict[str, Any]:
     if found["status"] != OK:
         why = found.get("error", "it is not there")
         raise ValueError(f"{path} holds no finished result ({why}); run the experiment again")
+    if "equal_kl" in found:
+        raise ValueError(
+            f"{path} is a comparison of several ways to train (experiment 5), not one experiment; its own page "
+            "compares their fronts, so leave it out here"
+        )
     fault = fault_of(RunRecord, found)
     if fault:
         raise ValueError(f"{path} is no result of an experiment ({fault}); pass files that `notebook.save` wrote")
