@@ -21,6 +21,7 @@ from warp_nb.notebook import experiment_page as page
 from warp_nb.notebook.conclusions import conclude
 from warp_nb.notebook.experiment_banner import banner, time_elsewhere
 from warp_nb.notebook.numbers import format_number
+from warp_nb.notebook.story import curves_reading, outcome_words
 
 BORDERS = {"low": 0.0, "middle": 10.0}
 
@@ -190,6 +191,8 @@ def test_the_conclusion_is_shown_and_saved_as_it_is_derived(tmp_path: Path) -> N
     page.save(found, str(tmp_path / "exp1.result.json"))
     assert json.loads((tmp_path / "exp1.result.json").read_text()) == {
         **json.loads(json.dumps(found.to_json())),
+        "outcome": outcome_words(found),
+        "reading": curves_reading(found),
         "conclusion": conclude(found),
     }
     page.save(found, "")

@@ -14,6 +14,7 @@ from warp_nb.measure.estimates import Estimate
 from warp_nb.notebook.conclusions import believable_change, conclude
 from warp_nb.notebook.plots import BLOCK_INCHES, geometry, panels, summary_forest, training_curves
 from warp_nb.notebook.prose import paragraphs
+from warp_nb.notebook.story import curves_reading, outcome_words
 from warp_nb.paths import expanded
 from warp_nb.studies.comparison import Arm
 from warp_nb.studies.experiment import ExperimentResult
@@ -53,8 +54,14 @@ def conclusion(result: Any) -> Markdown:
 
 @singledispatch
 def record(result: Any) -> dict[str, Any]:
-    """Return the contents of a result file without the conclusion, plain JSON values."""
+    """Return the contents of a result file without its conclusion, plain JSON values."""
     return result.to_json()
+
+
+@record.register
+def record_experiment(result: ExperimentResult) -> dict[str, Any]:
+    """Return the result of an experiment, its outcome and the reading of its curves."""
+    return result.to_json() | {"outcome": outcome_words(result), "reading": curves_reading(result)}
 
 
 def save(result: Any, path: str) -> None:

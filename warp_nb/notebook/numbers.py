@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -73,9 +74,9 @@ def format_brief(estimate: Estimate) -> str:
     return f"{_signed(value, estimate.value, True)} [{low}; {high}]"
 
 
-def format_share(share: float) -> str:
+def format_share(share: float, digits: int = 3) -> str:
     """Format a share between 0 and 1 in per cent."""
-    return UNKNOWN if math.isnan(share) else f"{format_number(100 * share)}{NO_BREAK}%"
+    return UNKNOWN if math.isnan(share) else f"{format_number(100 * share, digits)}{NO_BREAK}%"
 
 
 def format_duration(seconds: float) -> str:
@@ -114,6 +115,14 @@ def plural(count: int, one: str, few: str, many: str) -> str:
 def counted(count: int, one: str, few: str, many: str) -> str:
     """Return a number and the noun after it: 2 шага."""
     return f"{count} {plural(count, one, few, many)}"
+
+
+def nats(value: float) -> str:
+    """Return the unit after a value of two significant digits: 2,5 ната, 2 ната, 12 нат, 21 нат."""
+    shown = format_number(value, 2)
+    if not re.fullmatch(r"\d+", shown):
+        return "ната"
+    return plural(int(shown), "нат", "ната", "нат")
 
 
 def _decimal(value: float, decimals: int, digit: str) -> str:

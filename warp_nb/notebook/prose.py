@@ -30,6 +30,7 @@ FILTERS = {
     "range": numbers.format_range,
     "counted": numbers.counted,
     "plural": numbers.plural,
+    "nats": numbers.nats,
 }
 """Filters of the templates; `interval` and `rate` take the JSON of an estimate."""
 
