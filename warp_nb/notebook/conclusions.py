@@ -12,7 +12,7 @@ from typing import Any
 
 from warp_nb.measure.checks import broken_instrument
 from warp_nb.measure.estimates import between_iterations, slope
-from warp_nb.notebook.check_words import WORDS, headline, measured, say_faults
+from warp_nb.notebook.check_words import WORDS, headline, say_faults
 from warp_nb.notebook.findings import (
     RIGHT_ANGLE,
     angle_facts,
@@ -63,8 +63,7 @@ def conclude_experiment(result: ExperimentResult) -> list[str]:
         shift=shift_of(farther(result)),
         faults=say_faults(result.checks),
         slopes=slopes if all(slopes.values()) else None,
-        runs_differ=runs_differ,
-        difference=measured(runs_differ),
+        cosine=runs_differ.figures.get("cosine"),
         angles=angle_facts(result.geometry),
         RIGHT_ANGLE=RIGHT_ANGLE,
         penalty=config.beta * float(last["kl"].mean()),
