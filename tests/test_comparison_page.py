@@ -57,7 +57,9 @@ def test_the_front_table_has_every_point_of_every_arm() -> None:
     reading = [row["Похож на отзыв"] for row in rows]
     assert reading[:9] == ["да"] * 9 and reading[14:20] == ["да"] * 6
     assert reading[9] == "нет: перплексия изменилась больше чем в 2 раза, 500 против 50 у θ_sft"
-    assert reading[20].startswith("нет: к разным началам дописано похожее, во всех продолжениях вместе разных биграмм")
+    assert reading[20].startswith(
+        "нет: ответы на разные промпты похожи, во всех продолжениях вместе уникальных биграмм"
+    )
 
 
 def test_the_table_at_equal_kl_has_every_front_at_every_kl() -> None:
@@ -110,7 +112,7 @@ def test_samples_are_those_of_the_point_nearest_to_the_declared_kl() -> None:
     front[3] = replace(front[3], samples=[sample])
     (row,) = records(comparison_page.arm_samples(found, SINGLE).data)
     name = f"{SINGLE}, η = 0,45"
-    assert row == {"Начало": "p", "SFT": "r", "Награда SFT": "0,5", name: "y", f"Награда {name}": "−1,5"}
+    assert row == {"Промпт": "p", "SFT": "r", "Награда SFT": "0,5", name: "y", f"Награда {name}": "−1,5"}
 
 
 def test_the_plane_shows_every_front_best_of_n_the_end_and_the_grid() -> None:
@@ -295,16 +297,16 @@ def test_a_failed_check_stands_first() -> None:
 @pytest.mark.parametrize(
     ("fronts", "told", "cell"),
     [
-        ([ALIKE], "на отзыв текст не похож при η = 1. При η = 1 к разным", "нет: к разным"),
+        ([ALIKE], "на отзыв текст не похож при η = 1. При η = 1 ответы на разные", "нет: ответы на разные"),
         (
             [ALIKE, LINE],
-            "похож на отзыв текст лишь у 1 из 2 сидов при η = 1. При η = 1 в худшем случае к разным",
+            "похож на отзыв текст лишь у 1 из 2 сидов при η = 1. При η = 1 в худшем случае ответы на разные",
             "у 1 из 2 си",
         ),
         (
             [ALIKE] * 2,
-            "на отзыв текст не похож при η = 1. При η = 1 в худшем случае к разным",
-            "нет: в худшем случае к разным",
+            "на отзыв текст не похож при η = 1. При η = 1 в худшем случае ответы на разные",
+            "нет: в худшем случае ответы на разные",
         ),
         (
             [[*LINE[:4], *SALAD[4:6], LINE[6]]],
