@@ -66,7 +66,7 @@ def test_the_gaps_are_the_stubs_in_their_order_each_with_its_check_and_solution(
     places = [place for place, cell in enumerate(cells) if "gap" in cell.metadata.get("tags", [])]
     assert sorted(cells[place].source for place in places) == sorted(map(stub, gaps(number)))
     for place in places:
-        name = re.match(r"def (\w+)", cells[place].source)[1]
+        name = ast.parse(cells[place].source).body[0].name
         assert cells[place + 1].source == f'check({name})\nsolution("{name}")'
 
 
