@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -227,10 +228,18 @@ def test_a_mistake_that_no_longer_fits_the_solution_is_refused() -> None:
 
 
 @EACH
-def test_the_folded_solution_is_the_source_itself(gap: Gap) -> None:
-    shown = solution(gap.name).data
-    assert shown.startswith("<details>") and f"def {gap.name}(" in shown
-    assert "<script" not in shown and "-&gt;" in shown
+def test_a_folded_hint_comes_before_the_folded_source_of_the_solution(gap: Gap) -> None:
+    hint, source = re.findall(r"<details>(.+?)</details>", solution(gap.name).data, re.DOTALL)
+    assert hint.startswith("<summary>Подсказка</summary>") and len(gap.hint) > 60 and "`" not in hint
+    assert source.startswith("<summary>Решение: ") and f"def {gap.name}(" in source
+    assert "<script" not in source and "-&gt;" in source
+
+
+@EACH
+def test_a_gap_says_its_difficulty_and_time_above_its_cell(gap: Gap) -> None:
+    assert gap.difficulty in (1, 2, 3) and 1 <= gap.minutes <= 30
+    marks, time = re.match(r"# Упражнение: ([●○]+), около (\d+) минут", stub(gap.name)).groups()
+    assert (marks.count("●"), len(marks), int(time)) == (gap.difficulty, 3, gap.minutes)
 
 
 @EACH

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from warp_nb.report.scrubbing import scrub, scrubbed
+from warp_nb.report.scrubbing import WIDGET, scrub, scrubbed
 
 
 def test_a_progress_bar_leaves_nothing_and_other_output_stays() -> None:
@@ -36,3 +36,13 @@ def test_folders_of_this_machine_become_relative() -> None:
     said = "; ".join(f"{folder}/a.py" for folder in folders)
     assert scrub(f"{said}; {Path.home()}/b.py; /elsewhere/c.py") == "a.py; a.py; a.py; ~/b.py; /elsewhere/c.py"
     assert scrub(f"{Path.cwd()}-other/a.py") == f"{Path.cwd()}-other/a.py"
+
+
+def test_a_widget_with_a_picture_leaves_the_picture_and_one_without_stays_with_its_state() -> None:
+    view = {WIDGET: {"model_id": "x"}, "text/plain": "x"}
+    pictured, bare = (new_output("display_data", data=data) for data in (view | {"image/png": "AAAA"}, view))
+    for outputs, keys in (([pictured, bare], True), ([pictured], False)):
+        left = scrubbed(new_notebook(cells=[new_code_cell("x", outputs=outputs)], metadata={"widgets": {"state": {}}}))
+        assert left.cells[0].outputs[0].data.keys() == {"image/png", "text/plain"}
+        assert [WIDGET in one.data for one in left.cells[0].outputs[1:]] == [True] * keys
+        assert ("widgets" in left.metadata) is keys

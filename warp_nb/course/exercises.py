@@ -41,6 +41,8 @@ DIGITS = (3, 5, 7)
 """Significant digits in a message: as few as distinguish two values."""
 KEPT = "WARP_NB_LESSONS"
 """Environment variable that names another folder for the reader's functions."""
+HARDEST = 3
+"""Largest difficulty of a gap."""
 PIECES = "warp_nb.course.pieces"
 """The `__module__` of the functions that `pieces` makes."""
 
@@ -188,18 +190,27 @@ def _text(value: Any, digits: int) -> str:
 
 
 def solution(name: str) -> HTML:
-    """Show the source of the package's function, folded."""
-    function = gap_of(name).solution
-    source = escape(inspect.getsource(function))
-    return HTML(f"<details><summary>Решение: {function.__module__}.{name}</summary>\n<pre>{source}</pre></details>")
+    """Show the gap's hint and then the source of the package's function, each folded."""
+    gap = gap_of(name)
+    hint = re.sub(r"`(.+?)`", r"<code>\1</code>", escape(gap.hint), flags=re.DOTALL)
+    source = escape(inspect.getsource(gap.solution))
+    return HTML(
+        f"<details><summary>Подсказка</summary>\n<p>{hint}</p></details>\n"
+        f"<details><summary>Решение: {gap.module}.{name}</summary>\n<pre>{source}</pre></details>"
+    )
+
+
+def grade(gap: Gap) -> str:
+    """●●○, около 10 минут."""
+    return f"{'●' * gap.difficulty:○<{HARDEST}}, около {counted(gap.minutes, 'минуты', 'минут', 'минут')}"
 
 
 def stub(name: str) -> str:
-    """Return the source of the gap's cell: the solution's signature, the task, `...`."""
+    """Return the source of the gap's cell: difficulty and minutes, the solution's signature, the task, `...`."""
     gap = gap_of(name)
     arguments = ", ".join(gap.parameters)
     end = "\n    " if "\n" in gap.asks else ""
-    return f'def {name}({arguments}):\n    """{gap.asks}{end}"""\n    ...'
+    return f'# Упражнение: {grade(gap)}\ndef {name}({arguments}):\n    """{gap.asks}{end}"""\n    ...'
 
 
 def kept(name: str) -> Path:

@@ -117,6 +117,37 @@ def collapse(losses: Mapping[str, Sequence[float]], scores: Mapping[str, Sequenc
     return figure
 
 
+def outputs(x: torch.Tensor, values: Mapping[str, torch.Tensor]) -> Figure:
+    """Plot networks of one input: the outputs [N, 1] of each over its inputs [N, 1]."""
+    with panels(1, 3.2) as (figure, (ax,)):
+        for (label, found), (color, line, _) in zip(values.items(), styles(), strict=False):
+            ax.plot(x[:, 0].tolist(), found[:, 0].tolist(), color=color, linestyle=line, linewidth=2, label=label)
+        dressed(ax, legend="best", xlabel="вход сети", ylabel="выход сети")
+    return figure
+
+
+def preference(differences: Sequence[float]) -> Figure:
+    """Plot the Bradley-Terry probability over the difference of two rewards, with points at `differences`."""
+    across = torch.linspace(-5, 5, 201)
+    with panels(1, 3.0) as (figure, (ax,)):
+        ax.plot(across.tolist(), torch.sigmoid(across).tolist(), color=OKABE_ITO[0])
+        ax.plot(differences, torch.sigmoid(torch.tensor(differences)).tolist(), "o", color=OKABE_ITO[1])
+        ax.axhline(0.5, color="0.6", linewidth=1, linestyle=":")
+        dressed(ax, xlabel="разность наград $r_a - r_b$", ylabel="P(a лучше b)", ylim=(0, 1))
+    return figure
+
+
+def two_sides(scores: Mapping[str, Sequence[float]]) -> Figure:
+    """Plot the scores of the sides of pairs as outlined histograms over the same bins."""
+    every = [score for side in scores.values() for score in side]
+    bins = torch.linspace(min(every), max(every), 21).tolist()
+    with panels(1, 3.0) as (figure, (ax,)):
+        for (label, side), (color, line, _) in zip(scores.items(), styles(), strict=False):
+            ax.hist(side, bins, histtype="step", color=color, linestyle=line, linewidth=2, label=label)
+        dressed(ax, legend="best", xlabel="оценка модели награды", ylabel="число отрывков")
+    return figure
+
+
 def finite_differences(function: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
     """Return the gradient of a scalar function by central differences of 1e-4 in float64, in the shape of `at`."""
     start, h = at.detach().double(), 1e-4

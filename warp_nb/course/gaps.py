@@ -30,12 +30,18 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Gap:
-    """A function that the reader writes; its solution is in `module`, and `asks` is the docstring of its stub."""
+    """A function that the reader writes; its solution is in `module`, and `asks` is the docstring of its stub.
+
+    `difficulty` is 1 to 3, `minutes` is a reader's usual time, and `hint` is shown before the solution.
+    """
 
     name: str
     module: str
     lesson: int
+    difficulty: int
+    minutes: int
     asks: str
+    hint: str
     mistakes: list[Mistake]
 
     @property

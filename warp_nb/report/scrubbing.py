@@ -16,12 +16,14 @@ from warp_nb.files import write_text
 from warp_nb.report.page import each_string
 
 HIDDEN_PARAMETERS = ("result_file", "out_dir")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def scrubbed(notebook: NotebookNode) -> NotebookNode:
     """Return the notebook without papermill's records, time stamps and paths of this machine.
 
-    Outputs are as a terminal would show them at the end: text that a carriage return overwrote is removed.
+    Of a widget that has a picture only the picture stays, since no kernel is there to move it. Outputs are as a
+    terminal would show them at the end: text that a carriage return overwrote is removed.
     """
     whole = nbformat.from_dict(each_string(notebook, scrub))
     notebook, _ = CoalesceStreamsPreprocessor().preprocess(whole, {})
@@ -32,8 +34,12 @@ def scrubbed(notebook: NotebookNode) -> NotebookNode:
             cell.metadata.pop(record, None)
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if one.output_type != "stream" or one.text.strip()]
+            for data in (one.data for one in cell.outputs if "image/png" in one.get("data", {})):
+                data.pop(WIDGET, None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = hidden.sub("", cell.source).rstrip("\n")
+    if not any(WIDGET in one.get("data", {}) for cell in notebook.cells for one in cell.get("outputs", [])):
+        notebook.metadata.pop("widgets", None)
     return notebook
 
 
