@@ -18,7 +18,7 @@ from warp_nb.report import printing
 from warp_nb.report.catalogue import EXPERIMENTS
 from warp_nb.report.command import main, write_document
 from warp_nb.report.document import COLLAPSED, ONE_SEED, SUFFICIENT, document, main_facts, main_sentences
-from warp_nb.report.findings import Findings
+from warp_nb.report.gathered import Findings
 from warp_nb.report.page import CONTENT_POLICY
 from warp_nb.studies.original import ROWS
 from warp_nb.studies.result_files import reports_of

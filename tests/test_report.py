@@ -25,7 +25,7 @@ from warp_nb.report.catalogue import EXPERIMENTS, Experiment, results_of, rows_o
 from warp_nb.report.command import arguments, main, summarise
 from warp_nb.report.document import document
 from warp_nb.report.execution import link_back_, runs_folder
-from warp_nb.report.findings import Findings
+from warp_nb.report.gathered import Findings
 from warp_nb.report.index_page import index
 from warp_nb.report.introduction import introduction
 from warp_nb.report.page import footer

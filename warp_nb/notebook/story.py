@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING
 from warp_nb.measure.checks import broken_instrument, broken_text
 from warp_nb.measure.estimates import Estimate, between_iterations, slope
 from warp_nb.notebook.check_words import WORDS, headline
-from warp_nb.notebook.conclusions import (
+from warp_nb.notebook.findings import (
     KL_FAR,
-    KL_TINY,
+    KL_STILL,
     believable_change,
     farther,
     least_change,
+    lr_share,
     reward_bound,
+    shift_of,
+    size_of,
+    warming,
 )
 from warp_nb.notebook.prose import paragraphs
 
@@ -26,13 +30,6 @@ if TYPE_CHECKING:
 
     from warp_nb.studies.experiment import ExperimentResult
 
-KL_STILL = 0.01
-"""Nats: a shift this small cannot be seen in the reward of a few hundred prompts."""
-SIZES = {"немного": 0.2, "заметно": 0.8}
-"""Upper borders of a change of the reward in standard deviations of the reward (Cohen's small and large effect)."""
-STRONGLY = "сильно"
-WARM = 0.5
-"""Share of `lr` below which the warm-up decided how far the policy moved."""
 SAME_SCALE = 2.0
 """Runs whose distance is within this factor of a curve's own step count as apart by noise only."""
 
@@ -84,32 +81,6 @@ def curves_reading(result: ExperimentResult) -> str:
         KL_FAR=KL_FAR,
         KL_STILL=KL_STILL,
     )[0]
-
-
-def lr_share(result: ExperimentResult) -> float:
-    """Return the mean learning rate of the run as a share of `lr`."""
-    return float(result.history["lr"].mean()) / result.config.lr
-
-
-def warming(result: ExperimentResult) -> bool:
-    """Return whether the warm-up kept the learning rate below half of `lr` on average."""
-    return lr_share(result) < WARM
-
-
-def shift_of(kl: float) -> str:
-    """Return how far a policy has moved by its KL in nats: still, near, moved, far; unknown if it is not finite."""
-    if not math.isfinite(kl):
-        return "unknown"
-    return next(
-        (name for name, most in {"still": KL_STILL, "near": KL_TINY, "moved": KL_FAR}.items() if kl < most), "far"
-    )
-
-
-def size_of(change: Estimate, result: ExperimentResult) -> str:
-    """Return the adverb of a change of the mean reward, by the spread of single rewards."""
-    sft = result.summary["reward_reference"]
-    spread = result.gate.spread if result.gate else (sft.high - sft.low) / 4 * math.sqrt(result.config.n_eval_prompts)
-    return next((word for word, most in SIZES.items() if abs(change.value) < most * spread), STRONGLY)
 
 
 def share_eaten(slopes: dict[str, Estimate]) -> float:

@@ -36,7 +36,7 @@ from warp_nb.paths import expanded
 from warp_nb.report.catalogue import EXPERIMENTS, Experiment, Result, results_of
 from warp_nb.report.document import document, main_picture
 from warp_nb.report.execution import run
-from warp_nb.report.findings import Findings
+from warp_nb.report.gathered import Findings
 from warp_nb.report.guide import steps
 from warp_nb.report.index_page import index
 from warp_nb.report.introduction import introduction

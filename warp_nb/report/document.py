@@ -9,13 +9,14 @@ from typing import Any
 import pandas as pd
 
 from warp_nb.measure.estimates import Estimate, slope
-from warp_nb.notebook.conclusions import angle_facts, conclude
+from warp_nb.notebook.conclusions import conclude
 from warp_nb.notebook.equal_kl_words import FRONT_WORDS, estimate_of, say_equal_kl
-from warp_nb.notebook.numbers import format_brief, format_interval, reported
+from warp_nb.notebook.findings import angle_facts
+from warp_nb.notebook.numbers import format_bracketed, format_brief, reported
 from warp_nb.notebook.story import curves_reading, outcome_words
 from warp_nb.report.catalogue import Experiment, Result, declared, rows_of
 from warp_nb.report.document_figures import Point, curves_png, fronts_png, main_png
-from warp_nb.report.findings import MEASURES, Compared, Ended, Findings, say
+from warp_nb.report.gathered import MEASURES, Compared, Ended, Findings, say
 from warp_nb.report.page import CONTENT_POLICY, rendered, stylesheet
 from warp_nb.studies.equal_kl import WARP
 from warp_nb.studies.original import ASSUMED_TASK, COMMON, ROWS
@@ -44,7 +45,7 @@ def document(found: Findings) -> str:
         others=[other_section(found, one) for one in others],
         angles=[*angle_rows(found)],
         checks=[*check_rows(found)],
-        assumed=ASSUMED_TASK.removeprefix("задача, "),
+        assumed=ASSUMED_TASK,
         tasks=task_facts(found),
         runs=[*run_rows(found)],
         versions=next((result["machine"] for *_, result in finished(found) if "machine" in result), None),
@@ -200,18 +201,14 @@ def result_rows(results: Sequence[Ended], theirs: dict[str, str]) -> list[dict[s
     """Return the rows of a small table: the measures, a column per task, and the original's."""
     rows = []
     for name, title in MEASURES.items():
-        cells = {one.task: measured(name, one.measures[name]) if name in one.measures else "—" for one in results}
+        cells = {
+            one.task: format_bracketed(one.measures[name], signed=name == "reward_difference")
+            if name in one.measures
+            else "—"
+            for one in results
+        }
         rows.append({"title": title, "cells": cells | ({ORIGINAL: theirs[name]} if theirs else {})})
     return rows
-
-
-def measured(name: str, estimate: Estimate) -> str:
-    """Write a value with its interval; a difference has its sign."""
-    if name == "reward_difference":
-        return format_brief(estimate)
-    if not estimate.known or abs(estimate.value) < 1e-3:
-        return format_interval(estimate)
-    return format_brief(estimate).removeprefix("+")
 
 
 def equal_kl_rows(results: Sequence[Compared]) -> list[dict[str, Any]]:

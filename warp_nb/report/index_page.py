@@ -7,7 +7,7 @@ from typing import Any
 
 from warp_nb.notebook.story import outcome_words
 from warp_nb.report.catalogue import Experiment, Result, rows_of, sections_of
-from warp_nb.report.findings import Compared, Trained, say
+from warp_nb.report.gathered import Compared, Trained, say
 from warp_nb.report.guide import Step
 from warp_nb.report.page import CONTENT_POLICY, rendered, stylesheet
 from warp_nb.studies.result_files import FAILED, OK

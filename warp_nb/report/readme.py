@@ -8,7 +8,7 @@ from pathlib import Path
 
 from warp_nb.report.catalogue import EXPERIMENTS, Experiment, declared, results_of, rows_of, sections_of
 from warp_nb.report.document import main_facts
-from warp_nb.report.findings import Findings
+from warp_nb.report.gathered import Findings
 from warp_nb.report.page import rendered
 from warp_nb.studies.equal_kl import OWN_RUNS, REINFORCE, RLOO, SINGLE, WARP
 from warp_nb.studies.original import ROWS

@@ -24,7 +24,7 @@ ASSUMED_TASK: str = STORED.pop("assumed")
 
 @dataclass(frozen=True)
 class OriginalRow:
-    """One experiment of the report; rewards and KL are in its units, `guessed` are the settings it does not state."""
+    """One experiment of the report; rewards and KL are in the report's units."""
 
     experiment: int
     change: str
@@ -35,7 +35,7 @@ class OriginalRow:
     kl_policy_reference: float
     conclusion: str
     assumed: tuple[str, ...]
-    guessed: tuple[str, ...] = ()
+    guessed: tuple[str, ...]
 
     def measures(self) -> dict[str, float]:
         """Return the reported values by the names of our measures."""
@@ -50,7 +50,8 @@ class OriginalRow:
 
 def _row(number: int, row: dict[str, Any]) -> OriginalRow:
     settings = COMMON | {name: row.pop(name) for name in ("lr", "warmup_steps")}
-    assumed, guessed = (*row.pop("assumed", ()), ASSUMED_TASK), tuple(row.pop("guessed", ()))
+    assumed = (*row.pop("assumed", ()), ASSUMED_TASK)
+    guessed = tuple(row.pop("guessed", ()))
     return OriginalRow(experiment=number, settings=settings, assumed=assumed, guessed=guessed, **row)
 
 

@@ -13,9 +13,8 @@ from warp_nb.measure.checks import broken_instrument, broken_text
 from warp_nb.measure.estimates import Estimate
 from warp_nb.measure.evaluation import over_trainings
 from warp_nb.notebook.check_words import WORDS
-from warp_nb.notebook.conclusions import believable_change, farther
 from warp_nb.notebook.equal_kl_words import equal_kl_facts, estimate_of
-from warp_nb.notebook.story import KL_STILL
+from warp_nb.notebook.findings import KL_STILL, believable_change, farther
 from warp_nb.report.catalogue import Experiment, Result, results_of, rows_of
 from warp_nb.report.page import PAGE_ENVIRONMENT
 from warp_nb.studies.equal_kl import END, WARP
