@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from warp_nb.measure.estimates import Estimate, slope
+from warp_nb.measure.estimates import Estimate
 from warp_nb.notebook.conclusions import conclude
 from warp_nb.notebook.equal_kl_words import FRONT_WORDS, estimate_of, say_equal_kl
 from warp_nb.notebook.findings import angle_facts
@@ -69,7 +69,7 @@ def main_facts(found: Findings) -> dict[str, Any]:
     differing: dict[str, list[str]] = {}
     for results in found.ended:
         for other in results[1:]:
-            if other.verdict != results[0].verdict:
+            if results[0].differs(other):
                 differing.setdefault(other.task, []).append(other.title)
     leading = [found.trained[name][0] for name in originals if found.trained[name]]
     still = [one for one in leading if one.still]
@@ -144,7 +144,7 @@ def compared_section(found: Findings, one: Experiment) -> dict[str, Any]:
     """Return what the section of a comparison shows."""
     results = found.compared[one.name]
     facts: dict[str, Any] = section(found, one, results) | {"title": one.title}
-    facts |= {"rows": result_rows(results, {}), "settings": [], "picture": "", "picture_fronts": "", "rise": None}
+    facts |= {"rows": result_rows(results, {}), "settings": [], "picture": "", "picture_fronts": "", "course": []}
     if not results:
         return facts
     lead = results[0]
@@ -160,14 +160,7 @@ def compared_section(found: Findings, one: Experiment) -> dict[str, Any]:
         history = pd.DataFrame(lead.record["arms"][WARP]["history"])
         facts["picture"] = base64.b64encode(curves_png(history)).decode()
         facts["picture_fronts"] = base64.b64encode(fronts_png(fronts(lead))).decode()
-        rates = {column: slope(history, column) for column in ("objective", "reward")}
-        known = {column: rate for column, rate in rates.items() if rate is not None and rate.known}
-        steps = config["T"]
-        rises = {
-            column: Estimate(*(steps * end for end in (rate.value, rate.low, rate.high)))
-            for column, rate in known.items()
-        }
-        facts["rise"] = rises if len(rises) == len(rates) else None
+        facts["course"] = course(history)
     return facts
 
 
@@ -180,7 +173,7 @@ def section(found: Findings, one: Experiment, results: Sequence[Ended]) -> dict[
         "lead": lead,
         "columns": [result.task for result in results],
         "unfinished": found.unfinished(one),
-        "otherwise": [other for other in results[1:] if other.verdict != results[0].verdict],
+        "otherwise": [other for other in results[1:] if results[0].differs(other)],
     }
 
 
@@ -213,7 +206,8 @@ def result_rows(results: Sequence[Ended], theirs: dict[str, str]) -> list[dict[s
 
 def equal_kl_rows(results: Sequence[Compared]) -> list[dict[str, Any]]:
     """Return the rows of WARP's lead over the others at the declared KL."""
-    names = dict.fromkeys(row["name"] for one in results for row in one.equal_kl["declared"])
+    rows = [row for one in results for row in one.equal_kl["declared"] if row["verdict"] != "unmeasured"]
+    names = dict.fromkeys(row["name"] for row in rows)
     found = []
     for name in names:
         cells = {}
@@ -223,6 +217,21 @@ def equal_kl_rows(results: Sequence[Compared]) -> list[dict[str, Any]]:
         kl = results[0].equal_kl["declared_kl"]
         found.append({"title": f"При KL {kl:g}: WARP минус «{FRONT_WORDS[name]}»", "cells": cells})
     return found
+
+
+def course(history: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the mean reward and objective of the first and the last tenth of the steps of each iteration."""
+    last = history["step"].max()
+    tenth = max(1, last // 10)
+    ends = (history["step"] <= tenth, history["step"] > last - tenth)
+    return [
+        {"iteration": iteration}
+        | {
+            column: [float(history[end & (history["iteration"] == iteration)][column].mean()) for end in ends]
+            for column in ("reward", "objective")
+        }
+        for iteration in sorted(history["iteration"].unique())
+    ]
 
 
 def fronts(one: Compared) -> dict[str, list[tuple[Estimate, Estimate]]]:

@@ -35,6 +35,10 @@ MEASURES = {
 """The measures of the original's tables, by its names, and the difference of its rewards."""
 
 
+DECISIVE = {"ahead", "behind", "alike", "doubtful"}
+"""Verdicts of a declared comparison that was measured with intervals."""
+
+
 class Ended:
     """An experiment of one task that ended with a result; `change` is up, down or none."""
 
@@ -54,10 +58,10 @@ class Ended:
         """The measured difference of rewards."""
         return self.measures["reward_difference"]
 
-    @property
-    def verdict(self) -> tuple[Any, ...]:
-        """What two tasks agree or differ in."""
-        return self.change, bool(self.faults), bool(self.untrusted)
+    def differs(self, other: Any) -> bool:
+        """Whether another task's result has another verdict: on the reward, on the text, or on the measurement."""
+        ours, theirs = ((one.change, bool(one.faults), bool(one.untrusted)) for one in (self, other))
+        return ours != theirs
 
 
 class Trained(Ended):
@@ -75,7 +79,7 @@ class Trained(Ended):
     @property
     def still(self) -> bool:
         """Whether the policy hardly moved, so that its reward cannot have changed."""
-        return self.kl < KL_STILL and not any(self.verdict[1:]) and self.change == "none"
+        return self.kl < KL_STILL and self.change == "none" and not self.faults and not self.untrusted
 
 
 class Compared(Ended):
@@ -108,10 +112,11 @@ class Compared(Ended):
             for name, value in (("reward_difference", point["gain"]["value"]), ("kl_policy_reference", point["kl"]))
         }
 
-    @property
-    def verdict(self) -> tuple[Any, ...]:
-        """What two tasks agree or differ in, the declared comparisons included."""
-        return *super().verdict, *(row["verdict"] for row in self.equal_kl["declared"])
+    def differs(self, other: Any) -> bool:
+        """Whether another task's result has another verdict, in a declared comparison that both could make included."""
+        ours, theirs = ({row["name"]: row["verdict"] for row in one.equal_kl["declared"]} for one in (self, other))
+        made = [(ours[name], theirs.get(name, "")) for name in ours]
+        return super().differs(other) or any({*pair} <= DECISIVE and len({*pair}) > 1 for pair in made)
 
 
 def direction(change: Estimate) -> str:
