@@ -17,11 +17,12 @@ from warp_nb.notebook.story import curves_reading, outcome_words
 from warp_nb.report import printing
 from warp_nb.report.catalogue import EXPERIMENTS
 from warp_nb.report.command import main, write_document
-from warp_nb.report.document import COLLAPSED, ONE_SEED, SUFFICIENT, document, main_facts, main_sentences
+from warp_nb.report.document import COLLAPSED_FAULT, ONE_SEED_FAULT, document, main_facts, main_sentences
 from warp_nb.report.gathered import Findings
 from warp_nb.report.page import CONTENT_POLICY
 from warp_nb.studies.original import ROWS
 from warp_nb.studies.result_files import reports_of
+from warp_nb.studies.verdicts import SUFFICIENT
 
 ROOT = Path(__file__).parents[1]
 KLS = ("kl_reference_policy", "kl_policy_reference")
@@ -142,7 +143,7 @@ def test_the_main_part_has_at_most_eight_sentences(still: tuple[str, ...], tmp_p
     diagnosis = diagnosis_record()
     verdict = diagnosis["verdicts"][0]
     verdict |= {"verdict_english": SUFFICIENT}
-    diagnosis["verdicts"] = [verdict | {"english": name} for name in (COLLAPSED, ONE_SEED)]
+    diagnosis["verdicts"] = [verdict | {"english": name} for name in (COLLAPSED_FAULT, ONE_SEED_FAULT)]
     written(tmp_path, everything() | {"diagnosis": diagnosis} | {name: experiment(STILL) for name in still})
     found = written(tmp_path, results() | {"exp4": experiment(NOTHING)}, task="small")
     said = main_sentences(found)

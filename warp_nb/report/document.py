@@ -16,18 +16,18 @@ from warp_nb.notebook.numbers import format_bracketed, format_brief, reported
 from warp_nb.notebook.story import curves_reading, outcome_words
 from warp_nb.report.catalogue import Experiment, Result, declared, rows_of
 from warp_nb.report.document_figures import Point, curves_png, fronts_png, main_png
-from warp_nb.report.gathered import MEASURES, Compared, Ended, Findings, say
+from warp_nb.report.gathered import REPORTED_MEASURES, ComparedResult, Ended, Findings, say
 from warp_nb.report.page import CONTENT_POLICY, rendered, stylesheet
 from warp_nb.studies.equal_kl import WARP
 from warp_nb.studies.original import ASSUMED_TASK, COMMON, ROWS
 from warp_nb.studies.result_files import OK
+from warp_nb.studies.verdicts import SUFFICIENT
 
 ORIGINAL = "исходный отчёт"
-NAMES = {"optimizer": "optimizer", "lr": "lr", "warmup_steps": "warm-up"}
+SETTING_NAMES = {"optimizer": "optimizer", "lr": "lr", "warmup_steps": "warm-up"}
 """The original's names of settings, where they are not ours."""
-COLLAPSED, ONE_SEED = "collapsed reward model", "one seed for all runs"
+COLLAPSED_FAULT, ONE_SEED_FAULT = "collapsed reward model", "one seed for all runs"
 """English names of verdicts of the diagnosis that the document tells of first."""
-SUFFICIENT = "sufficient to explain it"
 
 
 def document(found: Findings) -> str:
@@ -48,7 +48,7 @@ def document(found: Findings) -> str:
         assumed=ASSUMED_TASK,
         tasks=task_facts(found),
         runs=[*run_rows(found)],
-        versions=next((result["machine"] for *_, result in finished(found) if "machine" in result), None),
+        versions=next((result["machine"] for *_, result in every_result(found) if "machine" in result), None),
         content_policy=CONTENT_POLICY,
         stylesheet=stylesheet(),
     )
@@ -79,8 +79,8 @@ def main_facts(found: Findings) -> dict[str, Any]:
         "still": still,
         "moved": [one for one in leading if one not in still],
         "compared": [results[0] for results in found.compared.values() if results and results[0].measures],
-        "constant": sufficient(found, COLLAPSED),
-        "twins": sufficient(found, ONE_SEED),
+        "constant": sufficient(found, COLLAPSED_FAULT),
+        "twins": sufficient(found, ONE_SEED_FAULT),
         "differing": differing,
     }
 
@@ -193,7 +193,7 @@ def other_section(found: Findings, one: Experiment) -> dict[str, Any]:
 def result_rows(results: Sequence[Ended], theirs: dict[str, str]) -> list[dict[str, Any]]:
     """Return the rows of a small table: the measures, a column per task, and the original's."""
     rows = []
-    for name, title in MEASURES.items():
+    for name, title in REPORTED_MEASURES.items():
         cells = {
             one.task: format_bracketed(one.measures[name], signed=name == "reward_difference")
             if name in one.measures
@@ -204,7 +204,7 @@ def result_rows(results: Sequence[Ended], theirs: dict[str, str]) -> list[dict[s
     return rows
 
 
-def equal_kl_rows(results: Sequence[Compared]) -> list[dict[str, Any]]:
+def equal_kl_rows(results: Sequence[ComparedResult]) -> list[dict[str, Any]]:
     """Return the rows of WARP's lead over the others at the declared KL."""
     rows = [row for one in results for row in one.equal_kl["declared"] if row["verdict"] != "unmeasured"]
     names = dict.fromkeys(row["name"] for row in rows)
@@ -234,7 +234,7 @@ def course(history: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def fronts(one: Compared) -> dict[str, list[tuple[Estimate, Estimate]]]:
+def fronts(one: ComparedResult) -> dict[str, list[tuple[Estimate, Estimate]]]:
     """Return arm -> gain and KL(policy‖sft) of the points of its front."""
     return {
         FRONT_WORDS.get(arm, arm): [
@@ -247,7 +247,7 @@ def fronts(one: Compared) -> dict[str, list[tuple[Estimate, Estimate]]]:
 
 def setting(name: str, value: Any, mark: str) -> dict[str, str]:
     """Return a line of the settings, as the original lists them."""
-    return {"name": NAMES.get(name, name), "value": code(name, value), "mark": mark}
+    return {"name": SETTING_NAMES.get(name, name), "value": code(name, value), "mark": mark}
 
 
 def code(name: str, value: Any) -> str:
@@ -266,7 +266,7 @@ def assumed_or_changed(name: str, value: Any, theirs: dict[str, Any], guessed: S
     return "принято нами" if name in guessed else ""
 
 
-def finished(found: Findings) -> Iterator[tuple[Experiment, str, Result]]:
+def every_result(found: Findings) -> Iterator[tuple[Experiment, str, Result]]:
     """Yield every finished result with its experiment and task."""
     for one in found.experiments:
         for task, result in found.done(one):
@@ -296,7 +296,7 @@ def check_rows(found: Findings) -> Iterator[dict[str, Any]]:
 
 def run_rows(found: Findings) -> Iterator[dict[str, Any]]:
     """Yield command, duration and machine of every finished run."""
-    for one, _, result in finished(found):
+    for one, _, result in every_result(found):
         if "run" in result:
             run, machine = result["run"], result.get("machine", {})
             yield {
@@ -322,7 +322,7 @@ def task_facts(found: Findings) -> list[dict[str, Any]]:
         done = [result for _, result in rows if result["status"] == OK]
         machines = [
             result["machine"]
-            for one, at, result in finished(found)
+            for one, at, result in every_result(found)
             if at == task and not one.once and "machine" in result
         ]
         if done:

@@ -10,7 +10,7 @@ import pandas as pd
 from warp_nb.measure.estimates import Estimate
 from warp_nb.notebook.plots import dressed, error_arms, panels, png, reward_kl_plane, styles, training_curves
 
-WIDTH = 5.2
+DOCUMENT_WIDTH = 5.2
 """Inches: the letters are still legible where the figure is as wide as a phone."""
 SMALLEST_KL = 1e-8
 """Nats: below it the logarithmic axis of the main figure is linear, so that a KL of 0 has a place."""
@@ -27,7 +27,7 @@ class Point(NamedTuple):
 
 def curves_png(history: pd.DataFrame) -> bytes:
     """Draw r_β, the reward and the KL to the anchor over the steps, one curve per run."""
-    with panels(3, 6.6, width=WIDTH, sharex=False) as (figure, axes):
+    with panels(3, 6.6, width=DOCUMENT_WIDTH, sharex=False) as (figure, axes):
         for ax, column in zip(axes, ("objective", "reward", "kl"), strict=True):
             training_curves(ax, history, column)
         return png(figure)
@@ -36,7 +36,7 @@ def curves_png(history: pd.DataFrame) -> bytes:
 def fronts_png(fronts: Mapping[str, Sequence[tuple[Estimate, Estimate]]]) -> bytes:
     """Draw the fronts of experiment 5: name -> gain and KL(policy‖sft) of its points, in the order of η."""
     zero = Estimate(0.0, 0.0, 0.0)
-    with panels(1, 3.8, width=WIDTH) as (figure, (ax,)):
+    with panels(1, 3.8, width=DOCUMENT_WIDTH) as (figure, (ax,)):
         for name, points in fronts.items():
             rows = [{"reward": gain, "kl": kl, "name": ""} for gain, kl in [(zero, zero), *points]]
             reward_kl_plane(ax, rows, name)
@@ -51,7 +51,7 @@ def main_png(series: Mapping[str, Sequence[Point]], original: Sequence[tuple[str
         series: task -> its experiments. A hollow marker is a broken text.
         original: the number of an experiment, its KL(warp‖sft) and its change of the reward, on another scale.
     """
-    with panels(1, 4.0, width=WIDTH) as (figure, (ax,)):
+    with panels(1, 4.0, width=DOCUMENT_WIDTH) as (figure, (ax,)):
         for (task, points), (color, _, marker) in zip(series.items(), styles(), strict=False):
             for place, point in enumerate(points):
                 arms = error_arms([point.gain])

@@ -23,9 +23,9 @@ from warp_nb.studies.records import CompleteComparison, fault_of
 from warp_nb.studies.result_files import MAIN_TASK, MISSING, OK
 from warp_nb.tasks.prepared import LOADERS
 
-TASKS = (MAIN_TASK, *(name for name in LOADERS if name != MAIN_TASK))
+TASK_ORDER = (MAIN_TASK, *(name for name in LOADERS if name != MAIN_TASK))
 """The one of full size first: where tasks differ, it leads."""
-MEASURES = {
+REPORTED_MEASURES = {
     "reward_reference": "Mean SFT reward",
     "reward_policy": "Mean WARP reward",
     "reward_difference": "Разность наград",
@@ -64,7 +64,7 @@ class Ended:
         return ours != theirs
 
 
-class Trained(Ended):
+class TrainedResult(Ended):
     """An experiment of the common table."""
 
     def __init__(self, title: str, task: str, record: Result) -> None:
@@ -82,7 +82,7 @@ class Trained(Ended):
         return self.kl < KL_STILL and self.change == "none" and not self.faults and not self.untrusted
 
 
-class Compared(Ended):
+class ComparedResult(Ended):
     """An experiment 5. Its policy is the one after the last line 13 of WARP."""
 
     def __init__(self, title: str, task: str, record: Result) -> None:
@@ -94,9 +94,10 @@ class Compared(Ended):
         if self.complete:
             measured = record["arms"][WARP]["measured"]
             ends: list[Any] = [
-                SimpleNamespace(**{name: estimate_of(one["end"][name]) for name in MEASURES}) for one in measured
+                SimpleNamespace(**{name: estimate_of(one["end"][name]) for name in REPORTED_MEASURES})
+                for one in measured
             ]
-            self.measures = {name: over_trainings(ends, name) for name in MEASURES}
+            self.measures = {name: over_trainings(ends, name) for name in REPORTED_MEASURES}
         checks = [one for one in record.get("checks", []) if one["applies"] and not one["passed"]]
         known = [WORDS[one["name"]] for one in checks if one["name"] in WORDS]
         self.faults = [words.brief for words in known if words.brief]
@@ -145,21 +146,25 @@ class Findings:
     def read(cls, out: Path, experiments: Sequence[Experiment]) -> Findings:
         """Read the result files of all tasks in `out`."""
         reported = [one for one in experiments if one.reported]
-        every = {task: results_of(task, out, reported) for task in TASKS}
+        every = {task: results_of(task, out, reported) for task in TASK_ORDER}
         own = [one.name for one in reported if not one.once]
         there = {task: rows for task, rows in every.items() if any(rows[name]["status"] != MISSING for name in own)}
         return cls(reported, there or {MAIN_TASK: every[MAIN_TASK]})
 
     @cached_property
-    def trained(self) -> dict[str, list[Trained]]:
+    def trained(self) -> dict[str, list[TrainedResult]]:
         """Experiment -> its finished results by task, the leading one first."""
-        return {one.name: [Trained(one.title, *row) for row in self.done(one)] for one in rows_of(self.experiments)}
+        return {
+            one.name: [TrainedResult(one.title, *row) for row in self.done(one)] for one in rows_of(self.experiments)
+        }
 
     @cached_property
-    def compared(self) -> dict[str, list[Compared]]:
+    def compared(self) -> dict[str, list[ComparedResult]]:
         """The same of the comparisons."""
         compared = [one for one in self.experiments if one.section == "comparison"]
-        return {one.name: [Compared(one.name.removeprefix("exp"), *row) for row in self.done(one)] for one in compared}
+        return {
+            one.name: [ComparedResult(one.name.removeprefix("exp"), *row) for row in self.done(one)] for one in compared
+        }
 
     @property
     def ended(self) -> list[Sequence[Ended]]:

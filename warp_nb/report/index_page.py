@@ -7,7 +7,7 @@ from typing import Any
 
 from warp_nb.notebook.story import outcome_words
 from warp_nb.report.catalogue import Experiment, Result, rows_of, sections_of
-from warp_nb.report.gathered import Compared, Trained, say
+from warp_nb.report.gathered import ComparedResult, TrainedResult, say
 from warp_nb.report.guide import Step
 from warp_nb.report.page import CONTENT_POLICY, rendered, stylesheet
 from warp_nb.studies.result_files import FAILED, OK
@@ -62,9 +62,9 @@ def entry(one: Experiment, task: str, result: Result, shared: str) -> dict[str, 
     if result["status"] != OK:
         return facts
     if not one.section:
-        return facts | {"outcome": outcome_words(Trained(one.title, task, result).result)}
+        return facts | {"outcome": outcome_words(TrainedResult(one.title, task, result).result)}
     if one.section == "comparison":
-        return facts | {"compared": Compared(one.name, task, result)}
+        return facts | {"compared": ComparedResult(one.name, task, result)}
     return facts | {"conclusion": next(iter(result.get("conclusion", [])), "")}
 
 

@@ -12,7 +12,7 @@ from warp_nb.files import write_bytes
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 """Names under which Chromium is installed."""
-SECONDS = 120
+PRINTING_SECONDS = 120
 """Most that printing may take."""
 
 
@@ -41,7 +41,7 @@ def print_pdf(page: Path, pdf: Path) -> None:
         if getattr(os, "geteuid", lambda: 1)() == 0:
             command.append("--no-sandbox")  # Chromium has no sandbox for root
         command += [f"--print-to-pdf={printed}", page.resolve().as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PRINTING_SECONDS)
         if done.returncode or not printed.exists():
             raise ValueError(f"{program} printed nothing: {done.stderr.strip()[-500:]}; print {page} from your browser")
         write_bytes(pdf, printed.read_bytes())

@@ -184,7 +184,7 @@ class Arms(Taken):
     WARP: WarpArm
 
 
-class Front(Taken):
+class ArmFront(Taken):
     reward_difference: list[Interval]
     kl_policy_reference: list[Interval]
 
@@ -193,7 +193,7 @@ class CompleteComparison(Taken):
     """What a comparison may hold beside its section: curves, the points of its fronts, figures of the last policy."""
 
     arms: Arms
-    summary: dict[str, Front]
+    summary: dict[str, ArmFront]
     checks: list[CheckRow]
 
 
