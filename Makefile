@@ -8,7 +8,7 @@ NBVAL = $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reports exp5 diagnosis notebooks test quick notebooks-test test-slow browser gpu lint bench bench-gpu lab docs readme badges clean
+.PHONY: help setup reports report-pdf exp5 diagnosis notebooks test quick notebooks-test test-slow browser gpu lint bench bench-gpu lab docs readme badges clean
 
 help: ## print this
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -30,10 +30,13 @@ $(VENV)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/python
 
 setup: $(VENV)/.ready ## virtual environment and installation
 
-reports: $(VENV)/.ready ## experiments 1 to 4 on the task that suits this machine -> reports/small/index.html, with a GPU reports/index.html
+reports: $(VENV)/.ready ## experiments 1 to 4 on the task that suits this machine -> reports/report.html, reports/small/index.html, with a GPU reports/index.html
 	$(BIN)/python -m warp_nb.report --task $(TASK) --seeds $(SEEDS)
 
-exp5: $(VENV)/.ready ## experiment 5, T = 100 -> the same index (hours on two cores with TASK=smollm)
+report-pdf: $(VENV)/.ready ## reports/report.html printed to reports/report.pdf, by Chromium
+	$(BIN)/python -m warp_nb.report --pdf
+
+exp5: $(VENV)/.ready ## experiment 5, T = 100 -> the same document (hours on two cores with TASK=smollm)
 	$(BIN)/python -m warp_nb.report exp5 --task $(TASK) --seeds $(SEEDS)
 
 diagnosis: $(VENV)/.ready ## why the original saw what it saw: runs that the table lacks, the report
@@ -81,7 +84,7 @@ lab: $(VENV)/.ready ## JupyterLab at the first page of the notebooks
 docs: $(VENV)/.ready-dev ## guides and API reference -> site/index.html; with REPO=owner/name links to code lead there
 	NO_MKDOCS_2_WARNING=1 REPO='$(REPO)' $(BIN)/python -m mkdocs build --strict
 
-readme: $(VENV)/.ready ## the tables of README.md from *.result.json of both tasks
+readme: $(VENV)/.ready ## the figures of README.md from *.result.json of both tasks
 	$(BIN)/python -m warp_nb.report --readme
 
 badges: ## Colab badges and the install address: make badges REPO=owner/name

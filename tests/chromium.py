@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from warp_nb.report.printing import chromium
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+CHROMIUM = chromium()
 """Its path; None where there is none."""

@@ -18,10 +18,15 @@ from pathlib import Path
 
 import pytest
 from chromium import CHROMIUM
+from fronts import DOUBLE, LINE, comparison
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from pages import HOSTILE, hostile_notebook
+from synthetic import diagnosis_record, results
 
+from warp_nb.files import write_json
+from warp_nb.report.command import write_document
 from warp_nb.report.page import CONTENT_POLICY, notebook_html, stylesheet
+from warp_nb.report.printing import print_pdf
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,13 +77,12 @@ class Site:
     """One page and its measuring frame on localhost; `foreign` lists every other request."""
 
     def __init__(self) -> None:
-        self.page, self.width, self.foreign = b"", 0, list[str]()
+        self.page, self.frame, self.foreign = b"", b"", list[str]()
         site = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                frame = (MEASURE % site.width).encode()
-                content = {"/page": site.page, "/": frame}.get(self.path)
+                content = {"/page": site.page, "/": site.frame}.get(self.path)
                 if content is None and self.path != "/favicon.ico":
                     site.foreign.append(self.path)
                 self.send_response(200 if content is not None else 404)
@@ -96,10 +100,10 @@ class Site:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def measure(self, content: str, width: int, profile: Path) -> dict:
-        """What Chromium found in `content` shown `width` pixels wide."""
+    def measure(self, content: str, width: int, profile: Path, frame: str = MEASURE) -> dict:
+        """What Chromium found in `content`, by the script of `frame`, shown `width` pixels wide."""
         assert CHROMIUM, "Chromium is missing: apt-get install chromium"
-        self.page, self.width = content.encode(), width
+        self.page, self.frame = content.encode(), frame.replace("%d", str(width)).encode()
         self.foreign.clear()
         address = f"127.0.0.1:{self.server.server_port}"
         command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", f"--proxy-server=http://{address}"]
@@ -183,3 +187,53 @@ def test_the_policy_stops_scripts_that_cleaning_would_miss(site: Site, width: in
 def test_every_report_fits(site: Site, path: Path, width: int, tmp_path: Path) -> None:
     found = site.measure(path.read_text(encoding="utf-8"), width, tmp_path)
     assert not faults(found)
+
+
+ANCHORS = """<!DOCTYPE html><meta charset="utf-8"><body>
+<iframe src="/page" style="border:0;width:%dpx;height:900px" onload="measure(this)"></iframe><pre id="out"></pre>
+<script>
+function measure(frame) {
+  const page = frame.contentDocument, view = frame.contentWindow, missed = [];
+  for (const link of page.querySelectorAll("nav.contents a")) {
+    link.click();
+    const top = page.getElementById(link.hash.slice(1)).getBoundingClientRect().top;
+    const end = view.scrollY + view.innerHeight >= page.documentElement.scrollHeight - 1;
+    if (Math.abs(top) > 2 && !end) missed.push(link.hash + " at " + top);
+  }
+  const links = page.querySelectorAll("nav.contents a").length;
+  document.getElementById("out").textContent = JSON.stringify({missed, links});
+}
+</script>"""
+"""A frame that follows every link of the contents and says which did not land at its heading."""
+
+
+@pytest.fixture(scope="module")
+def document_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The document of synthetic results, all but experiment 2."""
+    folder = tmp_path_factory.mktemp("document")
+    found = results() | {"diagnosis": diagnosis_record()}
+    fifth = comparison([DOUBLE], [LINE], [LINE]).to_json() | {"conclusion": []}
+    found["exp5"] = fifth | {"run": found["exp1"]["run"]}
+    del found["exp2"]
+    for name, one in found.items():
+        write_json(folder / f"{name}.result.json", one)
+    write_document(folder)
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_document_fits(site: Site, document_page: Path, width: int, tmp_path: Path) -> None:
+    found = site.measure(document_page.read_text(encoding="utf-8"), width, tmp_path)
+    assert found["width"] == width and not faults(found)
+
+
+def test_the_links_of_the_contents_land(site: Site, document_page: Path, tmp_path: Path) -> None:
+    found = site.measure(document_page.read_text(encoding="utf-8"), 390, tmp_path, frame=ANCHORS)
+    assert found["links"] == 27 and not found["missed"]
+
+
+def test_the_document_is_printed_on_a_page_per_experiment_or_more(document_page: Path) -> None:
+    pdf = document_page.with_suffix(".pdf")
+    print_pdf(document_page, pdf)
+    pages = re.findall(rb"/Type\s*/Page\b", pdf.read_bytes())
+    assert 7 <= len(pages) <= 20, "the first page, five experiments, the diagnosis, the appendices"

@@ -141,7 +141,7 @@ def test_links_of_the_reports_index_lead_to_the_notebooks(place: str) -> None:
     way = "" if place == "reports" else "../"
     found = results() | {"exp5": comparison_record(), "diagnosis": diagnosis_record()}
     shown = [one for one in EXPERIMENTS if one.reported]
-    text = index("x", shown, found, {}, steps=guide.steps(FOLDER), notebooks=f"{way}../notebooks/", shared=way)
+    text = index("x", shown, found, steps=guide.steps(FOLDER), notebooks=f"{way}../notebooks/", shared=way)
     section = text.partition("<h2>Тетради</h2>")[2].partition("</table>")[0]
     links = [unescape(link) for link in re.findall(r'href="([^"]+)"', section)]
     assert {(ROOT / place / link).resolve() for link in links} == set(COMMITTED) - {INDEX}

@@ -29,8 +29,8 @@ class Experiment:
         title: heading of its section, or the name of its row.
         change: what it changes, in its row.
         original: the original report's row, shown below the experiment's.
-        section: makes the table of its section of the index from its `result`: the template `<section>.html.j2`; empty
-            for a row of the common table.
+        section: kind of its result, of its section in the document and of its tables in README.md; empty for a row of
+            the common table.
         by_default: whether `warp-nb report` runs it when none is named.
         once: whether there is one report for all tasks.
         reported: whether it can be reported at all; the page for one's own parameters is not.
@@ -56,7 +56,7 @@ EXPERIMENTS = (
     Experiment("exp5", "Эксперимент 5: T = 100 и прогрев", section="comparison", short=False),
     Experiment("exp", "Эксперимент с вашими параметрами", reported=False),
     Experiment("sweep", "Перебор параметров", reported=False),
-    Experiment("diagnosis", "Диагностика: чего не видел исходный отчёт", section="diagnosis", once=True),
+    Experiment("diagnosis", "Почему в исходном отчёте награда не росла", section="diagnosis", once=True),
 )
 
 

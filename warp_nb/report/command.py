@@ -1,4 +1,4 @@
-"""Notebooks of experiments -> reports: executed notebooks, HTML, result files, index, README tables.
+"""Notebooks of experiments -> reports: executed notebooks, HTML, result files, one document, README tables.
 
     warp-nb report                         # the experiments of the original report, on the task that suits the machine:
                                            # with a GPU smollm -> reports/, without one small, trained once
@@ -8,11 +8,13 @@
     warp-nb report exp5 --task small       # the experiment that the original asks for
     warp-nb report diagnosis               # from the package's table; -p table_file FILE: that of `warp-nb diagnosis`
     warp-nb report --task small --render   # the pages again, from what was run
-    warp-nb report --readme                # the tables of README.md
+    warp-nb report --pdf                   # report.html printed to report.pdf, by Chromium
+    warp-nb report --readme                # the figures and tables of README.md
 
 `python -m warp_nb.report` is the same. All arguments are checked before anything is replaced. An interrupted command
 resumes when it is repeated: finished runs (i, m) stay in `.runs/` beside the reports until their experiment has a
-result. `result.json`, which merges the results, is deleted first and written last.
+result. `result.json`, which merges the results, is deleted first and written last. `report.html`, the document of all
+tasks in the folder, is written at the end of every command that runs or renders.
 """
 
 from __future__ import annotations
@@ -32,13 +34,16 @@ from warp_nb.files import loading, write_bytes, write_json, write_text
 from warp_nb.notebook.prose import visible
 from warp_nb.paths import expanded
 from warp_nb.report.catalogue import EXPERIMENTS, Experiment, Result, results_of
+from warp_nb.report.document import document, main_picture
 from warp_nb.report.execution import run
+from warp_nb.report.gathered import Findings
 from warp_nb.report.guide import steps
-from warp_nb.report.index_page import PANELS, draw_curves, index
+from warp_nb.report.index_page import index
 from warp_nb.report.introduction import introduction
 from warp_nb.report.page import footer, notebook_html
+from warp_nb.report.printing import print_pdf
 from warp_nb.report.readme import filled_readme
-from warp_nb.report.request import REPORTS, check_options, notebook_parameters, task_of
+from warp_nb.report.request import REPORTS, check_options, mode_of, notebook_parameters, task_of
 from warp_nb.studies.result_files import FAILED, OK, read_result_of, reports_of, result_path
 from warp_nb.tasks.prepared import LOADERS
 
@@ -47,18 +52,16 @@ LONG = ("history", "geometry", "runs", "merges", "arms", "samples", "gate")
 
 
 def summarise(task: str, out: Path, experiments: Sequence[Experiment] = EXPERIMENTS) -> dict[str, Any]:
-    """Merge the results of a task and those shared by all tasks into curves.png, index.html and result.json.
+    """Merge the results of a task and those shared by all tasks into index.html and result.json.
 
     The page links to the notebooks beside `out`, if there are any.
     """
     folder = reports_of(task, out)
     reported = [one for one in experiments if one.reported]
     results = results_of(task, out, reported)
-    curves = {column: draw_curves(reported, results, [column]) for column in PANELS}
-    write_bytes(folder / "curves.png", draw_curves(reported, results, PANELS))
     way = "" if folder == out else "../"
     listed = steps(out.parent / "notebooks", experiments)
-    page = index(task, reported, results, curves, steps=listed, notebooks=f"{way}../notebooks/", shared=way)
+    page = index(task, reported, results, steps=listed, notebooks=f"{way}../notebooks/", shared=way)
     write_text(folder / "index.html", page)
     complete = all(results[one.name]["status"] == OK for one in reported if one.by_default)
     merged = {
@@ -70,6 +73,14 @@ def summarise(task: str, out: Path, experiments: Sequence[Experiment] = EXPERIME
     }
     write_json(folder / "result.json", merged)
     return merged
+
+
+def write_document(out: Path, experiments: Sequence[Experiment] = EXPERIMENTS) -> None:
+    """Write report.html, the document of all tasks that have reports in `out`, and its main figure, main.png."""
+    found = Findings.read(out, experiments)
+    if picture := main_picture(found):
+        write_bytes(out / "main.png", picture)
+    write_text(out / "report.html", document(found))
 
 
 def arguments(argv: Sequence[str] | None, experiments: Sequence[Experiment] = EXPERIMENTS) -> argparse.Namespace:
@@ -92,7 +103,8 @@ def arguments(argv: Sequence[str] | None, experiments: Sequence[Experiment] = EX
     parser.add_argument("--timeout", type=int, metavar="SECONDS", help="most a cell may take; no limit by default")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--render", action="store_true", help="run nothing, make the pages again")
-    instead.add_argument("--readme", action="store_true", help="run nothing, fill the tables of README.md")
+    instead.add_argument("--readme", action="store_true", help="run nothing, fill the figures of README.md")
+    instead.add_argument("--pdf", action="store_true", help="run nothing, print report.html to report.pdf")
     chosen = parser.parse_args(argv)
     unknown = set(chosen.experiments) - set(reported)
     if unknown:
@@ -104,7 +116,7 @@ def arguments(argv: Sequence[str] | None, experiments: Sequence[Experiment] = EX
     try:
         chosen.task, chosen.why = task_of(chosen)
         check_options(chosen)
-        chosen.wanted = {} if chosen.render or chosen.readme else notebook_parameters(chosen)
+        chosen.wanted = {} if mode_of(chosen) else notebook_parameters(chosen)
     except ValueError as wrong:
         parser.error(str(wrong))
     return chosen
@@ -121,6 +133,8 @@ def main(argv: Sequence[str] | None = None, experiments: Sequence[Experiment] = 
     chosen = arguments(argv, experiments)
     if chosen.readme:
         return fill_readme(Path("README.md"), chosen.out, experiments)
+    if chosen.pdf:
+        return write_pdf(chosen.out)
     if chosen.wanted and chosen.why:
         print(*introduction(chosen), sep="\n", flush=True)
     out = chosen.out.resolve()
@@ -130,7 +144,8 @@ def main(argv: Sequence[str] | None = None, experiments: Sequence[Experiment] = 
     found = {one.name: make_report(one, chosen, out) for one in chosen.experiments}
     for task in tasks:
         summarise(task, out, experiments)
-    print(reports_of(chosen.task, chosen.out) / "index.html")
+    write_document(out, experiments)
+    print(reports_of(chosen.task, chosen.out) / "index.html", chosen.out / "report.html", sep="\n")
     bad = {name: result for name, result in found.items() if result["status"] != OK}
     for name, result in bad.items():
         print(visible(f"{name} has no result: {result.get('error', 'never run')}"), file=sys.stderr)
@@ -145,11 +160,22 @@ def indexed(chosen: argparse.Namespace, out: Path) -> list[str]:
 
 
 def fill_readme(readme: Path, out: Path, experiments: Sequence[Experiment]) -> int:
-    """Fill the tables of a README from the reports in `out`; return exit code 1 if there is no README."""
+    """Fill the figures of a README from the reports in `out`; return exit code 1 if there is no README."""
     if not readme.is_file():
         print("--readme fills README.md of the current folder, and there is none", file=sys.stderr)
         return 1
     write_text(readme, filled_readme(readme.read_text(encoding="utf-8"), out, experiments))
+    return 0
+
+
+def write_pdf(out: Path) -> int:
+    """Print the document in `out`; return exit code 1, with the remedy, if that cannot be done."""
+    try:
+        print_pdf(out / "report.html", out / "report.pdf")
+    except ValueError as wrong:
+        print(wrong, file=sys.stderr)
+        return 1
+    print(out / "report.pdf")
     return 0
 
 

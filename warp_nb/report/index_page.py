@@ -1,57 +1,44 @@
-"""The index page of a task's reports: our rows and the original's, curves, sections, notebooks."""
+"""The starting page of a task's reports: the document, the pages of the experiments, the notebooks in order."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
+from typing import Any
 
-import pandas as pd
-from matplotlib.figure import Figure
-
-from warp_nb.notebook.check_words import WORDS
-from warp_nb.notebook.equal_kl_words import FRONT_WORDS
-from warp_nb.notebook.plots import compare_experiments, png
-from warp_nb.report.catalogue import Experiment, Result, declared, rows_of, sections_of
+from warp_nb.notebook.story import outcome_words
+from warp_nb.report.catalogue import Experiment, Result, rows_of, sections_of
+from warp_nb.report.gathered import ComparedResult, TrainedResult, say
 from warp_nb.report.guide import Step
 from warp_nb.report.page import CONTENT_POLICY, rendered, stylesheet
-from warp_nb.studies.original import ASSUMED_TASK
 from warp_nb.studies.result_files import FAILED, OK
-
-PANELS = ("objective", "reward", "kl")
 
 
 def index(
     task: str,
     experiments: Sequence[Experiment],
     results: dict[str, Result],
-    curves: dict[str, bytes],
     *,
     steps: Sequence[Step] = (),
     notebooks: str = "",
     shared: str = "",
 ) -> str:
-    """Render the page of all experiments of a task.
+    """Render the starting page of a task.
 
     Args:
         task: name of the task.
         experiments: the experiments on the page, in this order.
         results: name of an experiment -> its result file.
-        curves: column of the history -> PNG.
         steps: the notebooks to link to; `notebooks` is their folder, relative to the page.
-        shared: folder of reports that all tasks share, relative to the page.
+        shared: folder of the document and of reports that all tasks share, relative to the page.
     """
     rows = [(one, results[one.name]) for one in rows_of(experiments)]
     return rendered(
         "index.html.j2",
+        say=say,
         task=task,
-        assumed=ASSUMED_TASK,
-        words=WORDS,
-        fronts=FRONT_WORDS,
-        rows=rows,
-        orders=kl_orders(rows),
-        declared=declared(rows),
-        curves={column: base64.b64encode(picture).decode() for column, picture in curves.items()},
-        sections=[(one, results[one.name]) for one in sections_of(experiments)],
+        entries=[
+            entry(one, task, results[one.name], shared) for one in (*rows_of(experiments), *sections_of(experiments))
+        ],
         shared=shared,
         steps=steps,
         notebooks=notebooks,
@@ -61,14 +48,24 @@ def index(
     )
 
 
-def kl_orders(rows: Sequence[tuple[Experiment, Result]]) -> tuple[list[str], list[str]] | None:
-    """Sort the experiments by KL(sft‖warp), ours and the original's; None if one lacks a result or there is one."""
-    compared = [(one.title, found, one.original.kl_reference_policy) for one, found in rows if one.original]
-    if len(compared) < 2 or any(found["status"] != OK for _, found, _ in compared):
-        return None
-    ours = sorted(compared, key=lambda row: row[1]["summary"]["kl_reference_policy"]["value"])
-    theirs = sorted(compared, key=lambda row: row[2])
-    return [title for title, _, _ in ours], [title for title, _, _ in theirs]
+def entry(one: Experiment, task: str, result: Result, shared: str) -> dict[str, Any]:
+    """Return what the page says of an experiment: «Итог», how policies compare, or the first of its conclusion."""
+    facts: dict[str, Any] = {
+        "name": f"{shared}{one.name}" if one.once else one.name,
+        "title": one.title if one.section else f"Эксперимент {one.title}: {one.change}",
+        "command": f"warp-nb report {one.name}" + ("" if one.once else f" --task {task}"),
+        "result": result,
+        "outcome": "",
+        "compared": None,
+        "conclusion": "",
+    }
+    if result["status"] != OK:
+        return facts
+    if not one.section:
+        return facts | {"outcome": outcome_words(TrainedResult(one.title, task, result).result)}
+    if one.section == "comparison":
+        return facts | {"compared": ComparedResult(one.name, task, result)}
+    return facts | {"conclusion": next(iter(result.get("conclusion", [])), "")}
 
 
 def together(rows: Sequence[tuple[Experiment, Result]]) -> Result:
@@ -84,20 +81,3 @@ def together(rows: Sequence[tuple[Experiment, Result]]) -> Result:
         "runs": [run for _, found in done for run in found["runs"]],
         "peak_rss_mb": max(found["peak_rss_mb"] for _, found in done),
     }
-
-
-def draw_curves(experiments: Sequence[Experiment], results: dict[str, Result], columns: Sequence[str]) -> bytes:
-    """Draw the curves of all experiments as a PNG, one panel per column of the history."""
-    done = {
-        f"эксперимент {one.title}": pd.DataFrame(results[one.name]["history"])
-        for one in rows_of(experiments)
-        if results[one.name]["status"] == OK
-    }
-    figure = Figure(figsize=(6.4 * len(columns), 4), layout="constrained")
-    for ax, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
-        if done:
-            compare_experiments(ax, done, column)
-        else:
-            ax.text(0.5, 0.5, "Законченных прогонов нет", ha="center", transform=ax.transAxes)
-            ax.set_axis_off()
-    return png(figure, dpi=110)

@@ -46,19 +46,24 @@ def task_of(chosen: Namespace) -> tuple[str, str]:
     return ("small", "this runs on a CPU") if device == "cpu" else (MAIN_TASK, f"this runs on a GPU, {device}")
 
 
+def mode_of(chosen: Namespace) -> str:
+    """Return the option that replaces running; empty if notebooks are run."""
+    return next((f"--{name}" for name in ("render", "readme", "pdf") if getattr(chosen, name)), "")
+
+
 def check_options(chosen: Namespace) -> None:
     """Check the options against each other.
 
     Raises:
         ValueError: an option has no effect beside another one, or its value is out of range.
     """
-    if chosen.render or chosen.readme:
-        mode = "--render" if chosen.render else "--readme"
+    mode = mode_of(chosen)
+    if mode:
         given = {"-p": chosen.parameters, "--seeds": chosen.seeds, "--timeout": chosen.timeout is not None}
         without_effect = [option for option, value in given.items() if value]
         if without_effect:
             raise ValueError(f"{mode} runs nothing, so {', '.join(without_effect)} would have no effect; leave it out")
-        folder = chosen.out if chosen.readme else reports_of(chosen.task, chosen.out)
+        folder = reports_of(chosen.task, chosen.out) if chosen.render else chosen.out
         nothing_yet = chosen.readme and chosen.out == REPORTS and not folder.exists()
         if not (folder.is_dir() or nothing_yet):
             raise ValueError(f"{mode} reads the reports in {str(folder)!r}, which is no folder; pass --out or --task")

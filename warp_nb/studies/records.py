@@ -171,6 +171,32 @@ class ComparisonRecord(Taken):
     conclusion: list[str]
 
 
+class LastPolicy(Taken):
+    end: Summary
+
+
+class WarpArm(Taken):
+    history: list[StepRow]
+    measured: Annotated[list[LastPolicy], Field(min_length=1)]
+
+
+class Arms(Taken):
+    WARP: WarpArm
+
+
+class ArmFront(Taken):
+    reward_difference: list[Interval]
+    kl_policy_reference: list[Interval]
+
+
+class CompleteComparison(Taken):
+    """What a comparison may hold beside its section: curves, the points of its fronts, figures of the last policy."""
+
+    arms: Arms
+    summary: dict[str, ArmFront]
+    checks: list[CheckRow]
+
+
 class Mean(Taken):
     value: float
 
