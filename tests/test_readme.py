@@ -19,7 +19,7 @@ from warp_nb.studies.result_files import reports_of, result_path
 
 ROOT = Path(__file__).parents[1]
 PLACE = "before\n<!-- results small -->\nstale\n<!-- /results -->\nafter\n"
-KINDS = ("results", "comparison", "diagnosis")
+KINDS = ("highlights", "results", "comparison", "diagnosis")
 NOT_RUN = "Not run yet."
 
 
