@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
@@ -15,7 +16,9 @@ from warp_nb.notebook import experiment_page
 from warp_nb.notebook.check_words import headline, say_faults
 from warp_nb.notebook.conclusions import conclude
 from warp_nb.notebook.equal_kl_words import FRONT_WORDS, along, equal_kl_facts, single_facts
-from warp_nb.notebook.plots import panels, reward_kl_plane
+from warp_nb.notebook.numbers import format_number
+from warp_nb.notebook.palette import POLICIES
+from warp_nb.notebook.plots import legend_above, panels, reward_kl_plane
 from warp_nb.notebook.prose import paragraphs
 from warp_nb.notebook.tables import filled_table, samples_table
 from warp_nb.studies.comparison import ARMS, ETAS, WARP, Comparison
@@ -39,22 +42,32 @@ def arm_curves(result: Comparison, arm: str) -> Figure:
 
 
 def plane(result: Comparison) -> Figure:
-    """Plot the fronts of all arms in the plane of reward and KL, best-of-N, the end of WARP, and the grid's KLs."""
+    """Plot the fronts of all arms in the plane of reward and KL, best-of-N, the end of WARP, and the grid's KLs.
+
+    The axis of KL is scaled by its root: there a front is a chain of straight lines, as the comparison interpolates.
+    """
     single = [single_facts(point) for point in result.equal_kl["points"]]
-    with panels(1, 5.0) as (figure, (ax,)):
+    with panels(1, 5.4) as (figure, (ax,)):
+        ax.set_xscale("function", functions=(lambda kl: np.sqrt(np.maximum(kl, 0)), np.square))
+        for kl in GRID:
+            ax.axvline(kl, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
         for arm in ARMS:
-            reward_kl_plane(ax, [{k: v for k, v in row.items() if k != "eta"} for row in result.front(arm)], arm)
-        reward_kl_plane(ax, [result.end() | {"name": "конец"}], "WARP: конец алгоритма")
+            rows = [{k: v for k, v in row.items() if k != "eta"} for row in result.front(arm)]
+            reward_kl_plane(ax, rows, arm, style=POLICIES[arm])
+        reward_kl_plane(ax, [result.end()], "WARP: конец алгоритма", style=POLICIES["WARP end"])
         best = [
             {"reward": one["gain"]["value"], "kl": one["kl"], "name": f"N = {one['n']}"}
             for one in single
             if one["name"] == BEST_OF_N
         ]
         if best:
-            reward_kl_plane(ax, best, "лучшее из N, без обучения")
-        for kl in GRID:
-            ax.axvline(kl, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
-        ax.set(xlabel="KL(политика‖sft), нат на последовательность; пунктир: KL сравнения", ylabel="прирост над θ_sft")
+            reward_kl_plane(ax, best, "лучшее из N, без обучения", style=POLICIES["best-of-N"])
+        legend_above(ax, columns=2)
+        reach = max(line.get_xdata().max() for container in ax.containers for line in container.lines[:1])
+        ticks = [kl for kl in (0, *GRID, *(GRID[-1] * 2**power for power in range(1, 8))) if kl <= reach]
+        ax.set_xticks(ticks, [format_number(kl) for kl in ticks])
+        label = "KL(политика‖sft), нат на последовательность, шкала √KL\nвертикали: KL, при которых фронты сравниваются"
+        ax.set(xlabel=label, ylabel="прирост награды над θ_sft")
     return figure
 
 

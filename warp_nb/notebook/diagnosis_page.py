@@ -19,7 +19,8 @@ from warp_nb.notebook.check_words import WORDS
 from warp_nb.notebook.conclusions import conclude
 from warp_nb.notebook.experiment_page import record
 from warp_nb.notebook.numbers import counted, format_number
-from warp_nb.notebook.plots import dressed, error_arms, panels, styles
+from warp_nb.notebook.palette import RUNS, styles
+from warp_nb.notebook.plots import dressed, error_arms, panels
 from warp_nb.notebook.prose import filled, paragraphs, words
 from warp_nb.notebook.tables import filled_table, table
 from warp_nb.studies import fit, readings, verdicts
@@ -108,9 +109,10 @@ def twin_curves(cells: Table) -> Figure:
         for ax, (faults, title) in zip(axes, titles.items(), strict=True):
             records = measured_of(cells, [Cell(2, faults=faults)])
             runs = records[0]["curves"]["objective"] if records else []
-            for name, width, curve, (color, line, _) in zip(names, (4, 1.6), runs, styles(), strict=False):
-                ax.plot(range(1, len(curve) + 1), curve, color=color, linestyle=line, linewidth=width, label=name)
-            dressed(ax, f"награда со штрафом r_β: {title}", legend="best" if runs else None)
+            for name, curve in zip(names, runs, strict=False):
+                color, line, _ = RUNS[name]
+                ax.plot(range(1, len(curve) + 1), curve, color=color, linestyle=line, label=name)
+            dressed(ax, f"награда со штрафом r_β: {title}", legend=ax is axes[0])
         axes[1].set_xlabel("шаг t")
     return figure
 
@@ -144,7 +146,7 @@ def split_figure(cells: Table) -> Figure:
             means = rows.groupby("step")[list(parts)].mean()
             for (column, name), (color, line, _) in zip(parts.items(), styles(), strict=False):
                 ax.plot(means.index, means[column] - means[column].iloc[0], color=color, linestyle=line, label=name)
-            dressed(ax, title, legend="best")
+            dressed(ax, title, legend=ax is axes[0])
         axes[1].set_xlabel("шаг t")
     return figure
 
@@ -161,7 +163,7 @@ def drift_figure(cells: Table) -> Figure:
                 label = drift_words(reward, baseline) + ("" if any(map(any, values.values())) else ": ровно 0")
                 style: dict[str, Any] = {"color": color, "linestyle": line, "marker": marker, "capsize": 3}
                 ax.errorbar([*values], [span.value for span in spans], yerr=error_arms(spans), label=label, **style)
-            dressed(ax, title, xscale="log", yscale="log", legend="best" if ax is axes[0] else None)
+            dressed(ax, title, xscale="log", yscale="log", legend=ax is axes[0])
         axes[1].set_xlabel("lr; отрезок — размах по сидам")
     return figure
 
