@@ -12,12 +12,14 @@ from warp_nb.measure.estimates import Estimate
 from warp_nb.notebook.numbers import (
     counted,
     fixed,
+    format_bracketed,
     format_duration,
     format_estimate,
     format_interval,
     format_number,
     format_range,
     format_share,
+    nats,
     plural,
 )
 
@@ -73,7 +75,18 @@ def test_signed_estimate_writes_a_plus_only_where_the_value_shows_one(value: flo
     [
         (format_interval, [Estimate(1.5612, 1.42, 1.7)], "1,56 [1,42; 1,7]"),
         (format_interval, [Estimate(1.5612)], "1,56 [не определено; не определено]"),
+        (format_bracketed, [Estimate(1.5612, 1.4212, 1.7012)], "1,56 [1,42; 1,70]"),
+        (format_bracketed, [Estimate(1.5612, 1.4212, 1.7012), True], "+1,56 [1,42; 1,70]"),
+        (format_bracketed, [Estimate(5e-6, 4e-6, 6e-6)], "5·10⁻⁶ [4·10⁻⁶; 6·10⁻⁶]"),
+        (format_bracketed, [Estimate(1.5612)], "1,56"),
+        (nats, [0.183], "ната"),
+        (nats, [1.0], "нат"),
+        (nats, [2.0], "ната"),
+        (nats, [12.3], "нат"),
+        (nats, [21.0], "нат"),
+        (nats, [3e-6], "ната"),
         (format_share, [0.857], "85,7\u00a0%"),
+        (format_share, [0.857, 2], "86\u00a0%"),
         (format_share, [math.nan], "не определено"),
         (format_duration, [17.4], "17 с"),
         (format_duration, [60], "1 мин"),

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from pages import HOSTILE, Outline, hostile_notebook, links
 
 from warp_nb.notebook.prose import UNSEEN
-from warp_nb.report.page import mathml, notebook_html, safe_html, safe_markdown
+from warp_nb.report.page import OUTCOME, mathml, notebook_html, outcome_first, safe_html, safe_markdown
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -86,6 +86,20 @@ def test_every_equation_of_the_notebooks_is_readable() -> None:
     equations = re.findall(r"\$\$?([^$]+)\$\$?", prose)
     assert len(equations) > 50
     assert [one for one in equations if not mathml(one, False).startswith("<math")] == []
+
+
+def test_a_page_opens_with_the_outcome_without_its_code_and_the_notebook_stays() -> None:
+    title, run, found = new_markdown_cell("# T"), new_code_cell("run()"), new_code_cell("found()")
+    words = new_markdown_cell("## Result")
+    words.metadata["tags"] = found.metadata["tags"] = [OUTCOME]
+    found.outputs = [new_output("display_data", {"text/markdown": "Награда выросла."})]
+    notebook = new_notebook(cells=[title, run, words, found])
+    page = notebook_html(notebook, "x")
+    body = page[page.index("<main>") :]
+    places = [body.index(text) for text in (">T<", ">Result<", "Награда выросла.", "run")]
+    assert places == sorted(places) and "found" not in body
+    assert [cell.source for cell in notebook.cells] == ["# T", "run()", "## Result", "found()"]
+    assert not outcome_first(new_notebook()).cells
 
 
 def test_a_page_is_russian_forbids_the_network_and_escapes_its_title() -> None:

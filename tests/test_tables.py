@@ -9,7 +9,8 @@ import pytest
 from pages import ATTACK, Outline, records, tables
 from synthetic import SAMPLE, failed, result
 
-from warp_nb.notebook.check_words import WORDS
+from warp_nb.notebook.check_words import WORDS, headline
+from warp_nb.notebook.numbers import format_number
 from warp_nb.notebook.prose import UNSEEN, visible
 from warp_nb.notebook.tables import (
     CLASSES,
@@ -18,6 +19,7 @@ from warp_nb.notebook.tables import (
     geometry_table,
     results_table,
     samples_table,
+    settings_table,
     table,
 )
 from warp_nb.studies.original import ROWS
@@ -28,17 +30,51 @@ HOSTILE = f"{ATTACK} $\\alpha$ & конец"
 def test_results_stand_beside_the_original_where_it_ran_these_settings() -> None:
     rows = records(results_table(result(**ROWS[4].settings)).data)
     assert [row["Величина"] for row in rows] == list(MEASURE_WORDS.values())
-    assert [row["Измерено"].split(" (")[0] for row in rows] == [
+    assert [row["Измерено"].split(" [")[0] for row in rows] == [
         *("0,10", "0,90", "+0,80", "2,00", "2,10", "50,0", "60,0", "0,980", "0,970")
     ]
-    assert rows[2]["Измерено"] == "+0,80 (95\u00a0% интервал от\u00a00,70 до\u00a00,90)"
-    assert [row["Исходный отчёт (другие модель и шкала награды)"] for row in rows] == [
-        *("0,0438413", "0,0438342", "−0,0000071", "33,56183", "30,76847", *["нет"] * 4)
+    assert rows[2]["Измерено"] == "+0,80 [0,70; 0,90]"
+    assert [row["Исходный отчёт"] for row in rows] == [
+        *("0,0438413", "0,0438342", "−0,0000071", "33,56183", "30,76847", *["—"] * 4)
     ]
 
 
 def test_results_of_ones_own_parameters_stand_alone() -> None:
-    assert {tuple(row) for row in records(results_table(result()).data)} == {("Величина", "Измерено")}
+    shown = results_table(result()).data
+    assert {tuple(row) for row in records(shown)} == {("Величина", "Измерено")}
+    assert shown.endswith("<p>В квадратных скобках 95\u00a0% интервал.</p>")
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """The rows of a Markdown table by their first cell."""
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    return {first: rest for first, *rest in cells}
+
+
+@pytest.mark.parametrize(("number", "guessed"), [(1, {"warm-up"}), (2, set()), (3, set()), (4, {"lr"})])
+def test_settings_stand_as_the_original_lists_them_and_say_what_we_assumed(number: int, guessed: set[str]) -> None:
+    rows = rows_of(settings_table(result(**ROWS[number].settings, n_seeds=3).config).data)
+    names = [name for name in rows if name not in ("Параметр", "---")]
+    assert [rows[name][0] for name in names[:7]] == ["2", "2", "10", "0,1", "0,01", "0,5", "Adam"]
+    assert rows["lr"][0] == format_number(ROWS[number].settings["lr"])
+    assert rows["warm-up"][0] == ("линейный, 100 шагов" if number == 1 else "нет")
+    assert {name for name in names[:9] if rows[name][1] == "**принято нами**"} == guessed
+    assert {tuple(rows[name]) for name in names[9:]} == {
+        (value, "**принято нами**") for value in ("16 продолжений", "до 24 токенов", "1", "3", "256")
+    }
+
+
+def test_settings_of_ones_own_have_no_source() -> None:
+    rows = rows_of(settings_table(result(optimizer="sgd", lr=2.5e-5, max_new_tokens=1).config).data)
+    assert rows["optimizer"] == ["SGD"] and rows["lr"] == ["2,5·10⁻⁵"] and rows["длина продолжения"] == ["до 1 токена"]
+
+
+def test_checks_and_geometry_are_folded_below_a_headline() -> None:
+    found = result(runs={"scored_after_end": 3.0})
+    shown = checks_table(found.checks).data
+    assert shown.startswith(f"<p>{headline(found.checks)}</p>\n<details><summary>") and shown.endswith("</details>")
+    assert geometry_table(result()).data.startswith("<details><summary>Углы и нормы по блокам (8 строк)</summary>")
+    assert "(" not in geometry_table(result(M=1)).data.partition("</summary>")[0]
 
 
 @pytest.mark.parametrize("field", ["prompt", "reference", "policy"])
@@ -60,7 +96,7 @@ def test_headings_are_escaped_too() -> None:
 def test_samples_are_counted_and_their_rewards_russian() -> None:
     found = result().evaluations[0]
     found.samples[:] = [SAMPLE] * 8
-    wanted = {"Начало": "This film", "SFT": "is long.", "Награда SFT": "−0,3", "M=1": "is great!", "Награда M=1": "2,1"}
+    wanted = {"Промпт": "This film", "SFT": "is long.", "Награда SFT": "−0,3", "M=1": "is great!", "Награда M=1": "2,1"}
     assert records(samples_table(found, 3, "M=1").data) == [wanted] * 3
 
 

@@ -15,18 +15,20 @@ REASONS: dict[str, str] = SAID.pop("reasons")
 
 
 class Words(NamedTuple):
-    """Texts of a check: title, rule, meaning of a failure, and templates for what was measured and what is wrong."""
+    """Texts of a check: title, rule, meaning of a failure, a template for what was measured, a text's fault."""
 
     title: str
     rule: str
     failure: str
     measured: str
     fault: str = ""
+    brief: str = ""
 
 
 WORDS = {
     name: Words(
-        **said | {key: filled(said[key], vars(measures) | vars(rules)) for key in said.keys() & {"rule", "fault"}}
+        **said
+        | {key: filled(said[key], vars(measures) | vars(rules)) for key in said.keys() & {"rule", "fault", "brief"}}
     )
     for name, said in SAID.items()
 }

@@ -1,4 +1,4 @@
-"""Functions that the cells of an experiment's notebook call after its run: figures, conclusion, facts, limits, file."""
+"""Functions that the cells of an experiment's notebook call after its run: words, figures, limits, file."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from matplotlib.figure import Figure
 from warp_nb.files import write_json
 from warp_nb.measure.checks import broken_instrument
 from warp_nb.measure.estimates import Estimate
-from warp_nb.notebook.conclusions import believable_change, conclude
+from warp_nb.notebook.check_words import WORDS
+from warp_nb.notebook.conclusions import conclude
+from warp_nb.notebook.findings import KL_STILL, KL_TINY, believable_change
 from warp_nb.notebook.plots import BLOCK_INCHES, geometry, panels, summary_forest, training_curves
 from warp_nb.notebook.prose import paragraphs
+from warp_nb.notebook.story import curves_reading, outcome_words
 from warp_nb.paths import expanded
 from warp_nb.studies.comparison import Arm
 from warp_nb.studies.experiment import ExperimentResult
+from warp_nb.studies.original import ROWS, match
 
-SHIFTS = {"почти нет": 0.01, "умеренный": 3.0}
-"""Nats: upper bounds of the ranges of the policy's shift."""
 MARGIN = 3.0
 """A verdict counts as a fact if it is more than this many standard errors from a border."""
 
@@ -35,15 +37,31 @@ def curves(result: ExperimentResult | Arm) -> Figure:
     return figure
 
 
-def outcome(result: ExperimentResult) -> Figure:
-    """Plot held-out rewards with intervals, and the angles between the runs' task vectors."""
-    lines = 1 + result.geometry["block"].nunique() if len(result.geometry) else 0  # the blocks and all weights
-    heights = [3.0, max(3.0, 0.5 + BLOCK_INCHES * lines)]
-    with panels(2, sum(heights), sharex=False, height_ratios=heights) as (figure, axes):
-        summary_forest(axes[0], result.summary)
-        geometry(axes[1], result.geometry)
-        axes[1].tick_params(axis="y", labelsize="medium" if heights[1] == 3.0 else "small")
+def rewards(result: ExperimentResult) -> Figure:
+    """Plot held-out rewards before and after, and their difference, with intervals."""
+    with panels(1, 2.6) as (figure, (ax,)):
+        summary_forest(ax, result.summary)
     return figure
+
+
+def block_angles(result: ExperimentResult) -> Figure:
+    """Plot the angles between the runs' task vectors by block; the figure grows with the number of blocks."""
+    lines = 1 + result.geometry["block"].nunique() if len(result.geometry) else 0  # the blocks and all weights
+    height = max(3.0, 0.5 + BLOCK_INCHES * lines)
+    with panels(1, height) as (figure, (ax,)):
+        geometry(ax, result.geometry)
+        ax.tick_params(axis="y", labelsize="medium" if height == 3.0 else "small")
+    return figure
+
+
+def outcome(result: ExperimentResult) -> Markdown:
+    """Return «Итог» in two sentences as Markdown."""
+    return Markdown(outcome_words(result))
+
+
+def reading(result: ExperimentResult) -> Markdown:
+    """Return what the curves show as Markdown."""
+    return Markdown(curves_reading(result))
 
 
 def conclusion(result: Any) -> Markdown:
@@ -53,8 +71,14 @@ def conclusion(result: Any) -> Markdown:
 
 @singledispatch
 def record(result: Any) -> dict[str, Any]:
-    """Return the contents of a result file without the conclusion, plain JSON values."""
+    """Return the contents of a result file without its conclusion, plain JSON values."""
     return result.to_json()
+
+
+@record.register
+def record_experiment(result: ExperimentResult) -> dict[str, Any]:
+    """Return the result of an experiment, its outcome and the reading of its curves."""
+    return result.to_json() | {"outcome": outcome_words(result), "reading": curves_reading(result)}
 
 
 def save(result: Any, path: str) -> None:
@@ -66,25 +90,31 @@ def save(result: Any, path: str) -> None:
 def limits(result: ExperimentResult) -> Markdown:
     """Write what the conclusion does not cover, from the parameters and the task."""
     kl, middle = result.summary["kl_policy_reference"].value, float(result.history["kl"].median())
-    points = paragraphs("limits", config=result.config, about=result.about, kl=kl, kl_on_curves=middle)
+    original = ROWS.get(match(result.config) or 0)
+    facts = {"config": result.config, "about": result.about, "original": original, "kl": kl, "kl_on_curves": middle}
+    points = paragraphs("limits", **facts)
     return Markdown("\n".join(points))
 
 
-def facts(result: ExperimentResult) -> dict[str, Any]:
-    """Return what must be equal on any machine: structure, and verdicts far from their borders.
+def reproducible(result: ExperimentResult) -> Markdown:
+    """Say what must be equal on any machine: structure, and verdicts far from their borders.
 
-    A verdict within MARGIN standard errors of a border is «у границы». «Не пройдены» lists checks of the measurement
-    only, because those of the text depend on the samples.
+    Within MARGIN standard errors of a border nothing is said of its side. Only checks of the measurement are named,
+    because those of the text depend on the samples.
     """
     kl, change = result.summary["kl_policy_reference"], believable_change(result)
-    return {
-        "шагов": len(result.history),
-        "прогонов": len(result.runs),
-        "блоков": result.geometry["block"].nunique() if len(result.geometry) else 0,
-        "не пройдены": sorted(check.name for check in broken_instrument(result.checks)),
-        "сдвиг политики": against(kl.value, standard_error(kl), SHIFTS, "большой"),
-        "награда": against(change.value, standard_error(change), {"упала": 0.0}, "выросла"),
-    }
+    points = paragraphs(
+        "reproducible",
+        steps=len(result.history),
+        runs=len(result.runs),
+        blocks=result.geometry["block"].nunique() if len(result.geometry) else 0,
+        broken=[WORDS[check.name].title for check in broken_instrument(result.checks)],
+        shift=against(kl.value, standard_error(kl), {"still": KL_STILL, "near": KL_TINY}, "moved"),
+        reward=against(change.value, standard_error(change), {"down": 0.0}, "up"),
+        KL_STILL=KL_STILL,
+        KL_TINY=KL_TINY,
+    )
+    return Markdown("\n".join(points))
 
 
 def standard_error(estimate: Estimate) -> float:
@@ -93,10 +123,10 @@ def standard_error(estimate: Estimate) -> float:
 
 
 def against(value: float, error: float, borders: dict[str, float], above: str) -> str:
-    """Return the name of the range of `value`, or «у границы» within MARGIN standard errors of a border."""
+    """Return the name of the range of `value`; empty within MARGIN standard errors of a border."""
     for name, border in borders.items():
         if abs(value - border) <= MARGIN * error:
-            return "у границы"
+            return ""
         if value < border:
             return name
     return above

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -60,22 +61,28 @@ def format_interval(estimate: Estimate) -> str:
 
 def format_brief(estimate: Estimate) -> str:
     """Format a change as +1,56 [1,42; 1,70], as +1,56 where the interval is unknown, as a dash where the value is."""
-    if math.isnan(estimate.value):
-        return "—"
+    return "—" if math.isnan(estimate.value) else format_bracketed(estimate, signed=True)
+
+
+def format_bracketed(estimate: Estimate, signed: bool = False) -> str:
+    """Format 1,56 [1,42; 1,70], to two significant digits of the half-width; an unknown interval is left out.
+
+    `signed` writes a plus before a positive change.
+    """
     half = (estimate.high - estimate.low) / 2
     if not math.isfinite(half):
-        return _signed(format_number(estimate.value), estimate.value, True)
-    if half < 10.0**-DECIMALS_AT_MOST:
+        return _signed(format_number(estimate.value), estimate.value, signed)
+    if half == 0 or max(abs(estimate.low), abs(estimate.high)) < 1e-3 or half < 10.0**-DECIMALS_AT_MOST:
         value, low, high = (format_number(x) for x in (estimate.value, estimate.low, estimate.high))
     else:
         places = decimals_for(half, 2)
         value, low, high = (fixed(x, places) for x in (estimate.value, estimate.low, estimate.high))
-    return f"{_signed(value, estimate.value, True)} [{low}; {high}]"
+    return f"{_signed(value, estimate.value, signed)} [{low}; {high}]"
 
 
-def format_share(share: float) -> str:
+def format_share(share: float, digits: int = 3) -> str:
     """Format a share between 0 and 1 in per cent."""
-    return UNKNOWN if math.isnan(share) else f"{format_number(100 * share)}{NO_BREAK}%"
+    return UNKNOWN if math.isnan(share) else f"{format_number(100 * share, digits)}{NO_BREAK}%"
 
 
 def format_duration(seconds: float) -> str:
@@ -114,6 +121,14 @@ def plural(count: int, one: str, few: str, many: str) -> str:
 def counted(count: int, one: str, few: str, many: str) -> str:
     """Return a number and the noun after it: 2 шага."""
     return f"{count} {plural(count, one, few, many)}"
+
+
+def nats(value: float) -> str:
+    """Return the unit after a value of two significant digits: 2,5 ната, 2 ната, 12 нат, 21 нат."""
+    shown = format_number(value, 2)
+    if not re.fullmatch(r"\d+", shown):
+        return "ната"
+    return plural(int(shown), "нат", "ната", "нат")
 
 
 def _decimal(value: float, decimals: int, digit: str) -> str:

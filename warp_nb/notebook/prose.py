@@ -25,11 +25,13 @@ FILTERS = {
     "duration": numbers.format_duration,
     "estimate": numbers.format_estimate,
     "brief": numbers.format_brief,
+    "bracketed": numbers.format_bracketed,
     "interval": lambda estimate: numbers.format_interval(Estimate(**estimate)),
     "rate": lambda estimate: numbers.format_estimate(Estimate(**estimate), signed=True),
     "range": numbers.format_range,
     "counted": numbers.counted,
     "plural": numbers.plural,
+    "nats": numbers.nats,
 }
 """Filters of the templates; `interval` and `rate` take the JSON of an estimate."""
 

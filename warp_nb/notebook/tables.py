@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from IPython.display import HTML
+from IPython.display import HTML, Markdown
 
+from warp_nb.config import ExperimentConfig
 from warp_nb.measure.checks import Check
 from warp_nb.measure.evaluation import Evaluation
-from warp_nb.notebook.check_words import WORDS, measured
+from warp_nb.notebook.check_words import WORDS, headline, measured
+from warp_nb.notebook.numbers import counted
 from warp_nb.notebook.prose import filled, visible, words
 from warp_nb.runs.geometry import with_whole
 from warp_nb.studies.experiment import ExperimentResult
@@ -21,6 +23,8 @@ MEASURE_WORDS: dict[str, str] = TABLE_WORDS["measures"]
 """Names of the nine measures of an evaluation."""
 ALL_WEIGHTS = "все веса"
 """In place of a block, in a row over all of them."""
+SETTINGS = ("I", "M", "T", "beta", "mu", "eta", "optimizer", "lr", "warmup_steps")
+"""Parameters in the rows of `settings_table`, in their order."""
 BLANKS = str.maketrans({"\t": r"\t", "\n": r"\n"})
 """Tabs and newlines of a model's text are shown."""
 CLASSES = ("warp-nb", "tex2jax_ignore", "mathjax_ignore")
@@ -32,14 +36,16 @@ def results_table(result: ExperimentResult) -> HTML:
     number = match(result.config)
     original = ROWS[number].measures() if number else {}
     rows = [{"measure": name, "estimate": result.summary[name]} for name in MEASURE_WORDS]
-    return filled_table("results", rows, words=MEASURE_WORDS, original=original)
+    shown = filled_table("results", rows, words=MEASURE_WORDS, original=original)
+    return HTML(f"{shown.data}\n<p>{filled(TABLE_WORDS['results']['note'], {'original': original})}</p>")
 
 
 def geometry_table(result: ExperimentResult) -> HTML:
-    """Show angle and norms of the runs' task vectors: per pair a row for each block, and one over all weights."""
+    """Show angle and norms of the runs' task vectors, folded: per pair a row for each block, one over all weights."""
     table = result.geometry
     rows = [] if table.empty else with_whole(table, ALL_WEIGHTS).to_dict("records")
-    return filled_table("geometry", rows, several=result.config.n_seeds > 1)
+    title = TABLE_WORDS["geometry"]["title"] + (f" ({counted(len(rows), 'строка', 'строки', 'строк')})" if rows else "")
+    return folded(title, filled_table("geometry", rows, several=result.config.n_seeds > 1))
 
 
 def samples_table(evaluation: Evaluation, count: int = 5, name: str = "WARP") -> HTML:
@@ -48,10 +54,32 @@ def samples_table(evaluation: Evaluation, count: int = 5, name: str = "WARP") ->
 
 
 def checks_table(checks: Sequence[Check]) -> HTML:
-    """Show «Проверки»: failed checks come first, with the meaning of a failure."""
+    """Show «Проверки»: a headline, and folded the checks with the meaning of a failure, failed ones first."""
     ordered = sorted(checks, key=lambda check: not check.failed)
     rows = [{"check": check, "words": WORDS[check.name], "measured": measured(check)} for check in ordered]
-    return filled_table("checks", rows)
+    shown = folded(TABLE_WORDS["checks"]["title"], filled_table("checks", rows))
+    return HTML(f"<p>{escape(headline(checks))}</p>\n{shown.data}")
+
+
+def settings_table(config: ExperimentConfig) -> Markdown:
+    """Show the settings as the original report lists them; what it does not say is marked as assumed by us.
+
+    It is Markdown, whose numbers `pytest --nbval` compares: they were set, not measured.
+    """
+    number, words = match(config), TABLE_WORDS["settings-words"]
+    guessed = ROWS[number].guessed if number else ()
+    lines = [[words["name"], words["value"], words["source"]], ["---"] * 3]
+    for kind in ("settings", "more-settings"):
+        for place, (name, value) in enumerate(TABLE_WORDS[kind].items()):
+            ours = kind != "settings" or SETTINGS[place] in guessed
+            lines.append([name, filled(value, config.model_dump()), words["ours" if ours else "said"]])
+    kept = lines if number else [line[:2] for line in lines]
+    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in kept))
+
+
+def folded(title: str, content: HTML) -> HTML:
+    """Fold HTML under a title."""
+    return HTML(f"<details><summary>{escape(title)}</summary>\n{content.data}\n</details>")
 
 
 def filled_table(kind: str, rows: Iterable[Mapping[str, Any]], /, **facts: Any) -> HTML:

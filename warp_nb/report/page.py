@@ -41,6 +41,8 @@ ATTRIBUTES = {
 LINK = re.compile(r"(?:https?|mailto):.*|[^:]*(?:[/?#].*)?", re.IGNORECASE)
 """An address of one of these schemes, or one without a scheme."""
 PICTURE = re.compile(r"data:image/(?:png|jpeg|gif);base64,[A-Za-z0-9+/=\s]*", re.IGNORECASE)
+OUTCOME = "outcome"
+"""Tag of the cells with which a page opens, behind its title; in the notebook they follow the run."""
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 MATHML_NAMESPACE = "{http://www.w3.org/1998/Math/MathML}"
 MATHML = frozenset(
@@ -140,8 +142,18 @@ def notebook_html(notebook: nbformat.NotebookNode, title: str, footer: str = "")
         "report_css": stylesheet(),
         "report_footer": footer,
         "content_policy": CONTENT_POLICY,
+        "outcome": OUTCOME,
     }
-    return str(exporter.from_notebook_node(readable(notebook), resources=resources)[0])
+    return str(exporter.from_notebook_node(outcome_first(readable(notebook)), resources=resources)[0])
+
+
+def outcome_first(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Move the cells with the tag OUTCOME below the first cell, so that a page opens with what was found."""
+    first, *others = notebook.cells or [None]
+    moved = [cell for cell in others if OUTCOME in cell.metadata.get("tags", [])]
+    if moved:
+        notebook.cells = [first, *moved, *(cell for cell in others if cell not in moved)]
+    return notebook
 
 
 def readable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

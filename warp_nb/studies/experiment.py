@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from warp_nb.config import ExperimentConfig
 from warp_nb.fast.devices import training_dtype
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 TABLES = ("history", "geometry", "runs", "merges")
 """Tables of a `WarpResult`."""
+CHECK_FIELDS = tuple(field.name for field in fields(Check))
 
 
 @dataclass(kw_only=True)
@@ -80,6 +82,36 @@ class ExperimentResult:
                 "peak_rss_mb": self.peak_rss_mb,
                 "machine": machine(),
             }
+        )
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Self:
+        """Read what `to_json` wrote, so that words and figures can be made again without training.
+
+        NaN and infinities, which are null in JSON, become NaN. Of the samples the first training's are there.
+
+        Args:
+            record: a result file of an experiment that ended (`read_result_of`).
+
+        Raises:
+            ValueError: the parameters are not valid ones.
+        """
+        import pandas as pd
+
+        summary, gate, checks, evaluations = (
+            _with_nan(record[name]) for name in ("summary", "gate", "checks", "evaluations")
+        )
+        samples = [record["samples"]] + [[]] * (len(evaluations) - 1)
+        return cls(
+            config=ExperimentConfig(**record["config"]),
+            about=record["task"],
+            evaluations=[_evaluation(*pair) for pair in zip(evaluations, samples, strict=True)],
+            summary={name: Estimate(**estimate) for name, estimate in summary.items()},
+            **{name: pd.DataFrame(_with_nan(record[name])) for name in TABLES},
+            gate=gate and RewardGate(**gate),
+            checks=[Check(**{name: check[name] for name in CHECK_FIELDS}) for check in checks],
+            seconds=record["seconds"],
+            peak_rss_mb=record["peak_rss_mb"],
         )
 
 
@@ -195,3 +227,18 @@ def stacked(results: Sequence[Any], seeds: Sequence[int]) -> dict[str, pd.DataFr
         )
         for name in TABLES
     }
+
+
+def _with_nan(value: Any) -> Any:
+    """Replace None by NaN in nested lists and dicts of measurements; a missing gate stays None."""
+    if isinstance(value, dict):
+        return {key: math.nan if item is None else _with_nan(item) for key, item in value.items()}
+    return [_with_nan(item) for item in value] if isinstance(value, list) else value
+
+
+def _evaluation(figures: dict[str, Any], samples: list[dict[str, Any]]) -> Evaluation:
+    """Return the evaluation that has these figures (`Evaluation.figures`)."""
+    measured: dict[str, Any] = {
+        name: Estimate(**one) if isinstance(one, dict) else one for name, one in figures.items() if name != "seed"
+    }
+    return Evaluation(**measured, samples=samples)

@@ -35,6 +35,7 @@ class OriginalRow:
     kl_policy_reference: float
     conclusion: str
     assumed: tuple[str, ...]
+    guessed: tuple[str, ...]
 
     def measures(self) -> dict[str, float]:
         """Return the reported values by the names of our measures."""
@@ -50,7 +51,8 @@ class OriginalRow:
 def _row(number: int, row: dict[str, Any]) -> OriginalRow:
     settings = COMMON | {name: row.pop(name) for name in ("lr", "warmup_steps")}
     assumed = (*row.pop("assumed", ()), ASSUMED_TASK)
-    return OriginalRow(experiment=number, settings=settings, assumed=assumed, **row)
+    guessed = tuple(row.pop("guessed", ()))
+    return OriginalRow(experiment=number, settings=settings, assumed=assumed, guessed=guessed, **row)
 
 
 ROWS = {int(number): _row(int(number), row) for number, row in STORED.items()}

@@ -77,16 +77,29 @@ class LoadedShare(Taken):
     loaded: float
 
 
-class ExperimentRecord(Taken):
-    """A row of the common table, its curves and its footer."""
+class TaskRow(Taken):
+    task: str
+    parameters: int
+    reward: str
 
+
+class ExperimentRecord(Taken):
+    """A row of the common table, its curves, its footer, and what `ExperimentResult.from_json` reads."""
+
+    task: TaskRow
     config: Repeated
     summary: Summary
     checks: list[CheckRow]
+    gate: dict[str, Any] | None
     history: list[StepRow]
+    geometry: list[dict[str, Any]]
     runs: list[LoadedShare]
+    merges: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    evaluations: Annotated[list[dict[str, Any]], Field(min_length=1)]
     conclusion: list[str]
     machine: Machine
+    seconds: float
     peak_rss_mb: float
     run: RunRow
 
