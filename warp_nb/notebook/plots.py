@@ -25,7 +25,7 @@ from warp_nb.runs.geometry import with_whole
 
 WIDTH, DPI = 6.0, 120
 """Of every figure on a page: inches, dots per inch."""
-TEXT = {"font.size": 12, "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.fontsize": 11}
+TEXT: dict[Any, Any] = {"font.size": 12, "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.fontsize": 11}
 """Points of a figure WIDTH inches wide: about 10 pixels where a telephone shows the figure 360 pixels wide."""
 LINE_WIDTH, COVERED_WIDTH = 1.8, 2.4
 """Points: of a curve, and what each curve that covers it adds to its width."""
@@ -119,8 +119,8 @@ def flattening(sizes: Sequence[float]) -> float:
 def summary_forest(ax: Axes, summary: Mapping[str, Estimate]) -> Axes:
     """Draw the held-out reward before and after and the paired difference, with 95 % intervals."""
     for place, (name, label) in enumerate(REWARDS.items()):
-        color, _, marker = POLICIES.get(label, DIFFERENCE)
-        style: dict[str, Any] = {"fmt": marker, "color": color, "capsize": 4, "markersize": 7, "label": label}
+        look = POLICIES.get(label, DIFFERENCE)
+        style: dict[str, Any] = {"fmt": look.marker, "color": look.color, "capsize": 4, "markersize": 7, "label": label}
         ax.errorbar(summary[name].value, place, xerr=error_arms([summary[name]]), **style)
     ax.axvline(0, color="0.5", linewidth=1, zorder=0)
     ax.set_yticks(range(len(REWARDS)), list(REWARDS.values()))
@@ -177,7 +177,11 @@ def reward_kl_plane(
     for row in rows:
         name = row.get("name", f"η = {row['eta']:g}".replace(".", ",") if "eta" in row else "")
         place = (row["kl"].value, row["reward"].value)
-        look = {"textcoords": "offset points", "color": chosen.color, "fontsize": TEXT["legend.fontsize"]}
+        look: dict[str, Any] = {
+            "textcoords": "offset points",
+            "color": chosen.color,
+            "fontsize": TEXT["legend.fontsize"],
+        }
         ax.annotate(name, place, xytext=OFFSETS[0], **look)
     labels = {"xlabel": "KL(warp‖sft), нат на последовательность", "ylabel": "награда на отложенных промптах"}
     dressed(ax, legend=bool(label), **labels)
@@ -189,7 +193,8 @@ def separate_names(ax: Axes) -> None:
     """Move the names of points so that none covers another name, a marker or a curve; the last drawn choose first."""
     cast("Figure", ax.get_figure(root=True)).draw_without_rendering()
     names = [text for text in ax.texts if isinstance(text, Annotation) and text.get_text()]
-    points = np.concatenate([dense(line) for line in ax.lines if line.get_transform() is ax.transData] or [[[0, 0]]])
+    lines = [dense(line) for line in ax.lines if line.get_transform() is ax.transData]
+    points = np.concatenate([np.empty((0, 2)), *lines])
     taken: list[Bbox] = []
     for name in reversed(names):
         name.set_visible(True)
