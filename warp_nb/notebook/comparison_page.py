@@ -202,7 +202,7 @@ def conclude_comparison(result: Comparison) -> list[str]:
         seeds=len(result.seeds),
         risen=along_warp[-1]["gain"].low > 0,
         end=along_warp[-1],
-        best=readable[-1] if readable else None,
+        farthest=readable[-1] if readable else None,
         rate=reward_rise(result, WARP),
         config=result.config,
         longer=result.config.T / ROWS[4].settings["T"],
@@ -230,7 +230,7 @@ def comparison_record(result: Comparison) -> dict[str, Any]:
 
 
 def reward_rise(result: Comparison, arm: str) -> Estimate | None:
-    """Return the rise of the reward over a run of an arm, with an interval over seeds (steps if one); None if unknown."""
+    """Return the rise of the reward over a run, with an interval over seeds (of one: over steps); None if unknown."""
     history = result.arms[arm].history
     rates = [slope(rows, "reward") for _, rows in history.groupby("seed")]
     known = [rate for rate in rates if rate is not None and math.isfinite(rate.low)]

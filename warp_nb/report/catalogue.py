@@ -56,7 +56,7 @@ EXPERIMENTS = (
     Experiment("exp5", "Эксперимент 5: T = 100 и прогрев", section="comparison", short=False),
     Experiment("exp", "Эксперимент с вашими параметрами", reported=False),
     Experiment("sweep", "Перебор параметров", reported=False),
-    Experiment("diagnosis", "Диагностика: чего не видел исходный отчёт", section="diagnosis", once=True),
+    Experiment("diagnosis", "Почему в исходном отчёте награда не росла", section="diagnosis", once=True),
 )
 
 
