@@ -171,7 +171,8 @@ def test_the_combinations_that_fit_best_come_with_their_traits() -> None:
     del table[Cell(3, "collapsed", GREEDY, task="smollm").name]
     rows = {row[""]: row for row in records(diagnosis_page.traits_table(table, count=2).data)}
     assert list(rows)[:7] == [
-        "Конфигурация", "Награда", "Прогоны", "Прогрев эксперимента 1", "lr эксперимента 4", "KL посчитана в", "Нарисовано",
+        "Конфигурация", "Награда", "Прогоны", "Прогрев эксперимента 1", "lr эксперимента 4", "KL посчитана в",
+        "Нарисовано",
     ]  # fmt: skip
     assert len(rows) == 7 + 13 + 1 and {tuple(row) for row in rows.values()} == {("", "№ 1", "№ 2")}
     first = {name: row["№ 1"] for name, row in rows.items()}
@@ -220,11 +221,12 @@ def test_everything_is_shown_of_a_partial_table() -> None:
 def test_the_best_combination_is_told_with_those_as_good() -> None:
     table = with_the_originals_traits()
     assert diagnosis_page.best_text(table) == (
-        "Сочетаний ошибок, перечисленных до запуска: 106. У каждого из них измерено от 9 до 13 из 13 признаков исходного отчёта. "
-        "Лучше всего подходит: конфигурация smollm, награда схлопнувшаяся, прогоны: жадная выборка, промпты по порядку, "
+        "Сочетаний ошибок, перечисленных до запуска: 106. У каждого из них измерено от 9 до 13 из 13 признаков "
+        "исходного отчёта. Лучше всего подходит: конфигурация smollm, награда схлопнувшаяся, прогоны: жадная "
+        "выборка, промпты по порядку, "
         "прогрев эксперимента 1: lr = 0, планировщик не вызван, lr эксперимента 4: 6·10⁻⁴, KL посчитана в fp32, "
-        "нарисована r_β. Оно повторяет 13 из 13 измеренных признаков. Столько же повторяют ещё 5 сочетаний (все они в таблице): по этим "
-        "данным их не различить."
+        "нарисована r_β. Оно повторяет 13 из 13 измеренных признаков. Столько же повторяют ещё 5 сочетаний (все "
+        "они в таблице): по этим данным их не различить."
     )
     assert concluded(table)[0] == diagnosis_page.best_text(table)
     assert not [one for one in concluded(table) if one.startswith("Величины KL сравнены")]
@@ -241,7 +243,7 @@ def test_what_most_probably_happened_is_three_sentences() -> None:
     assert "модель награды схлопнулась и отвечала на любой текст одним числом; тексты порождались жадно" in said
     assert "планировщик эксперимента 1 начинал с lr = 0 и не вызывался. " in said, "they differ in the rest"
     assert said.endswith(
-        "чего это сочетание не повторяет: KL эксперимента 2 та же в пределах 3 раз; столько же повторяют ещё "
+        "чего это сочетание не повторяет: KL эксперимента 2 отличается не больше чем в 3 раза; столько же повторяют ещё "
         "5 сочетаний, и лучшее выбрано из 106, так что другой причины это не исключает."
     )
     whole = concluded(with_the_originals_traits())[1]

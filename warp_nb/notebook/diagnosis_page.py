@@ -252,7 +252,7 @@ def single_faults(found: Sequence[Verdict]) -> dict[str, list[str]]:
 
 
 def faults_of(verdict: Verdict) -> list[str]:
-    """Return the faults, in words, that the runs of a verdict had together; a short warm-up is a setting and no fault."""
+    """Return the faults, in words, that the runs of a verdict had together; a warm-up is a setting and no fault."""
     figures, suspects = verdict.figures, VERDICT_WORDS["suspects"]
     names = [figures.get(key, "none") for key in ("reward", "warm_up", "shared", "fault")]
     faults = [suspects[name] for name in names if name != "none" and name in suspects]
