@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 from fronts import DOUBLE, FLAT, KLS, LINE, SALAD, SHORT, Front, best_of, comparison
 from pages import records
+from stories import sentences
 from synthetic import result
 
 from warp_nb.notebook import comparison_page
 from warp_nb.notebook.conclusions import conclude
-from warp_nb.notebook.equal_kl_words import say_equal_kl
+from warp_nb.notebook.equal_kl_words import comparison_outcome, say_equal_kl
 from warp_nb.notebook.experiment_page import save
 from warp_nb.studies.comparison import ARMS, ETAS, REINFORCE, RLOO, SINGLE, WARP, Comparison
 from warp_nb.studies.equal_kl import GRID, OWN_RUNS
@@ -40,9 +41,8 @@ def said(result: Comparison, begin: str) -> str:
 
 def declared(result: Comparison, title: str) -> str:
     """What the conclusion says of one declared comparison."""
-    paragraph = said(result, "**Сравнения, объявленные до запуска**, при KL(политика‖sft) = 4 ната: ")
-    (part,) = [part for part in paragraph.split("WARP против ") if part.startswith(f"«{title}»: ")]
-    return part.removeprefix(f"«{title}»: ")
+    begin = "**WARP против других способов** при KL(политика‖sft) = 4 ната. Сравнения объявлены до запуска: "
+    return said(result, begin).partition(f" «{title}»: ")[2].partition("; «")[0]
 
 
 # Tables and figures
@@ -52,14 +52,12 @@ def test_the_front_table_has_every_point_of_every_arm() -> None:
     rows = records(comparison_page.front_table(comparison([LINE], [LATE], [ALIKE])).data)
     etas = ("0,1", "0,2", "0,3", "0,45", "0,6", "0,8", "1")
     assert [(row["Способ"], row["η"]) for row in rows] == [(arm, eta) for arm in ARMS for eta in etas]
-    assert rows[6]["Прирост награды"].startswith("+4,000 (95\u00a0% интервал от\u00a03,900")
-    assert rows[6]["KL(политика‖sft), нат"].startswith("16,000 (95") and rows[6]["Перплексия по θ_sft"] == "50"
+    assert rows[6]["Прирост награды"] == "+4,000 [3,900; 4,100]"
+    assert rows[6]["KL(политика‖sft), нат"].startswith("16,000 [") and rows[6]["Перплексия по θ_sft"] == "50"
     reading = [row["Похож на отзыв"] for row in rows]
     assert reading[:9] == ["да"] * 9 and reading[14:20] == ["да"] * 6
     assert reading[9] == "нет: перплексия изменилась больше чем в 2 раза, 500 против 50 у θ_sft"
-    assert reading[20].startswith(
-        "нет: ответы на разные промпты похожи, во всех продолжениях вместе уникальных биграмм"
-    )
+    assert reading[20].startswith("нет: ответы на разные промпты похожи")
 
 
 def test_the_table_at_equal_kl_has_every_front_at_every_kl() -> None:
@@ -75,9 +73,9 @@ def test_the_table_at_equal_kl_has_every_front_at_every_kl() -> None:
         "+5,66 [5,66; 5,66]",
     ]
     assert [row["Прирост награды"] for row in rows[8:12]] == ["+1 [1; 1]", "—", "—", "—"], "never extrapolated"
-    assert (rows[2]["Прирост у судьи"], rows[2]["Разных биграмм, доля от θ_sft"]) == ("+2 [2; 2]", "90\u00a0%")
-    assert rows[2]["WARP минус он: награда"] == "" and rows[6]["WARP минус он: награда"] == "+2 [2; 2]"
-    assert rows[6]["WARP минус он: судья"] == "+1 [1; 1]"
+    assert (rows[2]["Прирост по судье"], rows[2]["Уникальных биграмм, доля от θ_sft"]) == ("+2 [2; 2]", "90\u00a0%")
+    assert rows[2]["Перевес WARP: награда"] == "" and rows[6]["Перевес WARP: награда"] == "+2 [2; 2]"
+    assert rows[6]["Перевес WARP: судья"] == "+1 [1; 1]"
 
 
 def test_a_single_training_is_said_inside_the_tables() -> None:
@@ -90,7 +88,7 @@ def test_single_policies_stand_beside_the_front_at_their_kl() -> None:
     rows = records(comparison_page.singles_table(comparison([LINE] * 2, [LINE] * 2, [LINE] * 2, judged=0.5)).data)
     assert [row["Политика (2 обучения)"] for row in rows] == ["конец алгоритма", "лучшее из 4", "лучшее из 16"]
     assert [row["KL(политика‖sft), нат"] for row in rows] == ["6,25", "0,636", "1,84"]
-    assert rows[2]["Прирост награды"] == "+1,5 [1,5; 1,5]" and rows[2]["Прирост у судьи"] == "+0,75 [0,75; 0,75]"
+    assert rows[2]["Прирост награды"] == "+1,5 [1,5; 1,5]" and rows[2]["Прирост по судье"] == "+0,75 [0,75; 0,75]"
     assert rows[2]["Фронт WARP при той же KL: награда"] == "+1,35 [1,35; 1,35]"
     assert rows[2]["Выше фронта: награда"] == "+0,145 [0,145; 0,145]" and rows[0]["Выше фронта: награда"] == "0 [0; 0]"
 
@@ -141,7 +139,10 @@ def test_the_result_is_saved_with_its_conclusion(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
     record = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert record["status"] == "ok" and record["conclusion"] == conclude(found)
-    assert say_equal_kl(record["equal_kl"]) == [one for one in conclude(found) if "Текст похож" not in one]
+    assert record["outcome"] == comparison_outcome(record["equal_kl"]) == comparison_outcome(found.equal_kl)
+    assert record["reading"] == comparison_page.arms_reading(found)
+    own = ("Текст похож", "Следующий шаг", "Почему у WARP")
+    assert say_equal_kl(record["equal_kl"]) == [one for one in conclude(found) if not one.startswith(own)]
 
 
 # Who is ahead
@@ -156,16 +157,20 @@ AHEAD = scaled(LINE, 1.5, 1.502, 1.498)
         (
             AHEAD,
             [LINE] * 3,
-            "впереди WARP, +1,0000 [0,9901; 1,0099], это 33,3\u00a0% его собственного прироста, у судьи",
+            "WARP опережает на 1,0000 [0,9901; 1,0099], это 33\u00a0% его собственного прироста, по судье",
         ),
         (
             [LINE] * 3,
             AHEAD,
-            "WARP позади, −1,0000 [−1,0099; −0,9901], это 50\u00a0% его собственного прироста, у судьи",
+            "WARP отстаёт на 1,0000 [0,9901; 1,0099], это 50\u00a0% его собственного прироста, по судье",
         ),
         (scaled(LINE, 1.1, 1.2, 1.15), [LINE] * 3, "разность +0,30 [0,05; 0,55] не выдерживает поправки на число"),
-        (scaled(LINE, 0.9, 1.2, 1.0), [LINE] * 3, "разность неотличима от нуля, +0,07 [−0,69; 0,83], различить можно"),
-        ([SHORT] * 3, [LINE] * 3, "не сравнить, один из фронтов до этой KL не доходит"),
+        (
+            scaled(LINE, 0.9, 1.2, 1.0),
+            [LINE] * 3,
+            "разность +0,07 [−0,69; 0,83] неотличима от нуля, заметна была бы разность около 0,76",
+        ),
+        ([SHORT] * 3, [LINE] * 3, "сравнить нельзя, один из фронтов до этой KL не доходит"),
     ],
 )
 def test_who_is_ahead_is_said_by_the_corrected_p(warp: list[Front], plain: list[Front], words: str) -> None:
@@ -189,10 +194,8 @@ def test_without_runs_before_the_merge_that_comparison_was_not_measured() -> Non
 
 
 def test_what_was_not_declared_is_called_exploratory() -> None:
-    told = said(comparison(AHEAD, [LINE] * 3, [SHORT] * 3, rloo=[LINE] * 3), "Остальное разведочное, без поправки")
-    single, plain, rloo = (told.split(f"«{name}»")[1].split("«")[0] for name in (SINGLE, REINFORCE, RLOO))
-    assert [single.count("при KL"), plain.count("при KL"), rloo.count("при KL")] == [3, 1, 4]
-    assert "при KL 4 " not in single and "при KL 4 +1,00" in rloo
+    told = said(comparison(AHEAD, [LINE] * 3, [SHORT] * 3, rloo=[LINE] * 3), "При KL 4 уникальных биграмм во всех ")
+    assert "вместе остаётся 90\u00a0% от θ_sft. Сравнения при других KL, " in told and "разведочные" in told
 
 
 @pytest.mark.parametrize(
@@ -203,15 +206,61 @@ def test_what_the_intervals_cover_is_said(count: int, begin: str) -> None:
     assert said(comparison([DOUBLE] * count, [LINE] * count, [LINE] * count), begin)
 
 
+@pytest.mark.parametrize(
+    ("warp", "plain", "judged", "first", "second"),
+    [
+        (AHEAD, LINE, 1.0, "он опережает M = 1 на 1,0000 [0,9901; 1,0099], REINFORCE на ", "Судья, вторая модель"),
+        (AHEAD, LINE, -0.5, "и собственные прогоны до слияния на 1,0000", "Но судья, вторая модель награды, "),
+        (AHEAD, LINE, None, "он опережает M = 1", "Судья не измерялся"),
+        (scaled(LINE, 1, 1, 1), DOUBLE, None, "он отстаёт от REINFORCE на 2 [2; 2]", "При этой KL то же даёт более"),
+        (scaled(LINE, 0.9, 1.2, 1.0), LINE, None, "от M = 1, REINFORCE и собственных", "Если слияние и полезно, то "),
+        ([SHORT] * 3, LINE, None, "До KL(политика‖sft) = 4 ната, при которой", "Сравнить их можно лишь ближе"),
+    ],
+)
+def test_the_outcome_is_two_sentences(
+    warp: list[Front], plain: Front, judged: float | None, first: str, second: str
+) -> None:
+    made = comparison(warp, [LINE] * 3, [plain] * 3, judged=judged)
+    one, two = sentences(comparison_outcome(made.equal_kl))
+    assert first in one and two.startswith(second)
+
+
+def test_a_resumed_run_says_that_its_steps_took_longer() -> None:
+    made = comparison([LINE], [LINE], [LINE])
+    made.seconds = made.training_seconds - 0.1
+    assert comparison_page.durations(made).endswith(" (остальное — из прерванного запуска)")
+    made.seconds = made.training_seconds
+    assert comparison_page.durations(made).endswith(" с") and "прерванного" not in comparison_page.durations(made)
+
+
+@pytest.mark.parametrize(
+    ("warp", "told"),
+    [
+        ([LINE] * 3, "Совет помог: при η = 1 прирост награды у WARP +4 [4; 4] при KL 16 нат"),
+        ([SALAD] * 3, "Совет помог наполовину: награда растёт, +4 [4; 4], но там"),
+        ([[(0.0, kl) for kl in KLS]] * 3, "Совет не помог: и в конце фронта WARP прироста не видно"),
+    ],
+)
+def test_the_advice_of_the_original_is_judged_by_the_gain_and_the_text(warp: list[Front], told: str) -> None:
+    made = comparison(warp, [LINE] * 3, [LINE] * 3, T=20, warmup_steps=2)
+    assert told in said(made, "Исходный отчёт советует увеличить T") and "больше в 2 раза" in " ".join(conclude(made))
+
+
+def test_the_reading_names_every_arm_whose_slope_is_known() -> None:
+    told = comparison_page.arms_reading(comparison([LINE], [LINE], [LINE], T=20))
+    assert told.startswith("Мы видим, что награда растёт у всех способов, за прогон: WARP +")
+    assert all(f" {arm} +" in told for arm in ARMS) and "зато в 4 раза длиннее" in told
+
+
 # Reward hacking, best-of-N, the end
 
 
 def test_a_gap_between_reward_and_judge_is_named_with_figures() -> None:
     found = comparison(AHEAD, [LINE] * 3, [SHORT] * 3, judged=0.5)
     told = said(found, "**Взлом награды**: ")
-    assert "«WARP»: при KL 1 награда +1,50" in told and "при KL 4 награда +3,00" in told
-    assert "судья +1,50" in told and "разрыв +1,25" in told
-    assert told.split("«REINFORCE»:")[1].split("«")[0].count("при KL") == 1, "its front ends at KL 1"
+    assert "«WARP» при KL 1, 2, 4, 8; при 8 награда +4,24" in told
+    assert "судья +2,12" in told and "разрыв +1,77" in told
+    assert "«REINFORCE» при KL 1: награда" in told, "its front ends at KL 1"
 
 
 def test_a_gap_that_best_of_n_has_too_is_no_hacking() -> None:
@@ -220,7 +269,7 @@ def test_a_gap_that_best_of_n_has_too_is_no_hacking() -> None:
     for measured in made.arms[WARP].measured:
         measured.best[:] = best_of([(4, 3.0), (64, 6.0)], 0.5)
     told = said(made, "**Взлом награды**: ")
-    assert "при KL 1 " not in told and "при KL 2 " not in told and "«WARP»: при KL 4 награда +3,00" in told
+    assert "«WARP» при KL 4, 8; при 8 награда" in told
 
 
 @pytest.mark.parametrize(
@@ -247,8 +296,8 @@ def test_where_the_judge_follows_or_is_missing_that_is_said(judged: float | None
 def test_best_of_n_is_compared_with_the_front(warp: Front, four: str, sixteen: str) -> None:
     told = said(comparison([warp], [LINE], [LINE], judged=0.5), "**Лучшее из N** (best-of-N) обходится без обучения: ")
     first, second = told.split(" N = ")[1:]
-    assert first.startswith("4, KL не больше 0,636 ната: прирост +0,5 [0,5; 0,5], у судьи +0,25 [0,25; 0,25], ")
-    assert four in first and sixteen in second and second.startswith("16, KL не больше 1,84 ната: прирост +1,5")
+    assert first.startswith("4, KL не больше 0,64 ната: прирост +0,5 [0,5; 0,5], по судье +0,25 [0,25; 0,25], ")
+    assert four in first and sixteen in second and second.startswith("16, KL не больше 1,8 ната: прирост +1,5")
 
 
 @pytest.mark.parametrize(
@@ -266,7 +315,7 @@ def test_the_end_of_the_algorithm_is_compared_with_the_front(lift: float, words:
     rewards = [reward + lift for reward in end.rewards_policy]
     change = replace(end.reward_difference, value=end.reward_difference.value + lift)
     made.arms[WARP].measured[0].end = replace(end, reward_difference=change, rewards_policy=rewards)
-    told = said(made, "**Конец алгоритма**: у политики после последнего LITI KL 6,25 ната и прирост ")
+    told = said(made, "**Конец алгоритма**: политика после последнего LITI ушла на 6,2 ната, её прирост ")
     assert words in told
 
 
@@ -277,7 +326,7 @@ def test_an_earlier_file_is_not_called_confirmatory() -> None:
     found: dict[str, Any] = comparison(AHEAD, [LINE] * 3, [LINE] * 3).equal_kl | {"earlier": True}
     first = say_equal_kl(found)[0]
     assert first.startswith(
-        "**Главные сравнения** при KL(политика‖sft) = 4 ната; объявлены они уже после этого запуска"
+        "**WARP против других способов** при KL(политика‖sft) = 4 ната. Сравнения объявлены уже после этого запуска"
     )
     assert "объявленные до запуска" not in " ".join(say_equal_kl(found))
 
@@ -297,20 +346,20 @@ def test_a_failed_check_stands_first() -> None:
 @pytest.mark.parametrize(
     ("fronts", "told", "cell"),
     [
-        ([ALIKE], "на отзыв текст не похож при η = 1. При η = 1 ответы на разные", "нет: ответы на разные"),
+        ([ALIKE], "текст на отзыв не похож при η = 1. При η = 1 ответы на разные", "нет: ответы на"),
         (
             [ALIKE, LINE],
-            "похож на отзыв текст лишь у 1 из 2 сидов при η = 1. При η = 1 в худшем случае ответы на разные",
+            "текст похож на отзыв лишь у 1 из 2 сидов при η = 1. При η = 1 в худшем случае ответы на разные",
             "у 1 из 2 си",
         ),
         (
             [ALIKE] * 2,
-            "на отзыв текст не похож при η = 1. При η = 1 в худшем случае ответы на разные",
-            "нет: в худшем случае ответы на разные",
+            "текст на отзыв не похож при η = 1. При η = 1 в худшем случае ответы на разные",
+            "нет: в худшем случае ответы на",
         ),
         (
             [[*LINE[:4], *SALAD[4:6], LINE[6]]],
-            "на отзыв текст не похож при η = 0,6; 0,8. При η = 0,8 перплексия изменилась",
+            "текст на отзыв не похож при η = 0,6; 0,8. При η = 0,8 перплексия изменилась",
             "да",
         ),
     ],
@@ -327,10 +376,10 @@ def test_text_that_does_not_read_is_told_by_what_is_wrong(fronts: list[Front], t
 @pytest.mark.parametrize(
     ("rate", "seeds", "told"),
     [
-        (0.01, 1, "прогоны награду поднимали, +1,00000 ("),
-        (0.01, 1, "но прирост потерян при слиянии. На отложенных началах у прогонов последней итерации он +0,70 ("),
-        (0.01, 3, "но прирост потерян при слиянии. На отложенных началах у прогонов последней итерации он +0,7 ("),
-        (-0.01, 1, "награда падала уже в самих прогонах, −1,00000 ("),
+        (0.01, 1, "прогоны награду поднимали, +1,00000 ["),
+        (0.01, 1, "но прирост потерян при слиянии. На отложенных промптах у прогонов последней итерации он +0,70 ["),
+        (0.01, 3, "но прирост потерян при слиянии. На отложенных промптах у прогонов последней итерации он +0,7 ["),
+        (-0.01, 1, "награда падала уже в самих прогонах, −1,00000 ["),
         (0.0, 1, "его не видно и в самих прогонах, изменение награды неотличимо от нуля: "),
         (None, 1, "шагов слишком мало, чтобы оценить наклон награды в прогонах."),
     ],
@@ -357,7 +406,7 @@ def test_a_gain_lost_before_the_merge_is_lost_on_the_way_to_held_out_prompts() -
     history = result(T=10).history
     lost = replace(lost, arms=lost.arms | {WARP: replace(lost.arms[WARP], history=history)})
     lost.arms[WARP].measured[0].own_runs = [lost.arms[WARP].measured[0].front] * 2
-    assert "прирост потерян при переходе к отложенным началам отзывов" in said(lost, "Почему у WARP нет прироста: ")
+    assert "прирост потерян при переходе к отложенным промптам" in said(lost, "Почему у WARP нет прироста: ")
 
 
 def test_where_there_is_a_gain_nothing_is_explained() -> None:

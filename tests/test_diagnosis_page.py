@@ -116,7 +116,7 @@ def test_equal_curves_are_told_with_their_twins() -> None:
     assert told["один сид на все прогоны"] == (
         "кривые двух прогонов совпали до бита; наибольший угол Ω: 0°; итоговые веса совпали с M = 1 до бита в 3 из 3"
     )
-    assert told["независимые прогоны"] == "кривые двух прогонов различны с шага 1; наибольший угол Ω: 80°"
+    assert told["контроль без ошибки"] == "кривые двух прогонов различны с шага 1; наибольший угол Ω: 80°"
 
 
 def test_the_rows_of_the_original_stand_beside_ours() -> None:
@@ -138,7 +138,7 @@ def test_the_checks_that_see_a_fault_at_step_one() -> None:
     rows = {row["Ошибка"]: row["Не пройдены на шаге 1"] for row in records(diagnosis_page.step_one(table).data)}
     assert len(rows) == len(SUSPECTS) and rows["ошибки нет"] == "ни одна"
     titles = [WORDS[name].title for name in ("runs-differ", "liti-formula")]
-    assert rows["жадная выборка, начала по порядку"] == f"«{titles[0]}»; «{titles[1]}»"
+    assert rows["жадная выборка, промпты по порядку"] == f"«{titles[0]}»; «{titles[1]}»"
     assert {row["Не пройдены на шаге 1"] for row in records(diagnosis_page.step_one({}).data)} == {"не измерено"}
 
 
@@ -160,7 +160,7 @@ def test_the_tables_of_rewards_displacements_and_arithmetics() -> None:
     assert len(rows) == 4 and rows[1]["Прогон"] == "награда исправная, среднее вычтено"
     assert rows[1]["lr = 0,001"] == "4", "0.04, the median, over 10, the root of 100 weights, and over lr"
     rows = records(diagnosis_page.precision_table(table).data)
-    assert [(row["Задача"], row["Эксперимент"]) for row in rows] == [
+    assert [(row["Конфигурация"], row["Эксперимент"]) for row in rows] == [
         (task, number) for task in ("small", "smollm") for number in "12"
     ]
     assert rows[1]["Сдвиг веса, в lr"] == "2" and rows[1]["KL в bfloat16 (только θ_sft), нат"] == "0,04"
@@ -171,15 +171,16 @@ def test_the_combinations_that_fit_best_come_with_their_traits() -> None:
     del table[Cell(3, "collapsed", GREEDY, task="smollm").name]
     rows = {row[""]: row for row in records(diagnosis_page.traits_table(table, count=2).data)}
     assert list(rows)[:7] == [
-        "Задача", "Награда", "Прогоны", "Прогрев эксперимента 1", "lr эксперимента 4", "KL посчитана в", "Нарисовано",
+        "Конфигурация", "Награда", "Прогоны", "Прогрев эксперимента 1", "lr эксперимента 4", "KL посчитана в",
+        "Нарисовано",
     ]  # fmt: skip
     assert len(rows) == 7 + 13 + 1 and {tuple(row) for row in rows.values()} == {("", "№ 1", "№ 2")}
     first = {name: row["№ 1"] for name, row in rows.items()}
     assert [*first.values()][:5] == [
-        "smollm", "схлопнувшаяся", "жадная выборка, начала по порядку", "lr = 0, планировщик не вызван", "6·10⁻⁴"
+        "smollm", "схлопнувшаяся", "жадная выборка, промпты по порядку", "lr = 0, планировщик не вызван", "6·10⁻⁴"
     ]  # fmt: skip
     assert first["повторено"] == "8 из 8" and first["KL эксперимента 1 печатается как 0,00000"] == "да"
-    assert first["KL эксперимента 3 та же в пределах 3 раз"] == "не измерено"
+    assert first["KL эксперимента 3 отличается не больше чем в 3 раза"] == "не измерено"
     rows = records(diagnosis_page.traits_table(healthy(), count=1).data)
     assert {"": "кривые эксперимента 3 растут", "№ 1": "нет"} in rows
 
@@ -220,11 +221,12 @@ def test_everything_is_shown_of_a_partial_table() -> None:
 def test_the_best_combination_is_told_with_those_as_good() -> None:
     table = with_the_originals_traits()
     assert diagnosis_page.best_text(table) == (
-        "Сочетаний перечислено заранее: 106. У каждого из них измерено от 9 до 13 из 13 признаков исходного отчёта. "
-        "Лучше всего подходит: задача smollm, награда схлопнувшаяся, прогоны: жадная выборка, начала по порядку, "
+        "Сочетаний ошибок, перечисленных до запуска: 106. У каждого из них измерено от 9 до 13 из 13 признаков "
+        "исходного отчёта. Лучше всего подходит: конфигурация smollm, награда схлопнувшаяся, прогоны: жадная "
+        "выборка, промпты по порядку, "
         "прогрев эксперимента 1: lr = 0, планировщик не вызван, lr эксперимента 4: 6·10⁻⁴, KL посчитана в fp32, "
-        "нарисована r_β. Оно повторяет 13 из 13 измеренных признаков. Столько же повторяют ещё 5 сочетаний: по этим "
-        "данным их не различить."
+        "нарисована r_β. Оно повторяет 13 из 13 измеренных признаков. Столько же повторяют ещё 5 сочетаний (все "
+        "они в таблице): по этим данным их не различить."
     )
     assert concluded(table)[0] == diagnosis_page.best_text(table)
     assert not [one for one in concluded(table) if one.startswith("Величины KL сравнены")]
@@ -241,7 +243,7 @@ def test_what_most_probably_happened_is_three_sentences() -> None:
     assert "модель награды схлопнулась и отвечала на любой текст одним числом; тексты порождались жадно" in said
     assert "планировщик эксперимента 1 начинал с lr = 0 и не вызывался. " in said, "they differ in the rest"
     assert said.endswith(
-        "чего это сочетание не повторяет: KL эксперимента 2 та же в пределах 3 раз; столько же повторяют ещё "
+        "чего это сочетание не повторяет: KL эксперимента 2 отличается не больше чем в 3 раза; столько же повторяют ещё "
         "5 сочетаний, и лучшее выбрано из 106, так что другой причины это не исключает."
     )
     whole = concluded(with_the_originals_traits())[1]
@@ -271,11 +273,11 @@ def test_where_no_combination_explains_most_traits_it_is_said() -> None:
     said = concluded(healthy())
     assert "не повторяет: награда неподвижна, " in said[0]
     assert said[1] == (
-        "Большинства признаков не объясняет ни одно сочетание: лучшее повторяет 1 из 13, а нужно не меньше 9. "
-        "Что произошло в отчёте, по этим прогонам не сказать."
+        "Большинство признаков не объясняет ни одно сочетание: лучшее повторяет 1 из 13, а нужно не меньше 9. "
+        "Что произошло в отчёте, эти прогоны не говорят."
     )
     assert not [one for one in said if one.startswith("Вероятнее всего")]
-    assert said[-1].startswith("Величины KL сравнены только на задаче smollm")
+    assert said[-1].startswith("Величины KL сравнены только на конфигурации smollm")
     assert diagnosis_page.diagnosis_record(CellTable({}, healthy()))["explained"] is False
 
 
@@ -284,11 +286,43 @@ def test_a_table_that_lacks_cells_concludes_nothing_of_them() -> None:
     del table[Cell(3, "collapsed", GREEDY, task="smollm").name]
     said = concluded(table)
     assert "Оно повторяет 8 из 8 измеренных признаков; не измерено: награда неподвижна, KL эксперимента 3" in said[0]
-    assert said[1].endswith("не сказать; но у 22 из сочетаний измерено ещё не всё, и они могли бы.")
+    assert said[1].endswith("не говорят; но у 22 из сочетаний измерено ещё не всё, и они могли бы.")
     assert said[2] == "Таблица ещё не полна. Не измерено: 1 прогон, их измерит warp-nb diagnosis."
     empty = concluded({})
-    assert empty[0] == "Сочетаний перечислено заранее: 106. Ни одно ещё нельзя оценить."
+    assert empty[0] == "Сочетаний ошибок, перечисленных до запуска: 106. Ни одно оценить пока нельзя."
     assert [line.partition(".** ")[2][:13] for line in empty[2].splitlines()] == ["Не измерено: "] * 8
+
+
+def test_the_outcome_says_what_happened_and_what_speaks_against_it() -> None:
+    told = diagnosis_page.diagnosis_outcome(with_the_originals_traits())
+    assert told.startswith("Вероятнее всего, в исходном отчёте модель награды схлопнулась")
+    assert "так повторяются 13 из 13 признаков" in told
+    assert told.endswith("Против этого: столько же повторяют ещё 5 сочетаний.")
+    told = diagnosis_page.diagnosis_outcome(healthy())
+    assert told.startswith("Одного объяснения измерения не дают: лучшее из 106") and "и ещё 10 признаков" in told
+    assert diagnosis_page.diagnosis_outcome({}) == "Ни одно из 106 сочетаний ошибок ещё не измерено."
+
+
+def test_a_fault_that_explains_two_oddities_is_named() -> None:
+    """One seed makes runs equal, and with the warm-up of 100 steps all four curves too."""
+    table, one = healthy(), [[0.1, 0.2]] * 4
+    for seed in SEEDS:
+        table[Cell(2, faults=ONE_SEED, seed=seed).name] = record(curves=one, omega=[0.0, None])
+    told = diagnosis_page.diagnosis_outcome(table)
+    assert (
+        "По отдельности странности отчёта повторяются, каждая со своей ошибкой: «Два прогона неотличимы» — один" in told
+    )
+    for seed in SEEDS:
+        table[Cell(1, faults=ONE_SEED, seed=seed).name] = record(curves=[[0.1, 0.2]] * 4)
+    said = diagnosis_page.single_faults(verdicts.verdicts(table))
+    assert set(said["один сид на все прогоны"]) == {"Два прогона неотличимы", "Четыре равные кривые эксперимента 1"}
+    told = diagnosis_page.diagnosis_outcome(table)
+    assert "Одной ошибки хватает на 2 странности, один сид на все прогоны: «" in told
+
+
+def test_every_combination_is_a_row() -> None:
+    rows = records(diagnosis_page.combinations_table(healthy()).data)
+    assert [row["№"] for row in rows] == [str(place) for place in range(1, 107)]
 
 
 def test_causes_are_told_by_their_verdicts() -> None:
@@ -298,7 +332,7 @@ def test_causes_are_told_by_their_verdicts() -> None:
     rest = "та же модель награды в fp16, жадная выборка."
     assert cause(table, oddity) == f"Недостаточно: схлопнувшаяся модель награды; {rest}"
     assert cause(table, "Два прогона неотличимы") == (
-        "Недостаточно: один сид на все прогоны; одна модель под двумя именами; жадная выборка, начала по порядку; "
+        "Недостаточно: один сид на все прогоны; одна модель под двумя именами; жадная выборка, промпты по порядку; "
         "θ_init — живая ссылка на веса модели."
     ), "the control is no cause"
     for seed in SEEDS:
@@ -309,7 +343,7 @@ def test_causes_are_told_by_their_verdicts() -> None:
 
 
 def test_a_constant_reward_says_nothing_of_the_rate() -> None:
-    table, begin = healthy(), "Если награда отчёта постоянна, о lr и прогреве"
+    table, begin = healthy(), "Если награда в отчёте была постоянной, его таблица"
     assert not [one for one in concluded(table) if one.startswith(begin)]
     for seed in SEEDS:
         for number in (1, 2, 3, 4):

@@ -35,9 +35,9 @@ def test_it_is_drawn_once_a_second_and_takes_little_time(
     shown, now = Shown(), [0.0]
     monkeypatch.setattr(live_plot, "display", shown)
 
-    def slow(*args: Any) -> Any:
+    def slow(*args: Any, **settings: Any) -> Any:
         now[0] += drawing / len(live_plot.LIVE_COLUMNS)
-        return curves(*args)
+        return curves(*args, **settings)
 
     curves = live_plot.training_curves
     monkeypatch.setattr(live_plot, "training_curves", slow)

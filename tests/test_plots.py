@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import combinations, islice
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib.colors import to_rgb
 from synthetic import around, result
 
 from warp_nb.measure.estimates import Estimate
-from warp_nb.notebook import plots
+from warp_nb.notebook import palette, plots
 
 
 @pytest.fixture
@@ -47,12 +48,12 @@ def test_the_spread_over_seeds_is_a_band(ax: Axes) -> None:
     assert band.min() == pytest.approx(found["objective"].min())
     assert band.max() == pytest.approx(found["objective"].max())
     assert np.allclose(ax.lines[0].get_ydata(), found.groupby("step")["objective"].mean())
-    assert ax.get_legend().get_title().get_text() == "полоса: размах по 3 повторам"
+    assert ax.get_xlabel() == "шаг t; полоса: размах по 3 повторам"
 
 
 def test_a_single_step_is_still_visible(ax: Axes) -> None:
     plots.training_curves(ax, result(T=1).history, "kl")
-    assert len(ax.lines) == 4 and all(line.get_marker() in plots.MARKERS for line in ax.lines)
+    assert len(ax.lines) == 4 and all(line.get_marker() in palette.MARKERS for line in ax.lines)
 
 
 def test_unknown_column_is_refused(ax: Axes) -> None:
@@ -151,15 +152,116 @@ def test_panels_share_their_steps_and_are_closed_so_that_they_are_shown_once() -
 
 
 def test_first_seven_styles_differ_in_colour_and_in_line() -> None:
-    first = list(islice(plots.styles(), 7))
+    first = list(islice(palette.styles(), 7))
     assert all(len({str(style[part]) for style in first}) == 7 for part in range(3))
-    many = list(islice(plots.styles(), 42))
+    many = list(islice(palette.styles(), 42))
     assert len({(color, str(line)) for color, line, _ in many}) == 42
 
 
 def test_first_four_colours_differ_for_every_eye() -> None:
     """Pairwise distance after a simulation of deuteranopia (Viénot 1999, linear RGB), at least a tenth."""
+    for colors in (palette.OKABE_ITO[:4], [style.color for style in palette.RUNS.values()]):
+        assert min(distances(colors)) > 0.1
+
+
+def distances(colors: Any) -> list[float]:
     deuteranopia = np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]])
-    seen = [deuteranopia @ np.array(to_rgb(color)) ** 2.2 for color in plots.OKABE_ITO[:4]]
-    distances = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
-    assert min(distances) > 0.1
+    seen = [deuteranopia @ np.array(to_rgb(color)) ** 2.2 for color in colors]
+    return [float(np.linalg.norm(a - b)) for a, b in combinations(seen, 2)]
+
+
+def test_a_thing_has_a_style_of_its_own_in_colour_and_in_grey() -> None:
+    """WARP and its end share a colour, and no other two."""
+    named = palette.RUNS | palette.POLICIES
+    assert len({style.color for style in named.values()}) == len(named) - 1
+    policies = list(palette.POLICIES.values())
+    assert len({(str(style.line), style.marker) for style in policies}) == len(policies)
+    assert min(distances({style.color for style in policies})) > 0.04
+    lines = [style for style in policies if style.line]
+    assert len({str(style.line) for style in lines}) == len(lines), "told apart without colours"
+
+
+def test_runs_keep_their_styles_whatever_else_is_drawn() -> None:
+    pairs = [(run, iteration) for iteration in (1, 2, 3) for run in (1, 2, 3)]
+    found = palette.run_styles([f"theta{run}_{iteration}" for run, iteration in pairs])
+    assert {name: found[name] for name in palette.RUNS} == palette.RUNS
+    assert len(set(map(str, found.values()))) == 9
+    assert palette.run_styles(["theta2_1"]) == {"theta2_1": palette.RUNS["theta2_1"]}
+
+
+# Nothing covers anything
+
+
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_a_legend_stands_between_the_title_and_the_axes(count: int) -> None:
+    with plots.panels(1, 3.6) as (figure, (ax,)):
+        for index in range(count):
+            ax.plot([1, 2], [index, index + 1], label=f"кривая номер {index}")
+        plots.dressed(ax, "награда", legend=True)
+        figure.draw_without_rendering()
+        legend, title = ax.get_legend().get_window_extent(), ax._left_title.get_window_extent()
+        assert legend.y0 >= ax.get_window_extent().y1 - 1 and title.y0 >= legend.y1 - 1
+        assert legend.x1 <= figure.bbox.x1 and title.y1 <= figure.bbox.y1
+        assert len(labels(ax)) == count
+
+
+def test_names_of_points_cover_neither_each_other_nor_a_marker() -> None:
+    rows = [{"eta": eta, "reward": around(eta**0.5, 0.01), "kl": around(16 * eta**4, 0.01)} for eta in ETAS]
+    with plots.panels(1, 3.8) as (figure, (ax,)):
+        plots.reward_kl_plane(ax, rows)
+        plots.reward_kl_plane(ax, [{"name": "конец", "reward": around(0.9, 0.01), "kl": around(9, 0.1)}], "другое")
+        figure.draw_without_rendering()
+        shown = [text for text in ax.texts if text.get_text() and text.get_visible()]
+        boxes = [text.get_window_extent() for text in shown]
+        assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+        places = ax.transData.transform([(row["kl"].value, row["reward"].value) for row in rows])
+        assert not [box for box in boxes if box.count_contains(places)]
+        assert {"η = 1", "конец"} <= {text.get_text() for text in shown}, "the last are named"
+        assert all(ax.bbox.contains(*box.p0) and ax.bbox.contains(*box.p1) for box in boxes)
+
+
+ETAS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.45, 0.6, 0.8, 1.0)
+
+
+def test_of_equal_curves_each_is_seen(ax: Axes) -> None:
+    """theta1_1, theta2_1 and theta2_2 are equal, so the first is the widest; theta1_2 lies elsewhere."""
+    found = result(T=7).history
+    first = found.query("iteration == 1 and run == 1").set_index("step")["reward"]
+    equal = found["run"] == 2
+    found.loc[equal, "reward"] = found.loc[equal, "step"].map(first)
+    plots.training_curves(ax, found, "reward")
+    assert [line.get_linewidth() - plots.LINE_WIDTH for line in ax.lines] == pytest.approx(
+        [2 * plots.COVERED_WIDTH, plots.COVERED_WIDTH, 0, 0]
+    )
+    assert len({(line.get_color(), str(line.get_linestyle())) for line in ax.lines}) == 4
+
+
+@pytest.mark.parametrize(
+    ("sizes", "found"),
+    [
+        ([1.0, 2.0], 0.0),
+        ([1.0, 9.9], 0.0),
+        ([0.5, 20.0], 1.0),
+        ([1e-6, 2e-4, 90.0, 2.0], 0.1),
+        ([0.0, 0.0], 0.0),
+        ([], 0.0),
+    ],
+)
+def test_one_experiment_does_not_flatten_the_others(sizes: list[float], found: float) -> None:
+    assert plots.flattening(sizes) == pytest.approx(found)
+
+
+def test_a_scale_bends_only_where_one_experiment_is_far_larger(ax: Axes) -> None:
+    small, large = result().history, result().history
+    plots.compare_experiments(ax, {"a": small, "b": small})
+    assert ax.get_yscale() == "linear"
+    large["objective"] *= 100
+    plots.compare_experiments(ax, {"a": small, "b": large})
+    assert ax.get_yscale() == "symlog"
+
+
+def test_a_common_power_of_ten_is_written_in_russian(ax: Axes) -> None:
+    ax.plot([0, 1], [0, 3e-6])
+    plots.dressed(ax)
+    ax.figure.canvas.draw()
+    assert ax.yaxis.get_offset_text().get_text() == "·10⁻⁶"

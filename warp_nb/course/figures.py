@@ -17,7 +17,8 @@ from warp_nb.algorithm.merge import merge, slerp
 from warp_nb.algorithm.objective import Rollout, completion_logits
 from warp_nb.fast.scoring import token_kl
 from warp_nb.notebook.numbers import format_estimate, format_number
-from warp_nb.notebook.plots import OKABE_ITO, WIDTH, dressed, error_arms, panels, png, reward_kl_plane, styles
+from warp_nb.notebook.palette import OKABE_ITO, styles
+from warp_nb.notebook.plots import WIDTH, dressed, error_arms, panels, png, reward_kl_plane
 from warp_nb.notebook.tables import table
 
 Between = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
@@ -42,7 +43,7 @@ def chord_and_arc(omega: float, lams: Sequence[float]) -> Figure:
             ax.plot(*points, color=color, linestyle="", marker=marker, markersize=8, label=label)
         ax.margins(0.12)
         labels = {"xlabel": "первая координата", "ylabel": "вторая координата"}
-        dressed(ax, legend="upper right", aspect="equal", **labels)
+        dressed(ax, legend=True, aspect="equal", **labels)
     return figure
 
 
@@ -59,7 +60,7 @@ def tips(init: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Figur
                 arrow(ax, (0, 0), end, color, line=line)
                 ax.plot([], [], color=color, linestyle=line, label=f"{label}, длина {format_number(math.hypot(*end))}")
             axis_labels = {"xlabel": f"вдоль {labels[0]}", "ylabel": f"поперёк {labels[0]}"}
-            dressed(ax, legend="upper left", aspect="equal", **axis_labels)
+            dressed(ax, legend=True, aspect="equal", **axis_labels)
         reach = 1.1 * math.hypot(*left[0])
         whole.set(xlim=(-0.03 * reach, reach), ylim=(-0.5 * reach, 0.53 * reach), title="Полные веса от нуля")
         size = 1.2 * max(math.hypot(*end) for end in right)
@@ -99,7 +100,7 @@ def kl_along(etas: Sequence[float], kls: Sequence[float]) -> Figure:
     with panels(1, 3.4) as (figure, (ax,)):
         ax.plot(etas, kls, color=OKABE_ITO[0], marker="o", label="измерено")
         ax.plot(*straight(etas, kls), color="0.5", linestyle="--", label="если бы росла по прямой")
-        dressed(ax, "KL($θ_{sft}$‖θ(η)), нат на последовательность", legend="best", xlabel=ALONG)
+        dressed(ax, "KL($θ_{sft}$‖θ(η)), нат на последовательность", legend=True, xlabel=ALONG)
     return figure
 
 
@@ -111,7 +112,7 @@ def collapse(losses: Mapping[str, Sequence[float]], scores: Mapping[str, Sequenc
             for (label, values), (color, line, _) in zip(curves.items(), styles(), strict=False):
                 ax.plot(range(1, len(values) + 1), values, color=color, linestyle=line, label=label)
         axes[0].axhline(math.log(2), color="0.5", linewidth=1, linestyle=":", label="ln 2, ответ «пополам»")
-        dressed(axes[0], "потеря, среднее по парам пакета, нат", legend="best", xlabel="шаг")
+        dressed(axes[0], "функция потерь, среднее по парам батча, нат", legend=True, xlabel="шаг")
         order = "место отзыва по возрастанию оценки"
         dressed(axes[1], "оценка отложенного отзыва минус средняя оценка", xlabel=order)
     return figure
@@ -163,8 +164,8 @@ def gradient_errors(sizes: Sequence[int], errors: Mapping[str, Sequence[float]])
         for (label, values), (color, line, marker) in zip(errors.items(), styles(), strict=False):
             ax.plot(sizes, values, color=color, linestyle=line, marker=marker, label=label)
         ax.plot(sizes, law, color="0.5", linestyle=":", label="наклон 1/√n")
-        labels = {"xlabel": "продолжений в выборке, n", "ylabel": "относительная ошибка градиента"}
-        dressed(ax, legend="best", xscale="log", yscale="log", **labels)
+        labels = {"xlabel": "число продолжений n", "ylabel": "относительная ошибка градиента"}
+        dressed(ax, legend=True, xscale="log", yscale="log", **labels)
         ax.set_xticks(sizes, [format_number(n) for n in sizes])
         ax.minorticks_off()
         ax.yaxis.set_major_formatter(lambda value, _: format_number(value))
@@ -191,8 +192,7 @@ def jump(mus: Sequence[float], steps: int) -> Figure:
             ax.plot([1 - (1 - mu) ** t for t in range(steps + 1)], color=color, linestyle=line, label=label)
             ax.plot(half, 0.5, marker=marker, color=color)
         ax.axhline(0.5, color="0.8", linewidth=1, zorder=0)
-        dressed(ax, xlabel="шаг t", ylabel="значение веса")
-        ax.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1, 0.08))
+        dressed(ax, legend=True, xlabel="шаг t", ylabel="значение веса")
     return figure
 
 
@@ -204,7 +204,7 @@ def three_anchors(curves: Mapping[str, Sequence[Mapping[str, float]]], limit: Ma
             for (label, rows), (color, line, _) in zip(curves.items(), styles(), strict=False):
                 ax.plot([row[column] for row in rows], color=color, linestyle=line, label=label)
             ax.axhline(limit[column], color="0.5", linewidth=1, linestyle=":", label="предел, π* по формуле")
-            dressed(ax, title, legend="lower right" if ax is axes[0] else None)
+            dressed(ax, title, legend=ax is axes[0])
         axes[1].set_xlabel("шаг t")
     return figure
 
@@ -228,7 +228,7 @@ def path(track: Sequence[tuple[int, torch.Tensor, torch.Tensor]], end: torch.Ten
         ways = [pair(point) for point in (*starts, end)]
         ax.plot(*zip(*ways, strict=True), color="black", marker="o", linewidth=2.5, label="$θ_{init}$")
         ax.plot(*pair(goal), marker="*", color="0.3", markersize=16, linestyle="", label="цель")
-        dressed(ax, legend="lower right", aspect="equal", xlabel="первый вес", ylabel="второй вес")
+        dressed(ax, legend=True, aspect="equal", xlabel="первый вес", ylabel="второй вес")
     return figure
 
 
@@ -251,7 +251,7 @@ def along_the_front(rows: Sequence[Mapping[str, Any]]) -> Figure:
             color = OKABE_ITO[0]
             ax.errorbar(etas, middle, yerr=error_arms(values), fmt="o-", color=color, capsize=3, label="измерено")
             ax.plot(*straight(etas, middle), color="0.5", linestyle="--", label="если бы росла по прямой")
-            dressed(ax, title, legend="upper left" if ax is axes[0] else None)
+            dressed(ax, title, legend=ax is axes[0])
         axes[1].set_xlabel(ALONG)
     return figure
 
@@ -298,7 +298,7 @@ def figures_of(row: Mapping[str, Any]) -> str:
     }
     lines = "".join(f"<li>{escape(name)}: {escape(value)}</li>" for name, value in values.items())
     samples = [
-        {"Начало": sample["prompt"], "Продолжение": sample["policy"], "Награда": format_number(sample["reward_policy"])}
+        {"Промпт": sample["prompt"], "Продолжение": sample["policy"], "Награда": format_number(sample["reward_policy"])}
         for sample in found.samples
     ]
     return f"<ul>{lines}</ul>{table(samples).data}"
@@ -316,5 +316,5 @@ def two_kls(rows: Sequence[Mapping[str, float]]) -> Figure:
         for (column, label), (color, line, marker) in zip(columns.items(), styles(), strict=False):
             steps = range(1, len(rows) + 1)
             ax.plot(steps, [row[column] for row in rows], color=color, linestyle=line, marker=marker, label=label)
-        dressed(ax, legend="best", xlabel="шаг t", ylabel="KL, нат на последовательность")
+        dressed(ax, legend=True, xlabel="шаг t", ylabel="KL, нат на последовательность")
     return figure

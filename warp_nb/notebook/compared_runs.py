@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from warp_nb.measure.estimates import Estimate
 from warp_nb.notebook.check_words import WORDS
 from warp_nb.notebook.numbers import format_number
-from warp_nb.notebook.plots import dressed, error_arms, panels, styles
+from warp_nb.notebook.palette import styles
+from warp_nb.notebook.plots import dressed, error_arms, panels
 from warp_nb.notebook.tables import filled_table
 from warp_nb.studies.run_table import MEASURED, run_table
 

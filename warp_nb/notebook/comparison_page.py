@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from IPython.display import HTML
+import numpy as np
+from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
 from warp_nb.measure.checks import check_texts, reads_like_reference
@@ -14,13 +16,28 @@ from warp_nb.measure.evaluation import Evaluation
 from warp_nb.notebook import experiment_page
 from warp_nb.notebook.check_words import headline, say_faults
 from warp_nb.notebook.conclusions import conclude
-from warp_nb.notebook.equal_kl_words import FRONT_WORDS, along, equal_kl_facts, single_facts
-from warp_nb.notebook.plots import panels, reward_kl_plane
+from warp_nb.notebook.equal_kl_words import (
+    FRONT_WORDS,
+    along,
+    comparison_outcome,
+    equal_kl_facts,
+    estimate_of,
+    single_facts,
+)
+from warp_nb.notebook.numbers import counted, format_duration, format_number
+from warp_nb.notebook.palette import POLICIES
+from warp_nb.notebook.plots import legend_above, panels, reward_kl_plane
 from warp_nb.notebook.prose import paragraphs
-from warp_nb.notebook.tables import filled_table, samples_table
-from warp_nb.studies.comparison import ARMS, ETAS, WARP, Comparison
-from warp_nb.studies.equal_kl import BEST_OF_N, GRID
+from warp_nb.notebook.tables import TABLE_WORDS, filled_table, folded, samples_table
+from warp_nb.studies.comparison import ARMS, ETAS, REINFORCE, WARP, Comparison
+from warp_nb.studies.equal_kl import BEST_OF_N, END, GRID
+from warp_nb.studies.original import ROWS
 
+SINGLES = {
+    END: ("WARP: конец алгоритма", POLICIES["WARP end"]),
+    BEST_OF_N: ("лучшее из N, без обучения", POLICIES["best-of-N"]),
+}
+"""Single policies of the plane: name -> label, style."""
 POINT_MEASURES = {
     "gain": "reward_difference",
     "kl": "kl_policy_reference",
@@ -29,6 +46,36 @@ POINT_MEASURES = {
     "distinct": "distinct_policy",
 }
 """Name in `points` -> measure."""
+
+# Words
+
+
+def durations(result: Comparison) -> str:
+    """Say how long the steps and this call took; a call that resumed made only a part of the steps."""
+    said = f"Шаги обучения: {format_duration(result.training_seconds)}; этот запуск: {format_duration(result.seconds)}"
+    return said + " (остальное — из прерванного запуска)" * (result.training_seconds > result.seconds)
+
+
+def outcome(result: Comparison) -> Markdown:
+    """Return «Итог» in two sentences as Markdown."""
+    return Markdown(comparison_outcome(result.equal_kl))
+
+
+def reading(result: Comparison) -> Markdown:
+    """Return what the curves of all arms show as Markdown."""
+    return Markdown(arms_reading(result))
+
+
+def arms_reading(result: Comparison) -> str:
+    """Say what the curves of all arms show; it begins with «Мы видим»."""
+    ends = [rows[rows["step"] == rows["step"].max()]["kl"].mean() for rows in (a.history for a in result.arms.values())]
+    return paragraphs(
+        "arms-reading",
+        rates={arm: reward_rise(result, arm) for arm in result.arms},
+        longer=result.arms[REINFORCE].config.T // result.config.T,
+        kls=ends,
+    )[0]
+
 
 # Figures and tables
 
@@ -39,29 +86,55 @@ def arm_curves(result: Comparison, arm: str) -> Figure:
 
 
 def plane(result: Comparison) -> Figure:
-    """Plot the fronts of all arms in the plane of reward and KL, best-of-N, the end of WARP, and the grid's KLs."""
-    single = [single_facts(point) for point in result.equal_kl["points"]]
-    with panels(1, 5.0) as (figure, (ax,)):
-        for arm in ARMS:
-            reward_kl_plane(ax, [{k: v for k, v in row.items() if k != "eta"} for row in result.front(arm)], arm)
-        reward_kl_plane(ax, [result.end() | {"name": "конец"}], "WARP: конец алгоритма")
-        best = [
-            {"reward": one["gain"]["value"], "kl": one["kl"], "name": f"N = {one['n']}"}
-            for one in single
-            if one["name"] == BEST_OF_N
-        ]
-        if best:
-            reward_kl_plane(ax, best, "лучшее из N, без обучения")
+    """Plot the fronts of a comparison (see `fronts_plane`)."""
+    return fronts_plane({arm: result.arm_summary(arm) for arm in result.arms}, result.equal_kl)
+
+
+def fronts_plane(summary: Mapping[str, Mapping[str, Any]], equal_kl: Mapping[str, Any]) -> Figure:
+    """Plot the fronts of all arms in the plane of reward and KL, best-of-N, the end of WARP, and the grid's KLs.
+
+    The axis of KL is scaled by its root: there a front is a chain of straight lines, as the comparison interpolates.
+
+    Args:
+        summary: arm -> its measures along the front, from a comparison or from its result file.
+        equal_kl: `summary` of equal_kl.py, from the same.
+    """
+    single = [single_facts(point) for point in equal_kl["points"]]
+    with panels(1, 5.4) as (figure, (ax,)):
+        ax.set_xscale("function", functions=(lambda kl: np.sqrt(np.maximum(kl, 0)), np.square))
         for kl in GRID:
             ax.axvline(kl, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
-        ax.set(xlabel="KL(политика‖sft), нат на последовательность; пунктир: KL сравнения", ylabel="прирост над θ_sft")
+        for arm, measures in summary.items():
+            reward_kl_plane(ax, front_rows(measures), arm, style=POLICIES[arm])
+        for name, (label, style) in SINGLES.items():
+            rows = [
+                {"reward": one["gain"]["value"], "kl": one["kl"], **({"name": f"N = {one['n']}"} if one["n"] else {})}
+                for one in single
+                if one["name"] == name
+            ]
+            if rows:
+                reward_kl_plane(ax, rows, label, style=style)
+        legend_above(ax, columns=2)
+        reach = max(line.get_xdata().max() for container in ax.containers for line in container.lines[:1])
+        ticks = [kl for kl in (0, *GRID, *(GRID[-1] * 2**power for power in range(1, 8))) if kl <= reach]
+        ax.set_xticks(ticks, [format_number(kl) for kl in ticks])
+        label = "KL(политика‖sft), нат на последовательность, шкала √KL\nвертикали: KL, при которых фронты сравниваются"
+        ax.set(xlabel=label, ylabel="прирост награды над θ_sft")
     return figure
 
 
+def front_rows(measures: Mapping[str, Any]) -> list[dict[str, Estimate]]:
+    """Return rows (reward, kl) of a front of a summary; θ_sft is the first."""
+    zero = Estimate(0.0, 0.0, 0.0)
+    sides = ([estimate_of(one) for one in measures[name]] for name in ("reward_difference", "kl_policy_reference"))
+    return [{"reward": zero, "kl": zero}, *({"reward": r, "kl": k} for r, k in zip(*sides, strict=True))]
+
+
 def front_table(result: Comparison) -> HTML:
-    """List every point of every front with its intervals."""
+    """List every point of every front with its intervals, folded."""
     rows = [{"arm": arm} | point for arm in ARMS for point in points(result, arm)]
-    return filled_table("front", rows, seeds=len(result.seeds))
+    title = f"{TABLE_WORDS['front']['title']} ({counted(len(rows), 'строка', 'строки', 'строк')})"
+    return folded(title, filled_table("front", rows, seeds=len(result.seeds)))
 
 
 def equal_kl_table(result: Comparison) -> HTML:
@@ -115,8 +188,9 @@ def points(result: Comparison, arm: str) -> list[dict[str, Any]]:
 
 @conclude.register
 def conclude_comparison(result: Comparison) -> list[str]:
-    """Write paragraphs: checks, the comparisons at equal KL, where the text stops being a review, why nothing rose."""
+    """Write paragraphs: checks, the comparisons at equal KL, the original's advice, causes, the next step."""
     along_warp = points(result, WARP)
+    readable = [point for point in along_warp if point["good"] == len(result.seeds) and point["gain"].low > 0]
     return paragraphs(
         "comparison",
         **equal_kl_facts(result.equal_kl),
@@ -128,7 +202,10 @@ def conclude_comparison(result: Comparison) -> list[str]:
         seeds=len(result.seeds),
         risen=along_warp[-1]["gain"].low > 0,
         end=along_warp[-1],
-        rate=reward_rise(result),
+        farthest=readable[-1] if readable else None,
+        rate=reward_rise(result, WARP),
+        config=result.config,
+        longer=result.config.T / ROWS[4].settings["T"],
         steps=result.config.T,
         before=before_merging(result),
     )
@@ -146,15 +223,21 @@ def before_merging(result: Comparison) -> Estimate | None:
     return gains[0] if len(gains) == 1 else mean_interval([gain.value for gain in gains]) if gains else None
 
 
-def reward_rise(result: Comparison) -> Estimate | None:
-    """Return the rise of the reward over a run of WARP, with an interval over seeds (steps if one); None if unknown."""
-    history = result.arms[WARP].history
+@experiment_page.record.register
+def comparison_record(result: Comparison) -> dict[str, Any]:
+    """Return the result of a comparison, its outcome and the reading of its curves."""
+    return result.to_json() | {"outcome": comparison_outcome(result.equal_kl), "reading": arms_reading(result)}
+
+
+def reward_rise(result: Comparison, arm: str) -> Estimate | None:
+    """Return the rise of the reward over a run, with an interval over seeds (of one: over steps); None if unknown."""
+    history = result.arms[arm].history
     rates = [slope(rows, "reward") for _, rows in history.groupby("seed")]
     known = [rate for rate in rates if rate is not None and math.isfinite(rate.low)]
     if not known or len(known) < len(rates):
         return None
     rate = known[0] if len(known) == 1 else mean_interval([one.value for one in known])
-    return Estimate(*(value * result.config.T for value in (rate.value, rate.low, rate.high)))
+    return Estimate(*(value * result.arms[arm].config.T for value in (rate.value, rate.low, rate.high)))
 
 
 def mean_of(evaluations: list[Evaluation], measure: str) -> Estimate:

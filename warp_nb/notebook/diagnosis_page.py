@@ -5,13 +5,14 @@ The table may lack cells: what they would show is left out or says «не изм
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from statistics import median
 from typing import Any
 
 import pandas as pd
-from IPython.display import HTML
+from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
 from warp_nb.measure.estimates import Estimate
@@ -19,9 +20,10 @@ from warp_nb.notebook.check_words import WORDS
 from warp_nb.notebook.conclusions import conclude
 from warp_nb.notebook.experiment_page import record
 from warp_nb.notebook.numbers import counted, format_number
-from warp_nb.notebook.plots import dressed, error_arms, panels, styles
+from warp_nb.notebook.palette import RUNS, styles
+from warp_nb.notebook.plots import dressed, error_arms, panels
 from warp_nb.notebook.prose import filled, paragraphs, words
-from warp_nb.notebook.tables import filled_table, table
+from warp_nb.notebook.tables import TABLE_WORDS, filled_table, folded, table
 from warp_nb.studies import fit, readings, verdicts
 from warp_nb.studies.cells import (
     DRIFT_LR,
@@ -108,9 +110,10 @@ def twin_curves(cells: Table) -> Figure:
         for ax, (faults, title) in zip(axes, titles.items(), strict=True):
             records = measured_of(cells, [Cell(2, faults=faults)])
             runs = records[0]["curves"]["objective"] if records else []
-            for name, width, curve, (color, line, _) in zip(names, (4, 1.6), runs, styles(), strict=False):
-                ax.plot(range(1, len(curve) + 1), curve, color=color, linestyle=line, linewidth=width, label=name)
-            dressed(ax, f"награда со штрафом r_β: {title}", legend="best" if runs else None)
+            for name, curve in zip(names, runs, strict=False):
+                color, line, _ = RUNS[name]
+                ax.plot(range(1, len(curve) + 1), curve, color=color, linestyle=line, label=name)
+            dressed(ax, f"награда со штрафом r_β: {title}", legend=ax is axes[0])
         axes[1].set_xlabel("шаг t")
     return figure
 
@@ -144,7 +147,7 @@ def split_figure(cells: Table) -> Figure:
             means = rows.groupby("step")[list(parts)].mean()
             for (column, name), (color, line, _) in zip(parts.items(), styles(), strict=False):
                 ax.plot(means.index, means[column] - means[column].iloc[0], color=color, linestyle=line, label=name)
-            dressed(ax, title, legend="best")
+            dressed(ax, title, legend=ax is axes[0])
         axes[1].set_xlabel("шаг t")
     return figure
 
@@ -161,7 +164,7 @@ def drift_figure(cells: Table) -> Figure:
                 label = drift_words(reward, baseline) + ("" if any(map(any, values.values())) else ": ровно 0")
                 style: dict[str, Any] = {"color": color, "linestyle": line, "marker": marker, "capsize": 3}
                 ax.errorbar([*values], [span.value for span in spans], yerr=error_arms(spans), label=label, **style)
-            dressed(ax, title, xscale="log", yscale="log", legend="best" if ax is axes[0] else None)
+            dressed(ax, title, xscale="log", yscale="log", legend=ax is axes[0])
         axes[1].set_xlabel("lr; отрезок — размах по сидам")
     return figure
 
@@ -215,6 +218,51 @@ def row_kinds(cells: Table) -> dict[str, dict[int, dict[str, float]]]:
         "best": combinations_tried(cells)[0].rows,
         "sound": {number: fit.row(records, "float32") for number, records in sound.items() if records},
     }
+
+
+def outcome(table: CellTable) -> Markdown:
+    """Return «Итог» in three sentences as Markdown."""
+    return Markdown(diagnosis_outcome(table.cells))
+
+
+def diagnosis_outcome(cells: Table) -> str:
+    """Say what most probably happened, which oddities single faults explain, and what speaks against it."""
+    singles = single_faults(verdicts.verdicts(cells))
+    facts = best_facts(cells)
+    return paragraphs(
+        "diagnosis-outcome",
+        **facts,
+        needed=math.ceil(fit.MOST * len(facts["best"].traits)),
+        several={fault: oddities for fault, oddities in singles.items() if len(oddities) > 1},
+        singles={
+            oddity: [fault for fault, explained in singles.items() if oddity in explained]
+            for oddity in dict.fromkeys(one for oddities in singles.values() for one in oddities)
+        },
+    )[0]
+
+
+def single_faults(found: Sequence[Verdict]) -> dict[str, list[str]]:
+    """Return fault -> the oddities that it alone is sufficient to explain, both in words."""
+    explained: dict[str, dict[str, None]] = {}
+    for verdict in found:
+        faults = faults_of(verdict)
+        if verdict.verdict == verdicts.SUFFICIENT and len(faults) == 1:
+            explained.setdefault(faults[0], {})[VERDICT_WORDS["oddities"][verdict.hypothesis]] = None
+    return {fault: list(oddities) for fault, oddities in explained.items()}
+
+
+def faults_of(verdict: Verdict) -> list[str]:
+    """Return the faults, in words, that the runs of a verdict had together; a warm-up is a setting and no fault."""
+    figures, suspects = verdict.figures, VERDICT_WORDS["suspects"]
+    names = [figures.get(key, "none") for key in ("reward", "warm_up", "shared", "fault")]
+    faults = [suspects[name] for name in names if name != "none" and name in suspects]
+    if figures.get("reward") == "collapsed-fp16":
+        faults.append(suspects["greedy"])
+    if verdict.hypothesis == "rising-curves":
+        faults.append(suspects["collapsed"])
+    if "scoring" in figures:
+        faults.append(f"KL посчитана в {VERDICT_WORDS['choices']['scoring'][figures['scoring']]}")
+    return faults
 
 
 def best_text(cells: Table) -> str:
@@ -288,7 +336,7 @@ def rounded_beside_zero(cells: Table) -> list[float]:
     return [] if seen and min(seen) < readings.ZERO else seen
 
 
-def traits_table(cells: Table, count: int = 5) -> HTML:
+def traits_table(cells: Table, count: int = 3) -> HTML:
     """Show the best-fitting combinations, a column each: choices, traits that it reproduces, how many were judged."""
     columns: dict[str, dict[str, str]] = {}
     for place, one in enumerate(combinations_tried(cells)[:count], start=1):
@@ -297,6 +345,14 @@ def traits_table(cells: Table, count: int = 5) -> HTML:
         columns[f"№ {place}"] = shown | {"повторено": f"{one.matched} из {one.judged}"}
     names = next(iter(columns.values()))
     return table([{"": name} | {place: shown[name] for place, shown in columns.items()} for name in names])
+
+
+def combinations_table(cells: Table) -> HTML:
+    """List every combination, the best fit first, folded."""
+    tried = combinations_tried(cells)
+    rows = [{"place": place, "one": one, "said": choices(one)} for place, one in enumerate(tried, start=1)]
+    title = f"{TABLE_WORDS['combinations']['title']} ({counted(len(rows), 'строка', 'строки', 'строк')})"
+    return folded(title, filled_table("combinations", rows))
 
 
 def step_one(cells: Table) -> HTML:
@@ -329,6 +385,7 @@ def diagnosis_record(table: CellTable) -> dict[str, Any]:
         "tried": found["tried"],
         "best": best.choices | {"traits": best.traits, "matched": best.matched, "judged": best.judged},
         "explained": found["explained"],
+        "outcome": diagnosis_outcome(cells),
         "as_good": found["as_good"],
         "rows": {
             kind: {f"exp{number}": row for number, row in rows.items()} for kind, rows in row_kinds(cells).items()

@@ -1,6 +1,6 @@
 """What the comparison at equal KL says, in Russian, from the figures of `equal_kl.py` alone.
 
-The notebook of experiment 5 and the index page say the same, the index page also from the file of an earlier version.
+The notebook of experiment 5 and the reports' pages say the same, the pages also from the file of an earlier version.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from warp_nb.measure.estimates import NO_ESTIMATE, Estimate
+from warp_nb.notebook.numbers import format_bracketed
 from warp_nb.notebook.prose import paragraphs
 from warp_nb.notebook.tables import TABLE_WORDS
 from warp_nb.studies.equal_kl import BEST_OF_N, END, WARP
 
 FRONT_WORDS: dict[str, str] = TABLE_WORDS["fronts"]
 """Names of the fronts."""
+GROUPS = {"ahead": "ahead", "behind": "behind", "alike": "alike", "doubtful": "alike"}
+"""Verdict of a declared comparison -> where «Итог» names it."""
 SIGNIFICANT = 0.05
 """A declared comparison holds if its p after Holm's correction is below this."""
 
@@ -26,8 +29,32 @@ def estimate_of(record: Mapping[str, Any]) -> Estimate:
 
 
 def say_equal_kl(found: Mapping[str, Any]) -> list[str]:
-    """Write paragraphs: declared comparisons, reward hacking, best-of-N, the end of WARP, what was explored, scope."""
+    """Write paragraphs: declared comparisons, reward hacking, best-of-N, the end of WARP, variety, scope."""
     return paragraphs("equal-kl", **equal_kl_facts(found))
+
+
+def comparison_outcome(found: Mapping[str, Any]) -> str:
+    """Say in two sentences who is ahead at the declared KL and what that means, from `summary` of equal_kl.py."""
+    facts = equal_kl_facts(found)
+    groups: dict[str, list[dict[str, Any]]] = {name: [] for name in (*GROUPS.values(), "above", "under")}
+    for one in facts["declared"]:
+        group = GROUPS.get(one["verdict"])
+        if one["verdict"] == "bare":
+            group = "above" if one["gain"].value > 0 else "under"
+        if group:
+            groups[group].append(one)
+    warped, place = along(found["fronts"])[WARP], found["grid"].index(found["declared_kl"])
+    own = warped["gain"][place]
+    return paragraphs(
+        "equal-kl-outcome",
+        declared_kl=found["declared_kl"],
+        judged=facts["judged"],
+        groups=groups,
+        own=own,
+        own_judge=warped["judge"][place],
+        reached=math.isfinite(own.value),
+        hacked_here=any(at["kl"] == found["declared_kl"] for at in facts["hacked"].get(WARP, [])),
+    )[0]
 
 
 def equal_kl_facts(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +71,6 @@ def equal_kl_facts(found: Mapping[str, Any]) -> dict[str, Any]:
         "intervals": any(one.known for one in everything),
         "declared": [declared_facts(row, fronts[WARP], against, place) for row in found["declared"]],
         "hacked": {name: at for name in fronts if (at := hacked(name, fronts[name], found))},
-        "explored": {name: at for name, rows in against.items() if (at := explored(name, rows, found))},
         "varieties": {
             name: rows["variety"][place] for name, rows in fronts.items() if math.isfinite(rows["variety"][place].value)
         },
@@ -90,6 +116,7 @@ def declared_facts(
         return {**row, "gain": NO_ESTIMATE, "judge": NO_ESTIMATE, "verdict": "unmeasured"}
     gain, judge = (against[row["name"]][measure][place] for measure in ("gain", "judge"))
     facts = {**row, "gain": gain, "judge": judge, "seen": (gain.high - gain.low) / 2, "judge_says": ""}
+    facts["size"] = format_bracketed(gain if gain.value > 0 else Estimate(-gain.value, -gain.high, -gain.low))
     own = warped["gain"][place].value
     if math.isnan(gain.value):
         return facts | {"verdict": "missing"}
@@ -115,14 +142,4 @@ def hacked(name: str, rows: Mapping[str, list[Estimate]], found: Mapping[str, An
         {"kl": kl} | {measure: rows[measure][at] for measure in ("gain", "judge", "gap")}
         for at, kl in enumerate(found["grid"])
         if rows["gap"][at].low > 0 and (math.isnan(excess[at].value) or excess[at].low > 0)
-    ]
-
-
-def explored(name: str, rows: Mapping[str, list[Estimate]], found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the differences that were neither declared nor are missing, with their KLs."""
-    declared = found["declared_kl"] if name in {row["name"] for row in found["declared"]} else None
-    return [
-        {"kl": kl, "gain": gain, "judge": judge}
-        for kl, gain, judge in zip(found["grid"], rows["gain"], rows["judge"], strict=True)
-        if kl != declared and math.isfinite(gain.value)
     ]

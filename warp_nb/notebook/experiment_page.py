@@ -33,7 +33,7 @@ def curves(result: ExperimentResult | Arm) -> Figure:
     """
     with panels(3, 8.4, sharex=False) as (figure, axes):
         for ax, column in zip(axes, ("objective", "reward", "kl"), strict=True):
-            training_curves(ax, result.history, column)
+            training_curves(ax, result.history, column, legend=ax is axes[0])
     return figure
 
 

@@ -55,7 +55,7 @@ class LivePlot:
         history = pd.DataFrame(self.rows)
         with panels(len(LIVE_COLUMNS), 5.6, sharex=False) as (figure, axes):
             for ax, column in zip(axes, LIVE_COLUMNS, strict=True):
-                training_curves(ax, history, column)
+                training_curves(ax, history, column, legend=ax is axes[0])
             if self._handle is None:
                 self._handle = display(figure, display_id=True)
             else:

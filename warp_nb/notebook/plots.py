@@ -1,32 +1,49 @@
-"""Figures on given Axes with Russian labels; colours suit colour blindness, line styles suit grey print."""
+"""Figures on given Axes with Russian labels; legends stand above their Axes, so that they cover no curve."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from itertools import cycle, islice
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.transforms import Bbox
 
 from warp_nb.measure.estimates import Estimate
-from warp_nb.notebook.numbers import plural
+from warp_nb.notebook.numbers import MINUS, SUPERSCRIPTS, format_number, plural
+from warp_nb.notebook.palette import OKABE_ITO, POLICIES, Style, run_styles, styles
 from warp_nb.notebook.tables import ALL_WEIGHTS
 from warp_nb.runs.geometry import with_whole
 
 WIDTH, DPI = 6.0, 120
 """Of every figure on a page: inches, dots per inch."""
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+TEXT: dict[Any, Any] = {"font.size": 12, "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.fontsize": 11}
+"""Points of a figure WIDTH inches wide: about 10 pixels where a telephone shows the figure 360 pixels wide."""
+LINE_WIDTH, COVERED_WIDTH = 1.8, 2.4
+"""Points: of a curve, and what each curve that covers it adds to its width."""
+COVERED = 0.01
+"""Largest distance of two curves that cover each other, as a share of the Axes."""
+FLATTENED = 10
+"""A scale is symmetric-logarithmic if one experiment's values exceed another's by this factor."""
+LAID_OUT = 1.12
+"""How much wider the Axes of a single column become when their figure is laid out."""
 BAND = 0.18
 BLOCK_INCHES = 0.17
 """Height of a block's line in `geometry` at which the names do not overlap."""
+OFFSETS = [
+    (side * reach, height * reach)
+    for reach in (1, 2, 3.5)
+    for side, height in ((6, 6), (6, -6), (-6, 6), (-6, -6), (0, 9), (0, -9), (9, 0), (-9, 0))
+]
+"""Points from a marker to the nearest side of its name, the first choice first."""
 COLUMNS = {
     "objective": "награда со штрафом r_β",
     "reward": "награда r(x, y)",
@@ -36,6 +53,7 @@ COLUMNS = {
     "grad_norm": "норма градиента",
 }
 REWARDS = {"reward_reference": "SFT", "reward_policy": "WARP", "reward_difference": "разность"}
+DIFFERENCE = Style(OKABE_ITO[3], "-", "D")
 
 
 @contextmanager
@@ -44,30 +62,36 @@ def panels(
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """Yield a figure of `rows` by `columns` panels; it is closed when the block ends, so that it is shown once."""
     settings.setdefault("sharex", columns == 1)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width, height), dpi=DPI, layout="constrained", squeeze=False, **settings
-    )
-    yield figure, list(axes.flat)
-    plt.close(figure)
+    with plt.rc_context(TEXT):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(width, height), dpi=DPI, layout="constrained", squeeze=False, **settings
+        )
+        yield figure, list(axes.flat)
+        plt.close(figure)
 
 
-def training_curves(ax: Axes, history: pd.DataFrame, column: str = "objective") -> Axes:
+def training_curves(ax: Axes, history: pd.DataFrame, column: str = "objective", *, legend: bool = True) -> Axes:
     """Draw one curve per run, named as in the original report: theta1_2 is run 1 of iteration 2.
 
     Several seeds give the mean and a band from the smallest to the largest value.
     """
     _known(history, column)
     seeds = history["seed"].nunique()
-    runs = history.groupby(["iteration", "run"])
-    for ((iteration, run), rows), style in zip(runs, styles(), strict=False):
-        _curve(ax, rows.groupby("step")[column], style, label=f"theta{run}_{iteration}", band=seeds > 1)
+    runs = {f"theta{run}_{iteration}": rows for (iteration, run), rows in history.groupby(["iteration", "run"])}
+    for name, style in run_styles(list(runs)).items():
+        _curve(ax, runs[name].groupby("step")[column], style, label=name, band=seeds > 1)
     spread = f"полоса: размах по {seeds} {plural(seeds, 'повтору', 'повторам', 'повторам')}"
-    return _over_steps(ax, "шаг t", column, spread if seeds > 1 else "")
+    return _over_steps(ax, "шаг t", column, spread if seeds > 1 else "", legend=legend)
 
 
-def compare_experiments(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str = "objective") -> Axes:
-    """Draw one curve per experiment: the mean over its runs and seeds, with a gap between its iterations."""
-    many = False
+def compare_experiments(
+    ax: Axes, histories: Mapping[str, pd.DataFrame], column: str = "objective", *, legend: bool = True
+) -> Axes:
+    """Draw one curve per experiment: the mean over its runs and seeds, with a gap between its iterations.
+
+    The scale is symmetric-logarithmic where one experiment would flatten the others.
+    """
+    many, sizes = False, []
     for (name, history), style in zip(histories.items(), styles(), strict=False):
         _known(history, column)
         several = history.groupby(["seed", "run"]).ngroups > 1
@@ -75,18 +99,32 @@ def compare_experiments(ax: Axes, histories: Mapping[str, pd.DataFrame], column:
         for index, (_, rows) in enumerate(history.groupby("iteration")):
             step = index * history["step"].max() + rows["step"]
             _curve(ax, rows.groupby(step)[column], style, label="" if index else name, band=several)
-    title = "полоса: размах по прогонам" if many else ""
-    return _over_steps(ax, "шаг, итерации подряд", column, title)
+        sizes.append(float(history.groupby(["iteration", "step"])[column].mean().abs().max()))
+    scale = flattening(sizes)
+    if scale:
+        ax.set_yscale("symlog", linthresh=scale, linscale=0.6)
+        ax.yaxis.set_major_formatter(lambda value, _: format_number(value))
+    spread = "полоса: размах по прогонам" if many else ""
+    return _over_steps(ax, "шаг, итерации подряд", column, spread, legend=legend)
+
+
+def flattening(sizes: Sequence[float]) -> float:
+    """Return the power of ten below which a symlog scale is linear; 0 if no size exceeds another FLATTENED times."""
+    known = [size for size in sizes if size > 0]
+    if not known or max(known) < FLATTENED * min(known):
+        return 0.0
+    return float(10 ** np.ceil(np.log10(max(min(known), max(known) / FLATTENED**3))))
 
 
 def summary_forest(ax: Axes, summary: Mapping[str, Estimate]) -> Axes:
     """Draw the held-out reward before and after and the paired difference, with 95 % intervals."""
-    for place, ((name, label), (color, _, marker)) in enumerate(zip(REWARDS.items(), styles(), strict=False)):
-        style: dict[str, Any] = {"fmt": marker, "color": color, "capsize": 4, "markersize": 7, "label": label}
+    for place, (name, label) in enumerate(REWARDS.items()):
+        look = POLICIES.get(label, DIFFERENCE)
+        style: dict[str, Any] = {"fmt": look.marker, "color": look.color, "capsize": 4, "markersize": 7, "label": label}
         ax.errorbar(summary[name].value, place, xerr=error_arms([summary[name]]), **style)
     ax.axvline(0, color="0.5", linewidth=1, zorder=0)
     ax.set_yticks(range(len(REWARDS)), list(REWARDS.values()))
-    ax.set(ylim=(len(REWARDS) - 0.5, -0.5), xlabel="награда на отложенных началах, 95 % интервал")
+    ax.set(ylim=(len(REWARDS) - 0.5, -0.5), xlabel="награда на отложенных промптах, 95 % интервал")
     ax.xaxis.set_major_formatter(RussianFormatter())
     ax.grid(axis="x", alpha=0.3)
     return ax
@@ -119,48 +157,91 @@ def geometry(ax: Axes, table: pd.DataFrame) -> Axes:
     ax.set(ylim=(len(blocks) - 0.5, -0.5), xlim=(0, 180), xticks=range(0, 181, 30))
     ax.set_xlabel("угол Ω между векторами задачи, градусы")
     ax.grid(axis="x", alpha=0.3)
-    ax.legend(fontsize="small")
+    legend_above(ax, columns=1)
     return ax
 
 
-def reward_kl_plane(ax: Axes, rows: Sequence[Mapping[str, Any]], label: str = "") -> Axes:
+def reward_kl_plane(
+    ax: Axes, rows: Sequence[Mapping[str, Any]], label: str = "", *, style: Style | None = None
+) -> Axes:
     """Draw reward over KL(policy || sft), with intervals; rows hold `reward` and `kl`, optionally `eta` or `name`.
 
-    A second call on the same Axes adds another series in the next style.
+    A second call on the same Axes adds another series, in the next style if none is given. A name that would cover
+    another stands farther away, and where there is no room it is left out.
     """
-    color, line, marker = next(islice(styles(), len(ax.containers), None))
+    chosen = style or next(one for place, one in enumerate(styles()) if place == len(ax.containers))
     kl, reward = [row["kl"] for row in rows], [row["reward"] for row in rows]
     x, y = ([estimate.value for estimate in side] for side in (kl, reward))
-    style: dict[str, Any] = {"fmt": marker, "linestyle": line, "color": color, "capsize": 3, "label": label or None}
-    ax.errorbar(x, y, xerr=error_arms(kl), yerr=error_arms(reward), **style)
+    lines: dict[str, Any] = {"fmt": chosen.marker, "linestyle": chosen.line, "color": chosen.color, "capsize": 3}
+    ax.errorbar(x, y, xerr=error_arms(kl), yerr=error_arms(reward), linewidth=LINE_WIDTH, label=label or None, **lines)
     for row in rows:
         name = row.get("name", f"η = {row['eta']:g}".replace(".", ",") if "eta" in row else "")
         place = (row["kl"].value, row["reward"].value)
-        ax.annotate(name, place, xytext=(5, 5), textcoords="offset points", fontsize="small")
-    labels = {"xlabel": "KL(warp‖sft), нат на последовательность", "ylabel": "награда на отложенных началах"}
-    return dressed(ax, legend="best" if label else None, **labels)
+        look: dict[str, Any] = {
+            "textcoords": "offset points",
+            "color": chosen.color,
+            "fontsize": TEXT["legend.fontsize"],
+        }
+        ax.annotate(name, place, xytext=OFFSETS[0], **look)
+    labels = {"xlabel": "KL(warp‖sft), нат на последовательность", "ylabel": "награда на отложенных промптах"}
+    dressed(ax, legend=bool(label), **labels)
+    separate_names(ax)
+    return ax
 
 
-def styles() -> Iterator[tuple[str, Any, str]]:
-    """Yield (colour, line, marker) without end: the first seven differ in all three, the first 42 in some."""
-    for index, color in enumerate(cycle(OKABE_ITO)):
-        turn = index // len(OKABE_ITO)
-        yield color, LINES[(index + turn) % len(LINES)], MARKERS[(index + turn) % len(MARKERS)]
+def separate_names(ax: Axes) -> None:
+    """Move the names of points so that none covers another name, a marker or a curve; the last drawn choose first."""
+    cast("Figure", ax.get_figure(root=True)).draw_without_rendering()
+    names = [text for text in ax.texts if isinstance(text, Annotation) and text.get_text()]
+    lines = [dense(line) for line in ax.lines if line.get_transform() is ax.transData]
+    points = np.concatenate([np.empty((0, 2)), *lines])
+    taken: list[Bbox] = []
+    for name in reversed(names):
+        name.set_visible(True)
+        free = []
+        for rank, offset in enumerate(OFFSETS):
+            put(name, offset)
+            box = name.get_window_extent().padded(1)
+            outside = not (ax.bbox.contains(*box.p0) and ax.bbox.contains(*box.p1))
+            if not outside and not any(box.overlaps(other) for other in taken):
+                free.append((box.count_contains(points), rank, offset))
+        name.set_visible(bool(free))
+        if free:
+            put(name, min(free)[2])
+            taken.append(name.get_window_extent().padded(1))
 
 
-def _curve(ax: Axes, values: Any, style: tuple[str, Any, str], *, label: str, band: bool) -> None:
+def put(name: Annotation, offset: tuple[float, float]) -> None:
+    """Place a name by the offset of its nearest side from its point."""
+    x, y = offset
+    name.set_position(offset)
+    name.set_horizontalalignment("left" if x > 0 else "right" if x < 0 else "center")
+    name.set_verticalalignment("bottom" if y > 0 else "top" if y < 0 else "center")
+
+
+def dense(line: Line2D) -> np.ndarray:
+    """Return points along a drawn line in pixels, [N, 2], close enough to find what the line crosses."""
+    data = np.column_stack([np.asarray(side, float) for side in line.get_data()])
+    places = line.get_transform().transform(data[np.isfinite(data).all(1)])
+    if line.get_linestyle() == "None" or len(places) < 2:
+        return places
+    along = np.linspace(0, len(places) - 1, 40 * (len(places) - 1) + 1)
+    return np.column_stack([np.interp(along, range(len(places)), places[:, side]) for side in range(2)])
+
+
+def _curve(ax: Axes, values: Any, style: Style, *, label: str, band: bool) -> None:
     """Draw the mean over the steps and, if there is a spread, its band; a single step is a point."""
     spread, (color, line, marker) = values.agg(["mean", "min", "max"]), style
     point = marker if len(spread) == 1 else None
-    ax.plot(spread.index, spread["mean"], color=color, linestyle=line, marker=point, linewidth=1.8, label=label)
+    ax.plot(spread.index, spread["mean"], color=color, linestyle=line, marker=point, linewidth=LINE_WIDTH, label=label)
     if band:
         ax.fill_between(spread.index, spread["min"], spread["max"], color=color, alpha=BAND, linewidth=0)
 
 
-def dressed(ax: Axes, title: str = "", *, legend: Any = None, **settings: Any) -> Axes:
-    """Add a title at the left, a pale grid, and decimal commas on linear axes.
+def dressed(ax: Axes, title: str = "", *, legend: bool = False, **settings: Any) -> Axes:
+    """Add a title at the left, a pale grid, and decimal commas on linear axes; curves that others cover become wider.
 
-    `legend` is the location of a legend, none by default; `settings` are passed to `Axes.set`.
+    `legend` puts a legend between the title and the curves; `settings` are passed to `Axes.set`.
     """
     ax.set(**settings)
     ax.set_title(title, loc="left", fontsize="medium")
@@ -168,24 +249,72 @@ def dressed(ax: Axes, title: str = "", *, legend: Any = None, **settings: Any) -
         if axis.get_scale() == "linear":
             axis.set_major_formatter(RussianFormatter())
     ax.grid(alpha=0.3)
+    show_covered(ax)
     if legend:
-        ax.legend(fontsize="small", loc=legend)
+        legend_above(ax)
     return ax
 
 
+def legend_above(ax: Axes, columns: int = 0) -> None:
+    """Put a legend between the title and the Axes, in as many columns as fit by default; without labels none."""
+    handles, names = ax.get_legend_handles_labels()
+    if not names:
+        return
+    size = plt.rcParams["legend.fontsize"]
+    points = size if isinstance(size, int | float) else plt.rcParams["font.size"]
+    if not columns:
+        width = cast("Figure", ax.get_figure(root=True)).get_figwidth() * ax.get_position().width * LAID_OUT
+        columns = max(1, min(len(names), int(72 * width / points / (0.54 * max(map(len, names)) + 3.6))))
+    rows = -(-len(names) // columns)
+    columns = -(-len(names) // rows)
+    look = {"handlelength": 2.2, "handletextpad": 0.5, "columnspacing": 1.2, "labelspacing": 0.3, "borderpad": 0.2}
+    ax.legend(
+        handles,
+        names,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        borderaxespad=0.1,
+        ncols=columns,
+        frameon=False,
+        **look,
+    )
+    ax.set_title(ax.get_title(loc="left"), loc="left", fontsize="medium", pad=points * (1.35 * rows + 0.8))
+
+
+def show_covered(ax: Axes) -> None:
+    """Widen each curve by the number of later curves that cover it, so that all of several equal curves are seen."""
+    ax.get_xlim(), ax.get_ylim()  # settles the limits
+    to_axes = ax.transScale + ax.transLimits
+    curves = [line for line in ax.lines if line.get_transform() is ax.transData and line.get_linestyle() != "None"]
+    places = [to_axes.transform(np.column_stack([np.asarray(side, float) for side in c.get_data()])) for c in curves]
+    for index, curve in enumerate(curves):
+        above = sum(covers(places[index], other) for other in places[index + 1 :])
+        if above:
+            curve.set_linewidth(LINE_WIDTH + COVERED_WIDTH * above)
+
+
+def covers(one: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether two curves [N, 2] are nowhere farther apart than COVERED."""
+    return one.shape == other.shape and bool(np.nanmax(np.abs(one - other), initial=0.0) <= COVERED)
+
+
 class RussianFormatter(ScalarFormatter):
-    """Ticks with a decimal comma."""
+    """Ticks with a decimal comma, and their common power of ten as ·10⁻⁶."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return super().__call__(x, pos).replace(".", ",")
 
+    def get_offset(self) -> str:
+        offset = str(super().get_offset()).replace(MINUS, "-").replace(".", ",")
+        shift, _, power = offset.rpartition("1e")
+        return f"{shift}·10{power.translate(SUPERSCRIPTS)}" if power and not shift else offset
 
-def _over_steps(ax: Axes, xlabel: str, column: str, title: str) -> Axes:
+
+def _over_steps(ax: Axes, xlabel: str, column: str, spread: str, *, legend: bool) -> Axes:
     """Add labels, grid and legend; the column is named in the title, where a long name has room."""
-    dressed(ax, COLUMNS.get(column, column), xlabel=xlabel)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(fontsize="small", title=title or None, title_fontsize="small")
-    return ax
+    label = "; ".join(filter(None, (xlabel, spread)))
+    return dressed(ax, COLUMNS.get(column, column), legend=legend, xlabel=label)
 
 
 def error_arms(estimates: Sequence[Estimate]) -> list[list[float]] | None:
