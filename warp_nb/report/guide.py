@@ -3,9 +3,9 @@
     warp-nb guide                                     # all committed notebooks but experiment 5
     warp-nb guide notebooks/lessons/lesson1.ipynb     # these; the index after them
 
-The question of a notebook and its needs are written by hand in its metadata, `warp_nb.sentence` and `warp_nb.needs`;
-this command adds `warp_nb.seconds` and `warp_nb.cores`. The index of the notebooks and the reports' index show these
-four, so that nothing about a notebook is stated twice.
+The question of a notebook and its needs are written by hand in its metadata, `warp_nb.sentence` and `warp_nb.needs`,
+and a lesson's `warp_nb.minutes`, a reader's usual time; this command adds `warp_nb.seconds` and `warp_nb.cores`. The
+index of the notebooks and the reports' index show them, so that nothing about a notebook is stated twice.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ def step(path: Path, folder: Path) -> Step:
     notebook = nbformat.read(path, as_version=4)
     about = notebook.metadata.get(KEY, {})
     duration = about_duration(about["seconds"], about["cores"]) if "seconds" in about else "не измерено"
+    if "minutes" in about:
+        duration = f"≈ {about['minutes']} мин работы; вычисления {duration}"
     place = path.relative_to(folder).as_posix()
     return Step(place, title(notebook), about.get("sentence", ""), duration, about.get("needs", ""))
 
