@@ -96,3 +96,15 @@ def test_favourite_words_are_counted_in_the_shown_texts(monkeypatch: pytest.Monk
     monkeypatch.setattr(texts, "saved_runs", lambda: {"exp3": changed})
     found = favourite_words("exp3", 1)
     assert found == {"до": {"one": pytest.approx(2 / 3)}, "после": {"best": pytest.approx(2 / 3)}}
+
+
+def test_what_lesson_0_says_about_the_texts_holds() -> None:
+    """Its words: two runs hardly moved, three go ever further, the last is unreadable at a high reward."""
+    runs = saved_runs()
+    assert max(runs["exp1"].kl, runs["exp2"].kl) < 0.1 < runs["exp4"].kl < runs["exp5"].kl < runs["exp3"].kl
+    assert runs["exp5"].settings["T"] > runs["exp4"].settings["T"]
+    assert runs["exp4"].measures["reward_difference"].low > 0
+    rewards = {name: run.measures["reward_policy"].value for name, run in runs.items()}
+    assert rewards["exp4"] < rewards["exp5"] and rewards["exp4"] < rewards["exp3"]
+    unique = {name: run.measures["distinct_policy"].value for name, run in runs.items()}
+    assert unique["exp3"] < 0.5 < 0.9 < min(unique["exp4"], unique["exp5"])
