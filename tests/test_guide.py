@@ -169,6 +169,13 @@ def test_links_of_a_notebook_lead_to_files_and_headings(path: Path) -> None:
         assert not heading or heading in anchors(file), target
 
 
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_a_link_of_a_term_lands_at_the_term(path: Path) -> None:
+    """Only a link to the glossary as a whole leads to its top."""
+    named = re.findall(r"\[([^\]]+)\]\([^)\s]*#Словарь\)", said(path))
+    assert [name for name in named if not name.lower().startswith("словар")] == []
+
+
 def test_the_table_of_notation_reads_our_defaults() -> None:
     head, _, *rows = guide.notation().data.splitlines()
     assert {row.count(" | ") for row in rows} == {head.count(" | ")}
@@ -182,8 +189,15 @@ def test_the_glossary_and_the_algorithm_are_whole() -> None:
     assert {"Словарь", "Обозначения"} <= anchors(INDEX)
     algorithm = text.partition("## Алгоритм 1")[2].partition("\n## ")[0]
     assert re.findall(r"^(\d+)\. ", algorithm, re.MULTILINE) == [str(line) for line in range(1, 15)]
-    terms = re.findall(r"^\| \*\*(.+?)\*\* \| (.+?) \| (.+?) \|$", text.partition("## Словарь")[2], re.MULTILINE)
+    assert {len(found[1]) // 12 for found in re.finditer(r"^\d+\. ((?:&emsp;)*)", algorithm, re.MULTILINE)} == {
+        0,
+        1,
+        2,
+        3,
+    }
+    terms = re.findall(r"^#### (.+)\n\n\*(.+?)\* — (.+)\.$", text.partition("## Словарь")[2], re.MULTILINE)
     names = [name for name, _, _ in terms]
     assert len(names) == len(set(names)) and all(english and meaning for _, english, meaning in terms)
+    assert len(names) == text.count("\n#### ") > 30
     for name in ("политика", "награда", "якорь", "KL", "EMA", "SLERP", "LITI", "маска", "сид", "фронт", "прогрев"):
         assert name in names

@@ -28,6 +28,8 @@ from warp_nb.report.guide import title
 matplotlib.use("agg")
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NUMBERS = range(1, 7)
+"""The lessons with gaps."""
+ALL = range(7)
 HOW_MANY = {2: "Пропусков два", 3: "три пропуска", 4: "Пропусков четыре"}
 
 
@@ -88,14 +90,14 @@ def names(node: ast.AST) -> list[ast.alias]:
     return node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", ALL)
 def test_a_lesson_installs_as_every_notebook_does_and_its_cells_are_short(number: int) -> None:
     cells = code(lesson(number))
     assert cells[0].source == code(nbformat.read(FOLDER / "exp1.ipynb", as_version=4))[0].source
     assert all(len(cell.source.split("\n")) <= 20 + cell.source.count("\n\n\n") * 2 for cell in cells)
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", ALL)
 def test_a_committed_lesson_was_run_from_top_to_bottom_and_timed(number: int) -> None:
     notebook = lesson(number)
     assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
@@ -105,7 +107,7 @@ def test_a_committed_lesson_was_run_from_top_to_bottom_and_timed(number: int) ->
     assert type(cores) is int and cores > 0
 
 
-@pytest.mark.parametrize("number", NUMBERS[:-1])
+@pytest.mark.parametrize("number", ALL[:-1])
 def test_the_way_through_the_lessons_is_linked(number: int) -> None:
     assert f"(lesson{number + 1}.ipynb)" in "\n".join(prose(lesson(number)))
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from warp_nb.measure.estimates import Estimate
-from warp_nb.notebook.plots import dressed, error_arms, panels, png, reward_kl_plane, styles, training_curves
+from warp_nb.notebook.palette import styles
+from warp_nb.notebook.plots import dressed, error_arms, panels, png, reward_kl_plane, training_curves
 
 DOCUMENT_WIDTH = 5.2
 """Inches: the letters are still legible where the figure is as wide as a phone."""
