@@ -43,9 +43,9 @@ def test_a_notebook_shows_the_table_in_russian(tmp_path: Path) -> None:
     broken = write(tmp_path / "b.json", lr=1e-4, runs={"delta_norm": 0.0})
     rows = records(compare([write(tmp_path / "a.json"), broken])._repr_html_())
     assert [row["Параметры"] for row in rows] == ["lr = 10⁻⁴", "lr = 3·10⁻⁴"][::-1]
-    assert rows[0]["Награда WARP"].startswith("0,90 (95") and rows[0]["KL(warp‖sft), нат"].startswith("2,10 (95")
+    assert rows[0]["Награда WARP"].startswith("0,90 [") and rows[0]["KL(warp‖sft), нат"].startswith("2,10 [")
     assert rows[0]["Не пройдены проверки"] == "все пройдены" != rows[1]["Не пройдены проверки"]
-    assert "Задача" not in rows[0]
+    assert "Конфигурация" not in rows[0]
 
 
 def test_files_of_equal_settings_are_told_apart_by_their_names(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_the_plane_has_a_named_point_for_every_file(tmp_path: Path) -> None:
 
 def test_rewards_of_two_tasks_share_a_table_and_no_plane(tmp_path: Path) -> None:
     runs = compare([write(tmp_path / "a.json"), write(tmp_path / "b.json", about={"task": "smollm"})])
-    assert [row["Задача"] for row in records(runs._repr_html_())] == ["small", "smollm"]
+    assert [row["Конфигурация"] for row in records(runs._repr_html_())] == ["small", "smollm"]
     with pytest.raises(ValueError, match=r"rewards of small .*, smollm .* have no common scale"):
         runs.plane()
 

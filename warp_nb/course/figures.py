@@ -55,16 +55,17 @@ def tips(init: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Figur
     left, right = _in_plane(first, second), _in_plane(first - init, second - init)
     names = (("θ¹", "θ²"), ("δ¹", "δ²"))  # the first of a pair lies along x
     with panels(1, 3.9, width=1.35 * WIDTH, columns=2) as (figure, (whole, near)):
-        for ax, ends, labels in ((whole, left, names[0]), (near, right, names[1])):
+        titles = ("Полные веса от нуля", "Концы вблизи, от $θ_{init}$")
+        for ax, ends, labels, title in zip((whole, near), (left, right), names, titles, strict=True):
             for end, label, (color, line, _) in zip(ends, labels, styles(), strict=False):
                 arrow(ax, (0, 0), end, color, line=line)
                 ax.plot([], [], color=color, linestyle=line, label=f"{label}, длина {format_number(math.hypot(*end))}")
             axis_labels = {"xlabel": f"вдоль {labels[0]}", "ylabel": f"поперёк {labels[0]}"}
-            dressed(ax, legend=True, aspect="equal", **axis_labels)
+            dressed(ax, title, legend=True, aspect="equal", **axis_labels)
         reach = 1.1 * math.hypot(*left[0])
-        whole.set(xlim=(-0.03 * reach, reach), ylim=(-0.5 * reach, 0.53 * reach), title="Полные веса от нуля")
+        whole.set(xlim=(-0.03 * reach, reach), ylim=(-0.5 * reach, 0.53 * reach))
         size = 1.2 * max(math.hypot(*end) for end in right)
-        near.set(xlim=(-0.3 * size, 1.2 * size), ylim=(-0.3 * size, 1.25 * size), title="Концы вблизи, от $θ_{init}$")
+        near.set(xlim=(-0.3 * size, 1.2 * size), ylim=(-0.3 * size, 1.25 * size))
         near.plot(0, 0, "o", color="black", markersize=5)
         near.annotate("$θ_{init}$", (0, 0), xytext=(-12, -16), textcoords="offset points")
     return figure
@@ -123,7 +124,7 @@ def outputs(x: torch.Tensor, values: Mapping[str, torch.Tensor]) -> Figure:
     with panels(1, 3.2) as (figure, (ax,)):
         for (label, found), (color, line, _) in zip(values.items(), styles(), strict=False):
             ax.plot(x[:, 0].tolist(), found[:, 0].tolist(), color=color, linestyle=line, linewidth=2, label=label)
-        dressed(ax, legend="best", xlabel="вход сети", ylabel="выход сети")
+        dressed(ax, legend=True, xlabel="вход сети", ylabel="выход сети")
     return figure
 
 
@@ -145,7 +146,7 @@ def two_sides(scores: Mapping[str, Sequence[float]]) -> Figure:
     with panels(1, 3.0) as (figure, (ax,)):
         for (label, side), (color, line, _) in zip(scores.items(), styles(), strict=False):
             ax.hist(side, bins, histtype="step", color=color, linestyle=line, linewidth=2, label=label)
-        dressed(ax, legend="best", xlabel="оценка модели награды", ylabel="число отрывков")
+        dressed(ax, legend=True, xlabel="оценка модели награды", ylabel="число отрывков")
     return figure
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from matplotlib.axes import Axes
 
 from warp_nb.algorithm.merge import slerp
 from warp_nb.notebook.numbers import fixed, format_number
-from warp_nb.notebook.plots import OKABE_ITO, dressed, styles
+from warp_nb.notebook.palette import OKABE_ITO, styles
+from warp_nb.notebook.plots import dressed
 
 
 def paths(ax: Axes, omega: float, lam: float) -> Axes:
@@ -18,7 +19,7 @@ def paths(ax: Axes, omega: float, lam: float) -> Axes:
     angle = math.radians(omega)
     first, second = torch.tensor([1.0, 0.0]), torch.tensor([math.cos(angle), math.sin(angle)])
     ax.plot([1, 0, second[0].item()], [0, 0, second[1].item()], color="0.75", linewidth=1)
-    ways = {"LERP": torch.lerp, "SLERP": slerp}
+    ways: dict[str, Callable[..., torch.Tensor]] = {"LERP": torch.lerp, "SLERP": slerp}
     for (name, between), (color, line, marker) in zip(ways.items(), styles(), strict=False):
         way = torch.stack([between(first, second, step / 100) for step in range(101)])
         point = between(first, second, lam)

@@ -56,12 +56,12 @@ def durations(result: Comparison) -> str:
     return said + " (остальное — из прерванного запуска)" * (result.training_seconds > result.seconds)
 
 
-def outcome(result: Comparison) -> Markdown:
+def fronts_outcome(result: Comparison) -> Markdown:
     """Return «Итог» in two sentences as Markdown."""
     return Markdown(comparison_outcome(result.equal_kl))
 
 
-def reading(result: Comparison) -> Markdown:
+def arms_read(result: Comparison) -> Markdown:
     """Return what the curves of all arms show as Markdown."""
     return Markdown(arms_reading(result))
 
@@ -115,7 +115,7 @@ def fronts_plane(summary: Mapping[str, Mapping[str, Any]], equal_kl: Mapping[str
             if rows:
                 reward_kl_plane(ax, rows, label, style=style)
         legend_above(ax, columns=2)
-        reach = max(line.get_xdata().max() for container in ax.containers for line in container.lines[:1])
+        reach = ax.get_xlim()[1]
         ticks = [kl for kl in (0, *GRID, *(GRID[-1] * 2**power for power in range(1, 8))) if kl <= reach]
         ax.set_xticks(ticks, [format_number(kl) for kl in ticks])
         label = "KL(политика‖sft), нат на последовательность, шкала √KL\nвертикали: KL, при которых фронты сравниваются"

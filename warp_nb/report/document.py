@@ -15,7 +15,7 @@ from warp_nb.notebook.findings import angle_facts
 from warp_nb.notebook.numbers import format_bracketed, format_brief, reported
 from warp_nb.notebook.story import curves_reading, outcome_words
 from warp_nb.report.catalogue import Experiment, Result, declared, rows_of
-from warp_nb.report.document_figures import Point, curves_png, fronts_png, main_png
+from warp_nb.report.document_figures import PolicyPoint, curves_png, fronts_png, main_png
 from warp_nb.report.gathered import REPORTED_MEASURES, ComparedResult, Ended, Findings, say
 from warp_nb.report.page import CONTENT_POLICY, rendered, stylesheet
 from warp_nb.studies.equal_kl import WARP
@@ -94,11 +94,11 @@ def sufficient(found: Findings, english: str) -> bool:
 
 def main_picture(found: Findings) -> bytes:
     """Draw the gain over KL of every experiment beside the original's rows; empty without a result."""
-    series: dict[str, list[Point]] = {}
+    series: dict[str, list[PolicyPoint]] = {}
     for results in found.ended:
         for one in results:
             if one.measures:
-                point = Point(one.title, one.measures["kl_policy_reference"], one.gain, bool(one.faults))
+                point = PolicyPoint(one.title, one.measures["kl_policy_reference"], one.gain, bool(one.faults))
                 series.setdefault(one.task, []).append(point)
     rows = [(str(number), row.kl_policy_reference, row.measures()["reward_difference"]) for number, row in ROWS.items()]
     return main_png(series, rows) if series else b""

@@ -17,7 +17,7 @@ SMALLEST_KL = 1e-8
 """Nats: below it the logarithmic axis of the main figure is linear, so that a KL of 0 has a place."""
 
 
-class Point(NamedTuple):
+class PolicyPoint(NamedTuple):
     """A policy in the main figure: its label, KL(warp‖sft) in nats, gain over SFT, whether its text is broken."""
 
     name: str
@@ -45,7 +45,7 @@ def fronts_png(fronts: Mapping[str, Sequence[tuple[Estimate, Estimate]]]) -> byt
         return png(figure)
 
 
-def main_png(series: Mapping[str, Sequence[Point]], original: Sequence[tuple[str, float, float]]) -> bytes:
+def main_png(series: Mapping[str, Sequence[PolicyPoint]], original: Sequence[tuple[str, float, float]]) -> bytes:
     """Draw the gain over KL(warp‖sft) of every experiment, a series per task, and the original's rows in grey.
 
     Args:
