@@ -1,11 +1,10 @@
-"""The lessons as they are committed, and what their figures and slider show."""
+"""The lessons as they are committed, and what their figures show."""
 
 from __future__ import annotations
 
 import ast
 import math
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -15,7 +14,6 @@ import tiny
 import torch
 from filling import borrowed
 from nbformat import NotebookNode
-from synthetic import SAMPLE, result
 
 import warp_nb
 from warp_nb.algorithm.objective import completion_logits, sample, token_kl
@@ -218,39 +216,9 @@ def test_the_path_goes_through_the_starts_to_the_end_by_the_merged_points() -> N
     assert points(axes, "$θ_{slerp}$ итерации i") == [pytest.approx((math.sqrt(2), math.sqrt(2)))]
 
 
-# The front
-
-
-def front_rows() -> list[dict]:
-    found = result().evaluations[0]
-    samples = [SAMPLE | {"policy": f"<script>{eta}</script>"} for eta in (0, 0.5)]
-    return [
-        {
-            "eta": 0,
-            "gain": Estimate(0, 0, 0),
-            "kl": Estimate(0, 0, 0),
-            "evaluation": replace(found, samples=samples[:1]),
-        },
-        {"eta": 0.5, "gain": Estimate(0.6, 0.4, 0.8), "kl": Estimate(1, 0.9, 1.1)}
-        | {"evaluation": replace(found, samples=samples[1:])},
-    ]
-
-
-def test_the_front_is_drawn_over_eta_and_over_kl() -> None:
-    gain, kl = lessons.along_the_front(front_rows()).axes
+def test_the_front_is_drawn_over_eta() -> None:
+    rows = [{"eta": 0, "gain": Estimate(0, 0, 0), "kl": Estimate(0, 0, 0)}]
+    rows.append({"eta": 0.5, "gain": Estimate(0.6, 0.4, 0.8), "kl": Estimate(1, 0.9, 1.1)})
+    gain, kl = lessons.along_the_front(rows).axes
     assert points(gain, "если бы росла по прямой") == [(0, 0), (0.5, 0.6)]
     assert points(kl, "если бы росла по прямой") == [(0, 0), (0.5, 1)]
-    (plain,), (ringed,) = (lessons.front_plane(front_rows(), chosen).axes for chosen in (None, 0.5))
-    assert plain.get_ylabel() == lessons.GAIN and len(ringed.lines) == len(plain.lines) + 1
-    assert [*zip(*ringed.lines[-1].get_data(), strict=True)] == [(1, 0.6)]
-
-
-def test_the_slider_moves_picture_figures_and_samples_and_escapes_them() -> None:
-    box = lessons.explorer(front_rows())
-    slider, picture, words = box.children
-    before = bytes(picture.value), words.value
-    slider.value = 0.5
-    assert before[0] != bytes(picture.value) and bytes(picture.value).startswith(b"\x89PNG")
-    assert "+0,60" in words.value and "+0,6" not in before[1]
-    assert "&lt;script&gt;0.5" in words.value and "<script" not in words.value + before[1]
-    assert [label for label, _ in slider.options] == ["0", "0,5"]

@@ -48,6 +48,14 @@ def test_a_moved_slider_draws_its_new_value_and_leaves_the_others() -> None:
     assert draw.asked[-1] == {"mu": 0.1, "beta": 2}
 
 
+def test_words_below_the_picture_follow_the_sliders() -> None:
+    box = play(Drawn(), below=lambda mu: f"<b>{mu}</b>", mu=Slider("μ", [0.1, 0.2]))
+    mu, _, words = box.children
+    assert words.value == "<b>0.1</b>"
+    mu.value = 0.2
+    assert words.value == "<b>0.2</b>"
+
+
 def test_a_value_that_was_shown_is_not_drawn_again_and_no_figure_stays_open() -> None:
     draw, already = Drawn(), plt.get_fignums()
     mu, _, picture = two(draw).children

@@ -1,25 +1,22 @@
-"""Figures and the slider of the lessons, and two measures that they show."""
+"""Figures of the lessons, and two measures that they show."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from statistics import fmean
 from typing import Any
 
 import torch
-from ipywidgets import HTML, Image, Layout, SelectionSlider, VBox
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from warp_nb.algorithm.merge import merge, slerp
 from warp_nb.algorithm.objective import Rollout, completion_logits
 from warp_nb.fast.scoring import token_kl
-from warp_nb.notebook.numbers import format_estimate, format_number
+from warp_nb.notebook.numbers import format_number
 from warp_nb.notebook.palette import OKABE_ITO, styles
-from warp_nb.notebook.plots import WIDTH, dressed, error_arms, panels, png, reward_kl_plane
-from warp_nb.notebook.tables import table
+from warp_nb.notebook.plots import WIDTH, dressed, error_arms, panels
 
 Between = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 """(d1, d2, lambda) -> the interpolated point."""
@@ -255,54 +252,6 @@ def along_the_front(rows: Sequence[Mapping[str, Any]]) -> Figure:
             dressed(ax, title, legend=ax is axes[0])
         axes[1].set_xlabel(ALONG)
     return figure
-
-
-def front_plane(rows: Sequence[Mapping[str, Any]], chosen: float | None = None) -> Figure:
-    """Plot the gain of reward over KL, with intervals and a ring at eta `chosen`. Rows as in `along_the_front`."""
-    unnamed = {"name": ""}  # θ_sft, at zero: its name would stand on its neighbour's
-    places = [{**row, "reward": row["gain"]} | (unnamed if row["eta"] == 0 else {}) for row in rows]
-    with panels(1, 3.8) as (figure, (ax,)):
-        reward_kl_plane(ax, places)
-        ax.set_ylabel(GAIN)
-        for row in rows:
-            if row["eta"] == chosen:
-                place = row["kl"].value, row["gain"].value
-                ax.plot(*place, marker="o", markersize=16, fillstyle="none", color="black", markeredgewidth=2)
-    return figure
-
-
-def explorer(rows: Sequence[Mapping[str, Any]]) -> VBox:
-    """Show a slider over eta that moves the ring of `front_plane` and changes the values and samples below it.
-
-    Rows are as in `along_the_front`, each with its `evaluation`. All plots are drawn beforehand.
-    """
-    pages = {row["eta"]: (png(front_plane(rows, row["eta"])), figures_of(row)) for row in rows}
-    picture = Image(format="png", layout=Layout(width="100%", max_width="720px"))
-    words = HTML()
-    slider = SelectionSlider(options=[(format_number(eta), eta) for eta in pages], description="η")
-
-    def show(eta: float) -> None:
-        picture.value, words.value = pages[eta]
-
-    slider.observe(lambda change: show(change["new"]), "value")
-    show(slider.value)
-    return VBox([slider, picture, words])
-
-
-def figures_of(row: Mapping[str, Any]) -> str:
-    """Return HTML for a point of the front: gain, KL, perplexity, samples; the text of models is escaped."""
-    found = row["evaluation"]
-    values = {
-        GAIN: format_estimate(row["gain"], signed=True),
-        "KL(warp‖sft), нат": format_estimate(row["kl"]),
-        "перплексия по θ_sft": format_estimate(found.perplexity_policy),
-    }
-    lines = "".join(f"<li>{escape(name)}: {escape(value)}</li>" for name, value in values.items())
-    samples = [
-        {"Промпт": sample["prompt"], "Продолжение": sample["policy"], "Награда": format_number(sample["reward_policy"])}
-        for sample in found.samples
-    ]
-    return f"<ul>{lines}</ul>{table(samples).data}"
 
 
 def straight(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -10,11 +10,11 @@ Example:
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ipywidgets import Image, Layout, SelectionSlider, VBox, Widget
+from ipywidgets import HTML, Image, Layout, SelectionSlider, VBox, Widget
 
 from warp_nb.notebook.numbers import format_number
 from warp_nb.notebook.plots import panels, png
@@ -45,7 +45,9 @@ class Playground(VBox):
         return bundle | {"image/png": b64encode(self._still).decode(), "text/plain": self._words}
 
 
-def play(draw: Callable[..., object], *, height: float = 3.6, **sliders: Slider) -> Playground:
+def play(
+    draw: Callable[..., object], *, below: Callable[..., str] | None = None, height: float = 3.6, **sliders: Slider
+) -> Playground:
     """Show a slider per keyword argument and the picture that `draw(ax, **values)` makes.
 
     The picture is drawn when a slider is released or moved by a key, not while it is dragged. Where widgets do not
@@ -53,6 +55,7 @@ def play(draw: Callable[..., object], *, height: float = 3.6, **sliders: Slider)
 
     Args:
         draw: draws on the Axes that it gets; its other arguments are named as the sliders.
+        below: returns the HTML to show below the picture; its arguments are named as the sliders. It escapes texts.
         height: height of the figure, inches.
         sliders: the name of an argument of `draw` and its `Slider`.
 
@@ -69,19 +72,21 @@ def play(draw: Callable[..., object], *, height: float = 3.6, **sliders: Slider)
             draw(ax, **dict(zip(controls, values, strict=True)))
             return png(figure)
 
-    def current() -> bytes:
-        return drawn(*(control.value for control in controls.values()))
+    picture, words_below = Image(format="png", layout=Layout(**FULL)), HTML()
 
-    picture = Image(value=current(), format="png", layout=Layout(**FULL))
+    def redraw(_: object = None) -> None:
+        values = {name: control.value for name, control in controls.items()}
+        picture.value = drawn(*values.values())
+        if below is not None:
+            words_below.value = below(**values)
 
-    def redraw(_: Mapping[str, Any]) -> None:
-        picture.value = current()
-
+    redraw()
     for control in controls.values():
         control.observe(redraw, "value")
     still = picture.value
     words = "; ".join(f"{slider.label} = {format_number(controls[name].value)}" for name, slider in sliders.items())
-    return Playground([*controls.values(), picture], still=still, words=f"Рисунок с ползунками. {words}")
+    shown = [picture] if below is None else [picture, words_below]
+    return Playground([*controls.values(), *shown], still=still, words=f"Рисунок с ползунками. {words}")
 
 
 def selection(name: str, slider: Slider) -> SelectionSlider:
