@@ -201,7 +201,7 @@ def words(text: str) -> list[str]:
 def test_nbval_reads_the_words_around_numbers(name: str) -> None:
     """All but the units of durations and the verdicts on the model that collapsed."""
     left_out = {
-        "index": r" (с|мин)(?= на \d+ ядр)",
+        "index": r" (с|мин)(?= на \d+ ядр| работы)",
         "lessons/lesson2": r"(?<=: )(да|НЕТ)(?=</td>\s*<td>[^<]*</td>\s*</tr>)",
     }
     of_an_experiment = r" (с|мин)(?=, память)"

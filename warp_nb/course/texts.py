@@ -136,11 +136,11 @@ def _distance_row(name: str) -> dict[str, str]:
     run = saved_run(name)
     before, after = (run.measures[f"distinct_{side}"].value for side in SIDES.values())
     return {
-        "Эксперимент": name.removeprefix("exp"),
+        "№": name.removeprefix("exp"),
         "lr": format_number(run.settings["lr"]),
         "KL, нат": format_number(run.kl, 2),
         "Прирост награды": format_brief(run.measures["reward_difference"]),
-        "Уникальные биграммы, до → после": f"{format_share(before)} → {format_share(after)}",
+        "Уникальные биграммы": f"{format_share(before)} → {format_share(after)}",
     }
 
 
