@@ -263,7 +263,7 @@ def test_a_gap_between_reward_and_judge_is_named_with_figures() -> None:
     found = comparison(AHEAD, [LINE] * 3, [SHORT] * 3, judged=0.5)
     told = said(found, "**Взлом награды**: ")
     assert "«WARP» при KL 1, 2, 4, 8; при 8 награда +4,24" in told
-    assert "судья +2,12" in told and "разрыв +1,77" in told
+    assert "судья +2,12" in told and "разрыв +1,7678" in told
     assert "«REINFORCE» при KL 1: награда" in told, "its front ends at KL 1"
 
 
