@@ -115,7 +115,7 @@ def fronts_plane(summary: Mapping[str, Mapping[str, Any]], equal_kl: Mapping[str
             if rows:
                 reward_kl_plane(ax, rows, label, style=style)
         legend_above(ax, columns=2)
-        reach = max(line.get_xdata().max() for container in ax.containers for line in container.lines[:1])
+        reach = ax.get_xlim()[1]
         ticks = [kl for kl in (0, *GRID, *(GRID[-1] * 2**power for power in range(1, 8))) if kl <= reach]
         ax.set_xticks(ticks, [format_number(kl) for kl in ticks])
         label = "KL(политика‖sft), нат на последовательность, шкала √KL\nвертикали: KL, при которых фронты сравниваются"

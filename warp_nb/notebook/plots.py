@@ -295,7 +295,7 @@ def show_covered(ax: Axes) -> None:
 
 def covers(one: np.ndarray, other: np.ndarray) -> bool:
     """Return whether two curves [N, 2] are nowhere farther apart than COVERED."""
-    return one.shape == other.shape and bool(np.nanmax(np.abs(one - other), initial=0.0) <= COVERED)
+    return len(one) > 0 and one.shape == other.shape and bool(np.nanmax(np.abs(one - other), initial=0.0) <= COVERED)
 
 
 class RussianFormatter(ScalarFormatter):
