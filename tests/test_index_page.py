@@ -149,7 +149,7 @@ def test_a_section_of_an_earlier_version_says_what_its_run_lacked(tmp_path: Path
     found = results_of("smollm", tmp_path, [BY_NAME["exp5"]])
     text = section(index("smollm", [BY_NAME["exp5"]], found, {}), BY_NAME["exp5"].title)
     assert "<code>make exp5 TASK=smollm</code>" in text and tables(text)[0][0][0] == "Фронт (одно обучение)"
-    assert "объявлены они уже после этого запуска" in text and "Судья не измерялся" in text
+    assert "объявлены уже после этого запуска" in text and "Судья не измерялся" in text
     assert "впереди WARP" not in text, "the conclusion of the earlier version"
 
 

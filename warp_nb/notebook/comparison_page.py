@@ -56,12 +56,12 @@ def durations(result: Comparison) -> str:
     return said + " (остальное — из прерванного запуска)" * (result.training_seconds > result.seconds)
 
 
-def outcome(result: Comparison) -> Markdown:
+def fronts_outcome(result: Comparison) -> Markdown:
     """Return «Итог» in two sentences as Markdown."""
     return Markdown(comparison_outcome(result.equal_kl))
 
 
-def reading(result: Comparison) -> Markdown:
+def fronts_reading(result: Comparison) -> Markdown:
     """Return what the curves of all arms show as Markdown."""
     return Markdown(arms_reading(result))
 

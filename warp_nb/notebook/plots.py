@@ -33,7 +33,7 @@ COVERED = 0.01
 """Largest distance of two curves that cover each other, as a share of the Axes."""
 FLATTENED = 10
 """A scale is symmetric-logarithmic if one experiment's values exceed another's by this factor."""
-LAID_OUT = 1.12
+LEGEND_WIDTH = 1.12
 """How much wider the Axes of a single column become when their figure is laid out."""
 BAND = 0.18
 BLOCK_INCHES = 0.17
@@ -263,7 +263,7 @@ def legend_above(ax: Axes, columns: int = 0) -> None:
     size = plt.rcParams["legend.fontsize"]
     points = size if isinstance(size, int | float) else plt.rcParams["font.size"]
     if not columns:
-        width = cast("Figure", ax.get_figure(root=True)).get_figwidth() * ax.get_position().width * LAID_OUT
+        width = cast("Figure", ax.get_figure(root=True)).get_figwidth() * ax.get_position().width * LEGEND_WIDTH
         columns = max(1, min(len(names), int(72 * width / points / (0.54 * max(map(len, names)) + 3.6))))
     rows = -(-len(names) // columns)
     columns = -(-len(names) // rows)
