@@ -263,7 +263,7 @@ def test_a_gap_between_reward_and_judge_is_named_with_figures() -> None:
     found = comparison(AHEAD, [LINE] * 3, [SHORT] * 3, judged=0.5)
     told = said(found, "**Взлом награды**: ")
     assert "«WARP» при KL 1, 2, 4, 8; при 8 награда +4,24" in told
-    assert "судья +2,12" in told and "разрыв +1,77" in told
+    assert "судья +2,12" in told and "разрыв +1,7678" in told
     assert "«REINFORCE» при KL 1: награда" in told, "its front ends at KL 1"
 
 
@@ -380,10 +380,10 @@ def test_text_that_does_not_read_is_told_by_what_is_wrong(fronts: list[Front], t
 @pytest.mark.parametrize(
     ("rate", "seeds", "told"),
     [
-        (0.01, 1, "прогоны награду поднимали, +1,00000 ["),
+        (0.01, 1, "прогоны награду поднимали, +1"),
         (0.01, 1, "но прирост потерян при слиянии. На отложенных промптах у прогонов последней итерации он +0,70 ["),
         (0.01, 3, "но прирост потерян при слиянии. На отложенных промптах у прогонов последней итерации он +0,7 ["),
-        (-0.01, 1, "награда падала уже в самих прогонах, −1,00000 ["),
+        (-0.01, 1, "награда падала уже в самих прогонах, −1"),
         (0.0, 1, "его не видно и в самих прогонах, изменение награды неотличимо от нуля: "),
         (None, 1, "шагов слишком мало, чтобы оценить наклон награды в прогонах."),
     ],
@@ -399,7 +399,8 @@ def test_where_there_is_no_gain_the_runs_say_why(rate: float | None, seeds: int,
         for run in (1, 2)
         for at in range(steps)
     ]
-    warped = replace(lost.arms[WARP], history=pd.DataFrame(rows))
+    longer = lost.arms[WARP].config.replace(T=steps)
+    warped = replace(lost.arms[WARP], history=pd.DataFrame(rows), config=longer)
     lost = replace(lost, arms=lost.arms | {WARP: warped}, config=lost.config.replace(T=steps))
     (why,) = [one for one in conclude(lost) if one.startswith("Почему у WARP нет прироста: ")]
     assert told in why

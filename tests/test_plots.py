@@ -236,6 +236,12 @@ def test_of_equal_curves_each_is_seen(ax: Axes) -> None:
     assert len({(line.get_color(), str(line.get_linestyle())) for line in ax.lines}) == 4
 
 
+def test_names_for_a_legend_alone_cover_nothing(ax: Axes) -> None:
+    ax.plot([], [], label="одно"), ax.plot([], [], label="другое")
+    plots.dressed(ax, legend=True)
+    assert len({line.get_linewidth() for line in ax.lines}) == 1 and ax.lines[0].get_linewidth() < plots.LINE_WIDTH
+
+
 @pytest.mark.parametrize(
     ("sizes", "found"),
     [

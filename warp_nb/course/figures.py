@@ -16,7 +16,7 @@ from warp_nb.algorithm.objective import Rollout, completion_logits
 from warp_nb.fast.scoring import token_kl
 from warp_nb.notebook.numbers import format_number
 from warp_nb.notebook.palette import OKABE_ITO, styles
-from warp_nb.notebook.plots import WIDTH, dressed, error_arms, panels
+from warp_nb.notebook.plots import WIDTH, dressed, error_arms, panels, separate_names
 
 Between = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 """(d1, d2, lambda) -> the interpolated point."""
@@ -227,6 +227,7 @@ def path(track: Sequence[tuple[int, torch.Tensor, torch.Tensor]], end: torch.Ten
         ax.plot(*zip(*ways, strict=True), color="black", marker="o", linewidth=2.5, label="$θ_{init}$")
         ax.plot(*pair(goal), marker="*", color="0.3", markersize=16, linestyle="", label="цель")
         dressed(ax, legend=True, aspect="equal", xlabel="первый вес", ylabel="второй вес")
+        separate_names(ax)
     return figure
 
 

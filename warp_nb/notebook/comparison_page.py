@@ -61,7 +61,7 @@ def fronts_outcome(result: Comparison) -> Markdown:
     return Markdown(comparison_outcome(result.equal_kl))
 
 
-def arms_read(result: Comparison) -> Markdown:
+def fronts_reading(result: Comparison) -> Markdown:
     """Return what the curves of all arms show as Markdown."""
     return Markdown(arms_reading(result))
 

@@ -220,7 +220,7 @@ def row_kinds(cells: Table) -> dict[str, dict[int, dict[str, float]]]:
     }
 
 
-def causes(table: CellTable) -> Markdown:
+def causes_outcome(table: CellTable) -> Markdown:
     """Return «Итог» in three sentences as Markdown."""
     return Markdown(diagnosis_outcome(table.cells))
 

@@ -33,7 +33,7 @@ COVERED = 0.01
 """Largest distance of two curves that cover each other, as a share of the Axes."""
 FLATTENED = 10
 """A scale is symmetric-logarithmic if one experiment's values exceed another's by this factor."""
-COLUMN_GAIN = 1.12
+LEGEND_WIDTH = 1.12
 """How much wider the Axes of a single column become when their figure is laid out."""
 BAND = 0.18
 BLOCK_INCHES = 0.17
@@ -263,7 +263,7 @@ def legend_above(ax: Axes, columns: int = 0) -> None:
     size = plt.rcParams["legend.fontsize"]
     points = size if isinstance(size, int | float) else plt.rcParams["font.size"]
     if not columns:
-        width = cast("Figure", ax.get_figure(root=True)).get_figwidth() * ax.get_position().width * COLUMN_GAIN
+        width = cast("Figure", ax.get_figure(root=True)).get_figwidth() * ax.get_position().width * LEGEND_WIDTH
         columns = max(1, min(len(names), int(72 * width / points / (0.54 * max(map(len, names)) + 3.6))))
     rows = -(-len(names) // columns)
     columns = -(-len(names) // rows)
@@ -295,7 +295,7 @@ def show_covered(ax: Axes) -> None:
 
 def covers(one: np.ndarray, other: np.ndarray) -> bool:
     """Return whether two curves [N, 2] are nowhere farther apart than COVERED."""
-    return one.shape == other.shape and bool(np.nanmax(np.abs(one - other), initial=0.0) <= COVERED)
+    return len(one) > 0 and one.shape == other.shape and bool(np.nanmax(np.abs(one - other), initial=0.0) <= COVERED)
 
 
 class RussianFormatter(ScalarFormatter):
