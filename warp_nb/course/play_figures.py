@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from matplotlib.axes import Axes
 
 from warp_nb.algorithm.merge import slerp
-from warp_nb.course.figures import GAIN
+from warp_nb.course.figures import GAIN, Between
 from warp_nb.notebook.numbers import fixed, format_estimate, format_number
 from warp_nb.notebook.palette import OKABE_ITO, styles
 from warp_nb.notebook.plots import dressed, reward_kl_plane
@@ -23,7 +23,7 @@ def paths(ax: Axes, omega: float, lam: float) -> Axes:
     angle = math.radians(omega)
     first, second = torch.tensor([1.0, 0.0]), torch.tensor([math.cos(angle), math.sin(angle)])
     ax.plot([1, 0, second[0].item()], [0, 0, second[1].item()], color="0.75", linewidth=1)
-    ways: dict[str, Callable[..., torch.Tensor]] = {"LERP": torch.lerp, "SLERP": slerp}
+    ways: dict[str, Between] = {"LERP": torch.lerp, "SLERP": slerp}
     for (name, between), (color, line, marker) in zip(ways.items(), styles(), strict=False):
         way = torch.stack([between(first, second, step / 100) for step in range(101)])
         point = between(first, second, lam)
@@ -76,7 +76,7 @@ def shared_and_noise(ax: Axes, deltas: torch.Tensor, common: torch.Tensor) -> Ax
         label = f"{name}: доля {fixed(along / math.hypot(along, across), 2)}"
         style = {"color": color, "linestyle": line, "marker": marker, "markevery": [1]}
         ax.plot([0, along], [0, across], **style, markersize=8, linewidth=2, label=label)
-    dressed(ax, xlim=(0, 4.2), ylim=(0, 5.4), xlabel="общая часть", ylabel="длина шума", legend=True)
+    dressed(ax, xlim=(0, 3.6), ylim=(0, 4.8), xlabel="общая часть", ylabel="длина шума", legend=True)
     return ax
 
 
