@@ -21,7 +21,7 @@ PHONE = 350
 
 @pytest.fixture
 def ax(request: pytest.FixtureRequest) -> Axes:
-    figure, found = plt.subplots(figsize=(schemes.WIDTH, HEIGHTS[request.param]), layout="constrained")
+    figure, found = plt.subplots(figsize=(schemes.SCHEME_WIDTH, HEIGHTS[request.param]), layout="constrained")
     request.addfinalizer(lambda: plt.close(figure))
     assert request.param(found) is found
     figure.canvas.draw()
@@ -41,7 +41,7 @@ def test_texts_are_inside_the_picture_apart_and_legible_on_a_phone(ax: Axes) -> 
         if boxes[i].overlaps(boxes[j])
     ]
     assert near == []
-    pixels = [text.get_fontsize() / 72 * PHONE / schemes.WIDTH for text in texts]
+    pixels = [text.get_fontsize() / 72 * PHONE / schemes.SCHEME_WIDTH for text in texts]
     assert len(texts) >= 7 and min(pixels) >= 11
 
 

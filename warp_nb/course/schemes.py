@@ -1,6 +1,6 @@
 """Schemes of lesson 0: RLHF in three stages, one run of WARP, two iterations and the front.
 
-A function draws on an Axes of about `WIDTH` inches and returns it; the texts are legible where a page is 390 px wide.
+A function draws on an Axes of about `SCHEME_WIDTH` inches and returns it; the texts are legible on a page of 390 px.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from warp_nb.algorithm.merge import liti, merge
 from warp_nb.course.figures import pair
 from warp_nb.notebook.plots import OKABE_ITO
 
-WIDTH = 4.4
+SCHEME_WIDTH = 4.4
 """Inches of a scheme."""
 DATA, TRAINED, JUDGE, ANCHOR = "0.92", "#CFE3F2", "#F9DCC8", "#CFEADF"
 """Fills of boxes: data, the trained policy, what judges it, the anchor; pale colours of OKABE_ITO."""
