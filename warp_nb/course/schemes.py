@@ -1,6 +1,6 @@
 """Schemes of lesson 0: RLHF in three stages, one run of WARP, two iterations and the front.
 
-A function draws on an Axes of about `SCHEME_WIDTH` inches and returns it; texts are legible on a page of 390 px.
+A function draws on an Axes of about `SCHEME_WIDTH` inches and returns it; the texts are legible on a page of 390 px.
 """
 
 from __future__ import annotations
