@@ -13,7 +13,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from warp_nb.algorithm.merge import liti, merge
 from warp_nb.course.figures import pair
-from warp_nb.notebook.plots import OKABE_ITO
+from warp_nb.notebook.palette import OKABE_ITO
 
 SCHEME_WIDTH = 4.4
 """Inches of a scheme."""
