@@ -170,8 +170,8 @@ def test_what_is_loaded_is_what_the_banner_names(answer: bool, name: str, why: s
     assert loaded == [name] and resolve("auto") == (name, "mps", why)
     said = experiment_banner.banner(ExperimentConfig(), tiny.task(name=name)).data
     words = {
-        "gpt2": "есть GPU: как в исходном отчёте, модели с хаба",
-        "smollm": "есть GPU, но модели с хаба недоступны",
+        "gpt2": "есть GPU: как в исходном отчёте, модели с Hugging Face Hub",
+        "smollm": "есть GPU, но Hugging Face Hub недоступен",
     }
     assert f"{name} ({words[name]}" in said
     hub.at_hand.cache_clear()
