@@ -76,6 +76,7 @@ def main_facts(found: Findings) -> dict[str, Any]:
     still = still if len(still) > 1 else []
     return {
         "say": say,
+        "lead_task": next(iter(found.results)),
         "still": still,
         "moved": [one for one in leading if one not in still],
         "compared": [results[0] for results in found.compared.values() if results and results[0].measures],
@@ -97,7 +98,7 @@ def main_picture(found: Findings) -> bytes:
     series: dict[str, list[PolicyPoint]] = {}
     for results in found.ended:
         for one in results:
-            if one.measures:
+            if one.measures and not one.earlier:
                 point = PolicyPoint(one.title, one.measures["kl_policy_reference"], one.gain, bool(one.faults))
                 series.setdefault(one.task, []).append(point)
     rows = [(str(number), row.kl_policy_reference, row.measures()["reward_difference"]) for number, row in ROWS.items()]

@@ -52,6 +52,8 @@ class Ended:
     """What is wrong with the texts."""
     untrusted: list[str]
     """The checks of the measurement that failed."""
+    earlier = False
+    """Whether an earlier version measured it, with fewer checks of the texts."""
 
     @property
     def gain(self) -> Estimate:
@@ -90,6 +92,7 @@ class ComparedResult(Ended):
         self.equal_kl = equal_kl_facts(record["equal_kl"])
         self.complete = not fault_of(CompleteComparison, record)
         """Whether the file also holds the curves, the points of the fronts and all figures of the last policy."""
+        self.earlier = bool(record["equal_kl"].get("earlier"))
         self.measures = self._end_at_equal_kl()
         if self.complete:
             measured = record["arms"][WARP]["measured"]
@@ -160,11 +163,12 @@ class Findings:
 
     @cached_property
     def compared(self) -> dict[str, list[ComparedResult]]:
-        """The same of the comparisons."""
+        """The same of the comparisons; those of an earlier version come last."""
         compared = [one for one in self.experiments if one.section == "comparison"]
-        return {
+        made = {
             one.name: [ComparedResult(one.name.removeprefix("exp"), *row) for row in self.done(one)] for one in compared
         }
+        return {name: sorted(results, key=lambda one: one.earlier) for name, results in made.items()}
 
     @property
     def ended(self) -> list[Sequence[Ended]]:
