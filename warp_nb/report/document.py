@@ -8,14 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from warp_nb.measure.estimates import Estimate
+from warp_nb.notebook.comparison_page import fronts_plane
 from warp_nb.notebook.conclusions import conclude
-from warp_nb.notebook.equal_kl_words import FRONT_WORDS, estimate_of, say_equal_kl
+from warp_nb.notebook.equal_kl_words import FRONT_WORDS, say_equal_kl
 from warp_nb.notebook.findings import angle_facts
 from warp_nb.notebook.numbers import format_bracketed, format_brief, reported
+from warp_nb.notebook.plots import png
 from warp_nb.notebook.story import curves_reading, outcome_words
 from warp_nb.report.catalogue import Experiment, Result, declared, rows_of
-from warp_nb.report.document_figures import PolicyPoint, curves_png, fronts_png, main_png
+from warp_nb.report.document_figures import PolicyPoint, curves_png, main_png
 from warp_nb.report.gathered import REPORTED_MEASURES, ComparedResult, Ended, Findings, say
 from warp_nb.report.page import CONTENT_POLICY, rendered, stylesheet
 from warp_nb.studies.equal_kl import WARP
@@ -160,7 +161,8 @@ def compared_section(found: Findings, one: Experiment) -> dict[str, Any]:
     if lead.complete:
         history = pd.DataFrame(lead.record["arms"][WARP]["history"])
         facts["picture"] = base64.b64encode(curves_png(history)).decode()
-        facts["picture_fronts"] = base64.b64encode(fronts_png(fronts(lead))).decode()
+        plane = fronts_plane(lead.record["summary"], lead.record["equal_kl"])
+        facts["picture_fronts"] = base64.b64encode(png(plane)).decode()
         facts["course"] = course(history)
     return facts
 
@@ -233,17 +235,6 @@ def course(history: pd.DataFrame) -> list[dict[str, Any]]:
         }
         for iteration in sorted(history["iteration"].unique())
     ]
-
-
-def fronts(one: ComparedResult) -> dict[str, list[tuple[Estimate, Estimate]]]:
-    """Return arm -> gain and KL(policy‖sft) of the points of its front."""
-    return {
-        FRONT_WORDS.get(arm, arm): [
-            (estimate_of(gain), estimate_of(kl))
-            for gain, kl in zip(found["reward_difference"], found["kl_policy_reference"], strict=True)
-        ]
-        for arm, found in one.record["summary"].items()
-    }
 
 
 def setting(name: str, value: Any, mark: str) -> dict[str, str]:

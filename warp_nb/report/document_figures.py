@@ -9,7 +9,7 @@ import pandas as pd
 
 from warp_nb.measure.estimates import Estimate
 from warp_nb.notebook.palette import styles
-from warp_nb.notebook.plots import dressed, error_arms, panels, png, reward_kl_plane, training_curves
+from warp_nb.notebook.plots import dressed, error_arms, panels, png, training_curves
 
 DOCUMENT_WIDTH = 5.2
 """Inches: the letters are still legible where the figure is as wide as a phone."""
@@ -31,17 +31,6 @@ def curves_png(history: pd.DataFrame) -> bytes:
     with panels(3, 6.6, width=DOCUMENT_WIDTH, sharex=False) as (figure, axes):
         for ax, column in zip(axes, ("objective", "reward", "kl"), strict=True):
             training_curves(ax, history, column)
-        return png(figure)
-
-
-def fronts_png(fronts: Mapping[str, Sequence[tuple[Estimate, Estimate]]]) -> bytes:
-    """Draw the fronts of experiment 5: name -> gain and KL(policy‖sft) of its points, in the order of η."""
-    zero = Estimate(0.0, 0.0, 0.0)
-    with panels(1, 3.8, width=DOCUMENT_WIDTH) as (figure, (ax,)):
-        for name, points in fronts.items():
-            rows = [{"reward": gain, "kl": kl, "name": ""} for gain, kl in [(zero, zero), *points]]
-            reward_kl_plane(ax, rows, name)
-        ax.set(xlabel="KL(политика‖sft), нат на последовательность", ylabel="прирост награды над SFT")
         return png(figure)
 
 
