@@ -94,3 +94,10 @@ def hostile_notebook() -> nbformat.NotebookNode:
         ]
         cells.append(new_code_cell(f"print({text!r})", outputs=outputs))
     return new_notebook(cells=cells, metadata={"title": "<script>alert(1)</script>"})
+
+
+def entries(html: str) -> dict[str, str]:
+    """Title of an experiment -> what the page says of it."""
+    soup = BeautifulSoup(html, "html.parser").select_one("dl.entries")
+    said = [" ".join(part.get_text().split()) for part in soup(["dt", "dd"])]
+    return dict(zip(said[::2], said[1::2], strict=True))

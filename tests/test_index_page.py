@@ -8,7 +8,7 @@ from typing import Any
 
 from bs4 import BeautifulSoup
 from fronts import DOUBLE, LINE, comparison, earlier
-from pages import ATTACK, Outline, links, tables
+from pages import ATTACK, Outline, entries, links, tables
 from synthetic import comparison_record, diagnosis_record, result, results
 
 from warp_nb.files import write_json
@@ -35,13 +35,6 @@ def page(
 ) -> str:
     """The starting page of task small."""
     return index("small", experiments, found, steps=steps, **{"notebooks": "../../notebooks/", "shared": "../"} | more)
-
-
-def entries(html: str) -> dict[str, str]:
-    """Title of an experiment -> what the page says of it."""
-    soup = BeautifulSoup(html, "html.parser").select_one("dl.entries")
-    said = [" ".join(part.get_text().split()) for part in soup(["dt", "dd"])]
-    return dict(zip(said[::2], said[1::2], strict=True))
 
 
 def test_the_document_is_the_first_link() -> None:
