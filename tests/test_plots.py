@@ -60,20 +60,6 @@ def test_unknown_column_is_refused(ax: Axes) -> None:
     found = result().history
     with pytest.raises(ValueError, match="no column 'rewrad'; it has seed, iteration"):
         plots.training_curves(ax, found, "rewrad")
-    with pytest.raises(ValueError, match="no column 'rewrad'; it has seed, iteration"):
-        plots.compare_experiments(ax, {"exp1": found}, "rewrad")
-
-
-def test_experiments_run_through_their_iterations(ax: Axes) -> None:
-    histories = {"exp1": result().history, "exp2": result(T=5, M=1).history}
-    assert plots.compare_experiments(ax, histories) is ax
-    assert labels(ax) == ["exp1", "exp2"]
-    steps = [list(line.get_xdata()) for line in ax.lines]
-    assert steps == [list(range(1, 11)), list(range(11, 21)), list(range(1, 6)), list(range(6, 11))]
-    step_12 = histories["exp1"].query("iteration == 2 and step == 2")["objective"].mean()
-    assert ax.lines[1].get_ydata()[1] == pytest.approx(step_12)
-    assert ax.lines[0].get_color() == ax.lines[1].get_color() != ax.lines[2].get_color()
-    assert len(ax.collections) == 2, "a band an iteration for two runs, none for one"
 
 
 def test_summary_forest_draws_values_with_their_intervals(ax: Axes) -> None:
@@ -240,30 +226,6 @@ def test_names_for_a_legend_alone_cover_nothing(ax: Axes) -> None:
     ax.plot([], [], label="одно"), ax.plot([], [], label="другое")
     plots.dressed(ax, legend=True)
     assert len({line.get_linewidth() for line in ax.lines}) == 1 and ax.lines[0].get_linewidth() < plots.LINE_WIDTH
-
-
-@pytest.mark.parametrize(
-    ("sizes", "found"),
-    [
-        ([1.0, 2.0], 0.0),
-        ([1.0, 9.9], 0.0),
-        ([0.5, 20.0], 1.0),
-        ([1e-6, 2e-4, 90.0, 2.0], 0.1),
-        ([0.0, 0.0], 0.0),
-        ([], 0.0),
-    ],
-)
-def test_one_experiment_does_not_flatten_the_others(sizes: list[float], found: float) -> None:
-    assert plots.flattening(sizes) == pytest.approx(found)
-
-
-def test_a_scale_bends_only_where_one_experiment_is_far_larger(ax: Axes) -> None:
-    small, large = result().history, result().history
-    plots.compare_experiments(ax, {"a": small, "b": small})
-    assert ax.get_yscale() == "linear"
-    large["objective"] *= 100
-    plots.compare_experiments(ax, {"a": small, "b": large})
-    assert ax.get_yscale() == "symlog"
 
 
 def test_a_common_power_of_ten_is_written_in_russian(ax: Axes) -> None:

@@ -29,7 +29,7 @@ SIDES = {"до": "reference", "после": "policy"}
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What is saved of an experiment.
+    """Texts and measures of an experiment, saved for the lessons.
 
     Args:
         command: the command that measured it.

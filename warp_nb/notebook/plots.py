@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from matplotlib.transforms import Bbox
 
 from warp_nb.measure.estimates import Estimate
-from warp_nb.notebook.numbers import MINUS, SUPERSCRIPTS, format_number, plural
+from warp_nb.notebook.numbers import MINUS, SUPERSCRIPTS, plural
 from warp_nb.notebook.palette import OKABE_ITO, POLICIES, Style, run_styles, styles
 from warp_nb.notebook.tables import ALL_WEIGHTS
 from warp_nb.runs.geometry import with_whole
@@ -31,8 +31,6 @@ LINE_WIDTH, COVERED_WIDTH = 1.8, 2.4
 """Points: of a curve, and what each curve that covers it adds to its width."""
 COVERED = 0.01
 """Largest distance of two curves that cover each other, as a share of the Axes."""
-FLATTENED = 10
-"""A scale is symmetric-logarithmic if one experiment's values exceed another's by this factor."""
 LEGEND_WIDTH = 1.12
 """How much wider the Axes of a single column become when their figure is laid out."""
 BAND = 0.18
@@ -82,38 +80,6 @@ def training_curves(ax: Axes, history: pd.DataFrame, column: str = "objective", 
         _curve(ax, runs[name].groupby("step")[column], style, label=name, band=seeds > 1)
     spread = f"полоса: размах по {seeds} {plural(seeds, 'повтору', 'повторам', 'повторам')}"
     return _over_steps(ax, "шаг t", column, spread if seeds > 1 else "", legend=legend)
-
-
-def compare_experiments(
-    ax: Axes, histories: Mapping[str, pd.DataFrame], column: str = "objective", *, legend: bool = True
-) -> Axes:
-    """Draw one curve per experiment: the mean over its runs and seeds, with a gap between its iterations.
-
-    The scale is symmetric-logarithmic where one experiment would flatten the others.
-    """
-    many, sizes = False, []
-    for (name, history), style in zip(histories.items(), styles(), strict=False):
-        _known(history, column)
-        several = history.groupby(["seed", "run"]).ngroups > 1
-        many = many or several
-        for index, (_, rows) in enumerate(history.groupby("iteration")):
-            step = index * history["step"].max() + rows["step"]
-            _curve(ax, rows.groupby(step)[column], style, label="" if index else name, band=several)
-        sizes.append(float(history.groupby(["iteration", "step"])[column].mean().abs().max()))
-    scale = flattening(sizes)
-    if scale:
-        ax.set_yscale("symlog", linthresh=scale, linscale=0.6)
-        ax.yaxis.set_major_formatter(lambda value, _: format_number(value))
-    spread = "полоса: размах по прогонам" if many else ""
-    return _over_steps(ax, "шаг, итерации подряд", column, spread, legend=legend)
-
-
-def flattening(sizes: Sequence[float]) -> float:
-    """Return the power of ten below which a symlog scale is linear; 0 if no size exceeds another FLATTENED times."""
-    known = [size for size in sizes if size > 0]
-    if not known or max(known) < FLATTENED * min(known):
-        return 0.0
-    return float(10 ** np.ceil(np.log10(max(min(known), max(known) / FLATTENED**3))))
 
 
 def summary_forest(ax: Axes, summary: Mapping[str, Estimate]) -> Axes:

@@ -190,7 +190,7 @@ class ArmFront(Taken):
 
 
 class CompleteComparison(Taken):
-    """What a comparison may hold beside its section: curves, the points of its fronts, figures of the last policy."""
+    """The parts of a comparison beside its section: curves, the points of its fronts, figures of the last policy."""
 
     arms: Arms
     summary: dict[str, ArmFront]
